@@ -1,0 +1,105 @@
+"""Frozen layers: the latents are gone, the codes are packed, a kernel multiplies them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitexp.kernels.registry import Kernel
+from bitexp.quant.activations import normalize
+from bitexp.quant.linear import QuantizedLayer, quantized_layers, result_dtype
+from bitexp.quant.packing import LAYOUTS, choose_layout
+from bitexp.quant.product import ConvArgs, Geometry
+from bitexp.quant.registry import Norm
+
+
+@dataclass(frozen=True)
+class FrozenSpec:
+    """All that a frozen layer is besides its tensors; plain JSON values."""
+
+    shape: tuple[int, ...]
+    layout: str
+    norm: Norm
+    act_qmax: int
+    scaled_bias: bool
+    conv: ConvArgs | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As a dict of JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> FrozenSpec:
+        """Back from `to_json`, lists turned into tuples."""
+        conv = data["conv"]
+        args = None if conv is None else (*(tuple(c) for c in conv[:3]), conv[3])
+        return FrozenSpec(**{**data, "shape": tuple(data["shape"]), "conv": args})
+
+
+class FrozenLayer(nn.Module):
+    """A quantized layer with packed weights: buffers `packed` (uint8), `scale` and `bias`."""
+
+    packed: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, spec: FrozenSpec, packed: Tensor, scale: Tensor, bias: Tensor | None, kernel: Kernel
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        self.use(kernel)
+
+    def use(self, kernel: Kernel) -> None:
+        """Prepares the weights for a kernel; on the device where they lie now."""
+        inputs = torch.Size(self.spec.shape[1:]).numel()
+        codes = LAYOUTS[self.spec.layout].unpack(self.packed, inputs).reshape(self.spec.shape)
+        self.kernel = kernel
+        self.prepared = kernel.prepare(codes, self.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spec, dtype = self.spec, result_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            normed, _, _ = normalize(x.float(), spec.norm, Geometry(spec.conv).feature_dim)
+            options = (self.prepared, self.bias, spec.act_qmax, spec.scaled_bias)
+            if spec.conv is None:
+                return self.kernel.linear(normed, *options).to(dtype)
+            return self.kernel.conv2d(normed, *options, spec.conv).to(dtype)
+
+    def extra_repr(self) -> str:
+        return f"{list(self.spec.shape)}, {self.spec.layout}, norm={self.spec.norm}"
+
+
+def freeze_layer(layer: QuantizedLayer, layout: str, kernel: Kernel) -> FrozenLayer:
+    """The frozen twin of a trained layer, in fp32; `layout` may be `auto`."""
+    codes, scale = layer.quantizer.weights(layer.weight)
+    name = choose_layout(layout, codes)
+    spec = FrozenSpec(
+        shape=tuple(codes.shape),
+        layout=name,
+        norm=layer.norm,
+        act_qmax=layer.quantizer.act_qmax,
+        scaled_bias=layer.quantizer.bias == "scaled",
+        conv=layer.conv,
+    )
+    bias = None if layer.bias is None else layer.bias.detach().float().clone()
+    return FrozenLayer(spec, LAYOUTS[name].pack(codes.flatten(1)), scale.clone(), bias, kernel)
+
+
+def freeze(model: nn.Module, layout: str, kernel: Kernel) -> dict[str, FrozenLayer]:
+    """Replaces every quantized layer of the model, in place, by its frozen twin; returns them by name."""
+    frozen: dict[int, FrozenLayer] = {}
+    result = {}
+    for name, layer in quantized_layers(model).items():
+        frozen[id(layer)] = result[name] = freeze_layer(layer, layout, kernel)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) in frozen:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, frozen[id(module)])
+    return result

@@ -1,0 +1,70 @@
+"""Kernels by name: where packed codes meet activations."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from bitexp.quant.product import ConvArgs
+from bitexp.registry import Registry
+
+
+class Kernel(Protocol):
+    """One implementation of a frozen layer's product, activation quantization included.
+
+    `prepare` turns codes and steps into the kernel's own layout, once; what it returns goes into
+    `linear` and `conv2d`. Every kernel gives the bits of `reference` in fp32.
+    """
+
+    def unavailable(self) -> str | None:
+        """Why it cannot run here, or None."""
+
+    def prepare(self, codes: Tensor, scale: Tensor) -> Any:
+        """int8 codes `[out, ...]`, steps `[]`, `[out]` or `[out, groups]` -> prepared weights."""
+
+    def linear(
+        self, x: Tensor, prepared: Any, bias: Tensor | None, act_qmax: int, scaled_bias: bool
+    ) -> Tensor:
+        """`[..., in]` floats (normed) -> `[..., out]`; `act_qmax` 0 leaves the activations floats."""
+
+    def conv2d(
+        self,
+        x: Tensor,
+        prepared: Any,
+        bias: Tensor | None,
+        act_qmax: int,
+        scaled_bias: bool,
+        conv: ConvArgs,
+    ) -> Tensor:
+        """`[B, in, H, W]` floats (normed) -> `[B, out, H', W']`."""
+
+
+KERNELS: Registry[Kernel] = Registry("kernel")
+
+PREFERENCE = ["reference"]
+"""The order in which `auto` tries them: the fastest first."""
+
+
+def choose_kernel(name: str) -> tuple[Kernel, str, str]:
+    """The kernel for a name, `auto` included.
+
+    Returns:
+        the kernel, its own name, and the reason for the choice.
+
+    Raises:
+        ValueError: an unknown name, or a kernel that cannot run here, with the reason.
+    """
+    if name != "auto":
+        kernel: Kernel = KERNELS.get(name)
+        if reason := kernel.unavailable():
+            raise ValueError(f"kernel={name} cannot run here: {reason}")
+        return kernel, name, "asked for"
+    passed = []
+    for candidate in PREFERENCE:
+        kernel = KERNELS.get(candidate)
+        reason = kernel.unavailable()
+        if reason is None:
+            return kernel, candidate, "; ".join(["auto: the fastest that runs here", *passed])
+        passed.append(f"{candidate}: {reason}")
+    raise ValueError(f"no kernel runs here: {'; '.join(passed)}")

@@ -1,0 +1,141 @@
+"""Put quantized layers into any model, and prove that it took: what is converted, what stays."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from bitexp.errors import nearest
+from bitexp.quant.linear import BitConv2d, BitLinear, QuantizedLayer
+from bitexp.quant.registry import Quantizer
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What `quantize` found: dotted names of the body (quantized layers) and of all kept weights."""
+
+    body: list[str]
+    kept: list[str]
+
+
+def quantize(
+    model: nn.Module, quantizer: Quantizer, include: Sequence[str], exclude: Sequence[str]
+) -> Conversion:
+    """Replaces, in place, every `nn.Linear` and `nn.Conv2d` that `include` names and `exclude` does not.
+
+    Patterns are those of a shell, on dotted names; a module's name covers all below it. Where a module
+    declares `prenorm = {linear: norm}`, the norm right before a linear becomes the linear's own, and an
+    identity takes its place. Parameters are taken over as they are, so ties survive.
+
+    Raises:
+        ValueError: a pattern that matches nothing, nothing to convert, a layer that cannot be converted,
+            or weights of two and more dimensions that are neither converted nor excluded.
+    """
+    named = dict(model.named_modules(remove_duplicate=False))
+    check_patterns([*include, *exclude], [*named, *(n for n, _ in model.named_parameters())])
+    body = {
+        name: module
+        for name, module in named.items()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and matches(name, include)
+        and not matches(name, exclude)
+    }
+    if not body:
+        raise ValueError(
+            f"no layer of {type(model).__name__} is left to quantize: include={list(include)}, "
+            f"exclude={list(exclude)}"
+        )
+    if "" in body:
+        raise ValueError("the model is a single layer and cannot be replaced in place: wrap it in a module")
+    kept = kept_weights(model, body, exclude)
+    if quantizer.replaces_layers:
+        replace(model, body, quantizer)
+    return Conversion(sorted(body), kept)
+
+
+def replace(model: nn.Module, body: dict[str, nn.Module], quantizer: Quantizer) -> None:
+    """Swaps the layers of the body for quantized ones, moving declared norms into them."""
+    for name, module in list(model.named_modules()):
+        prenorm: dict[str, str] = getattr(module, "prenorm", {})
+        for norm in set(prenorm.values()):
+            fed = [f"{name}.{linear}".lstrip(".") for linear, n in prenorm.items() if n == norm]
+            if quantizer.norm != "none" and all(linear in body for linear in fed):
+                setattr(module, norm, nn.Identity())
+    new: dict[int, nn.Module] = {}
+    for name, layer in body.items():
+        if id(layer) not in new:
+            new[id(layer)] = make(name, layer, quantizer)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, new[id(layer)])
+
+
+def make(name: str, layer: nn.Module, quantizer: Quantizer) -> QuantizedLayer:
+    """The quantized twin of a layer; errors name the layer."""
+    try:
+        if isinstance(layer, nn.Linear):
+            return BitLinear(layer, quantizer)
+        assert isinstance(layer, nn.Conv2d)
+        return BitConv2d(layer, quantizer)
+    except ValueError as error:
+        raise ValueError(f"layer {name}: {error}") from error
+
+
+def kept_weights(model: nn.Module, body: Iterable[str], exclude: Sequence[str]) -> list[str]:
+    """Weights of two and more dimensions outside the body. Raises where one is not excluded by name."""
+    converted = {f"{name}.weight" for name in body}
+    kept = [
+        name
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if parameter.dim() >= 2 and name not in converted
+    ]
+    silent = [name for name in kept if not matches(name, exclude)]
+    if silent:
+        raise ValueError(
+            f"{', '.join(silent)} would stay in full precision without the config saying so; add "
+            "them to model.full_precision (or to quantizer.exclude)"
+        )
+    return kept
+
+
+def prove(model: nn.Module, probe: Callable[[], object]) -> None:
+    """Runs `probe`, one forward of the model, and checks that it calls every quantized layer.
+
+    Attention modules that read `.weight` past the layer (nn.MultiheadAttention, Swin) train in full
+    precision while looking quantized; this is what finds them.
+
+    Raises:
+        ValueError: naming the layers that were not called.
+    """
+    called: set[str] = set()
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+    hooks = [
+        layer.register_forward_hook(lambda *_, name=name: called.add(name)) for name, layer in layers.items()
+    ]
+    try:
+        probe()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    missed = [name for name in layers if name not in called]
+    if missed:
+        raise ValueError(
+            f"{', '.join(missed)}: the model reads these weights without calling the layer, so they would "
+            "train in full precision; add them to model.full_precision (or to quantizer.exclude)"
+        )
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern covers the dotted name or one of the modules it lies in."""
+    parts = name.split(".")
+    prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(fnmatch.fnmatchcase(prefix, pattern) for pattern in patterns for prefix in prefixes)
+
+
+def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Raises `ValueError` for a pattern that matches no module and no parameter of the model."""
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise ValueError(f"no layer of the model is called '{pattern}'.{nearest(pattern, names)}")

@@ -1,0 +1,251 @@
+"""BitLinear and BitConv2d: norm, quantize, multiply integers, scale; gradients go straight through.
+
+    x_n = norm(x);  x_q, s_x = int8 codes of x_n, one step per token
+    w_q, s_w = the quantizer's codes of the latent weights, every forward
+    y = (x_q @ w_q^T) * (s_x * s_w) + bias
+
+The backward is that of `y = (x_q s_x) @ (w_q s_w)^T + bias` with rounding and clamping taken as the
+identity and the steps as constants (straight-through estimator, arXiv 2310.11453 section 2.2).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitexp.quant.activations import absmax_codes, normalize, normalize_backward
+from bitexp.quant.product import (
+    EXACT,
+    ConvArgs,
+    Geometry,
+    Product,
+    float_product,
+    product_grads,
+    scaled_product,
+)
+from bitexp.quant.registry import Norm, Quantizer
+
+
+class QuantizedProduct(torch.autograd.Function):
+    """norm, activation codes, integer product and scales in one node of the graph.
+
+    Saves int8 codes instead of the floats that were multiplied. What `backward` needs and `forward`
+    computes is returned beside y (not differentiable), as functorch's form of a Function demands.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        w_codes: Tensor,
+        w_scale: Tensor,
+        conv: ConvArgs | None,
+        norm: Norm,
+        qmax: int,
+        scaled_bias: bool,
+        product: Product,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        at = Geometry(conv)
+        normed, mean, rstd = normalize(x.float(), norm, at.feature_dim)
+        if qmax:
+            codes, scale = absmax_codes(normed, qmax, at.scale_dims)
+            saved: Tensor = codes.to(torch.int8)
+        else:
+            codes, scale, saved = normed, None, normed.clone() if normed is x else normed
+        b = None if bias is None else bias.float()
+        y = scaled_product(codes, scale, w_codes, w_scale, b, conv, scaled_bias, product)
+        return y, saved, scale, mean, rstd
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+        x, weight, bias, w_codes, w_scale, conv, norm, _, scaled_bias, _ = inputs
+        _, saved, scale, mean, rstd = output
+        ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
+        ctx.set_materialize_grads(False)
+        kept_x = None if norm == "none" else x
+        ctx.save_for_backward(kept_x, saved, scale, w_codes, w_scale, mean, rstd)
+        ctx.conv, ctx.scaled_bias = conv, scaled_bias
+        ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 10
+        x, saved, scale, w_codes, w_scale, mean, rstd = ctx.saved_tensors
+        x_dtype, w_dtype, b_dtype = ctx.dtypes
+        need_x, need_w, need_b = ctx.needs_input_grad[:3]
+        at = Geometry(ctx.conv)
+        with torch.autocast(grad.device.type, enabled=False):
+            grad = grad.float()
+            grad_b = None
+            if need_b:
+                per_output = grad * (scale * at.spread(w_scale)) if ctx.scaled_bias else grad
+                grad_b = at.sum_outputs(per_output).to(b_dtype)
+            inputs = saved.float()
+            if scale is not None:
+                inputs *= scale
+            weights = dequantize(w_codes, w_scale)
+            grad_x, grad_w = product_grads(grad, inputs, weights, ctx.conv, need_x, need_w)
+            if grad_x is not None:
+                stats_x = None if x is None else x.float()
+                grad_x = normalize_backward(grad_x, stats_x, mean, rstd, at.feature_dim).to(x_dtype)
+            if grad_w is not None:
+                grad_w = grad_w.to(w_dtype)
+        return grad_x, grad_w, grad_b, *(None,) * 7
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """`codes * scale` in fp32, for a step per tensor `[]`, per output `[out]` or per group `[out, groups]`."""
+    if scale.dim() == 0:
+        return codes.float().mul_(scale)
+    rows = codes.float().reshape(*scale.shape, -1)
+    return rows.mul_(scale[..., None]).reshape(codes.shape)
+
+
+class QuantizedLayer(nn.Module):
+    """What BitLinear and BitConv2d share: latent weights, a quantizer, and lambda.
+
+    lambda in [0, 1] phases quantization in: activations and weights are `v + lambda * (Q(v) - v)`
+    with a straight-through gradient. At 1 the product is over integers; below, over floats.
+    """
+
+    conv: ConvArgs | None = None
+    mix: Tensor
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, quantizer: Quantizer) -> None:
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.quantizer = quantizer
+        self.norm: Norm = quantizer.norm
+        self.product: Product = float_product
+        self.phasing = False
+        self.register_buffer("mix", torch.ones((), device=weight.device), persistent=False)
+        if quantizer.quantizes_weights:
+            check_exact(weight[0].numel(), quantizer)
+
+    def set_lambda(self, value: float) -> None:
+        """Sets lambda: 1 is fully quantized, 0 leaves the norm alone."""
+        self.phasing = value != 1.0
+        self.mix.fill_(value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out_dtype = result_dtype(x)
+        with torch.autocast(x.device.type, enabled=False):
+            if not self.quantizer.quantizes_weights or self.phasing:
+                return self._float_forward(x).to(out_dtype)
+            codes, scale = self.quantizer.weights(self.weight)
+            y = QuantizedProduct.apply(
+                x,
+                self.weight,
+                self.bias,
+                codes,
+                scale,
+                self.conv,
+                self.norm,
+                self.quantizer.act_qmax,
+                self.quantizer.bias == "scaled",
+                self.product,
+            )[0]
+            return y.to(out_dtype)
+
+    def _float_forward(self, x: Tensor) -> Tensor:
+        at, quantizer = Geometry(self.conv), self.quantizer
+        normed, _, _ = normalize(x.float(), self.norm, at.feature_dim)
+        weight, bias = self.weight.float(), self.bias
+        if bias is not None:
+            bias = bias.float()
+        if quantizer.quantizes_weights:
+            codes, w_scale = quantizer.weights(self.weight)
+            weight = weight + self.mix * (dequantize(codes, w_scale) - weight).detach()
+            if quantizer.act_qmax:
+                x_codes, x_scale = absmax_codes(normed.detach(), quantizer.act_qmax, at.scale_dims)
+                normed = normed + self.mix * (x_codes * x_scale - normed).detach()
+                if bias is not None and quantizer.bias == "scaled":
+                    bias = bias * (x_scale * at.spread(w_scale))
+        y = float_product(normed, weight, self.conv)
+        return y if bias is None else y + at.spread(bias)
+
+    def extra_repr(self) -> str:
+        return f"{list(self.weight.shape)}, bias={self.bias is not None}, norm={self.norm}"
+
+
+class BitLinear(QuantizedLayer):
+    """A quantized `nn.Linear`: `[..., in] -> [..., out]`, one activation step per token.
+
+    Takes over the parameters of `linear` (the same objects, so ties and optimizer state survive).
+    """
+
+    def __init__(self, linear: nn.Linear, quantizer: Quantizer) -> None:
+        super().__init__(linear.weight, linear.bias, quantizer)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+
+class BitConv2d(QuantizedLayer):
+    """A quantized `nn.Conv2d`: the same on unfolded patches.
+
+    The norm runs over the channels at each pixel and one activation step covers a whole sample, so
+    that an image is quantized once and not once per patch.
+    """
+
+    def __init__(self, conv: nn.Conv2d, quantizer: Quantizer) -> None:
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ValueError(
+                f"BitConv2d pads with zeros by a number of pixels; padding={conv.padding!r} with "
+                f"padding_mode={conv.padding_mode!r} is not supported"
+            )
+        if getattr(quantizer, "granularity", "tensor") == "group":
+            raise ValueError("granularity=group is for linear layers; use channel for convolutions")
+        super().__init__(conv.weight, conv.bias, quantizer)
+        self.conv = (pair(conv.stride), pair(conv.padding), pair(conv.dilation), conv.groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == 3:
+            return super().forward(x[None])[0]
+        return super().forward(x)
+
+
+def pair(value: tuple[int, ...]) -> tuple[int, int]:
+    """A convolution argument as (height, width)."""
+    return value[0], value[-1]
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """The dtype an ordinary linear layer would answer with: autocast's where it is on, else x's."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
+
+
+def check_exact(inputs: int, quantizer: Quantizer) -> None:
+    """Raises `ValueError` where a sum over that many codes could leave the integers exact in fp32."""
+    largest = inputs * quantizer.act_qmax * max(abs(quantizer.low), abs(quantizer.high))
+    if largest > EXACT:
+        raise ValueError(
+            f"a layer with {inputs:,} inputs can sum to {largest:,}, and fp32 holds integers exactly "
+            f"up to {EXACT:,}; keep this layer in full precision (quantizer.exclude)"
+        )
+
+
+def set_lambda(model: nn.Module, value: float) -> None:
+    """Sets lambda in every quantized layer of the model."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            module.set_lambda(value)
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
+    """The quantized layers of a model by dotted name, those without a weight quantizer left out."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLayer) and module.quantizer.quantizes_weights
+    }
+
+
+__all__ = ["BitConv2d", "BitLinear", "QuantizedLayer", "quantized_layers", "set_lambda"]

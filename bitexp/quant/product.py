@@ -1,0 +1,116 @@
+"""The arithmetic of a quantized layer: the sum over integer codes, then the scales, then the bias.
+
+Sums of integers up to 2^24 are exact in fp32 in any order, so the packed kernels that add in int32
+give the same bits as the training forward. Each step is rounded by itself: sum, times (x step times
+weight step), plus bias; per-group sums are scaled and added in ascending order of the groups.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EXACT = 2**24
+
+ConvArgs = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
+"""stride, padding, dilation, groups"""
+
+Product = Callable[[Tensor, Tensor, ConvArgs | None], Tensor]
+"""(x codes as fp32, weight codes as int8, conv) -> the sum over them as fp32"""
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the features, the tokens and the outputs lie: a linear layer, or a 2-d convolution."""
+
+    conv: ConvArgs | None
+
+    @property
+    def feature_dim(self) -> int:
+        """The dimension a norm runs over: features of a token, channels at each pixel."""
+        return -1 if self.conv is None else -3
+
+    @property
+    def scale_dims(self) -> tuple[int, ...]:
+        """What shares one activation step: a token; for a convolution a whole sample."""
+        return (-1,) if self.conv is None else (-3, -2, -1)
+
+    def spread(self, per_output: Tensor) -> Tensor:
+        """A value per tensor or per output, shaped to multiply the output."""
+        return per_output if self.conv is None or per_output.dim() == 0 else per_output[:, None, None]
+
+    def sum_outputs(self, grad: Tensor) -> Tensor:
+        """Sum of an output-shaped tensor over all but the outputs: the gradient of a bias."""
+        return grad.flatten(0, -2).sum(0) if self.conv is None else grad.sum((-4, -2, -1))
+
+
+def float_product(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:
+    """The sum in fp32 by torch's own linear or convolution; exact for codes within 2^24."""
+    w = weight.to(x.dtype)
+    if conv is None:
+        return F.linear(x, w)
+    stride, padding, dilation, groups = conv
+    return F.conv2d(x, w, None, stride, padding, dilation, groups)
+
+
+def grouped_product(
+    x: Tensor, x_scale: Tensor | None, weight: Tensor, w_scale: Tensor, product: Product
+) -> Tensor:
+    """Scaled linear product with a step per group of inputs, groups added in ascending order."""
+    groups = w_scale.shape[1]
+    parts = []
+    for g, (xg, wg) in enumerate(zip(x.chunk(groups, -1), weight.chunk(groups, -1), strict=True)):
+        scale = w_scale[:, g] if x_scale is None else x_scale * w_scale[:, g]
+        parts.append(product(xg, wg, None) * scale)
+    return functools.reduce(torch.add, parts)
+
+
+def scaled_product(
+    x: Tensor,
+    x_scale: Tensor | None,
+    weight: Tensor,
+    w_scale: Tensor,
+    bias: Tensor | None,
+    conv: ConvArgs | None,
+    scaled_bias: bool,
+    product: Product = float_product,
+) -> Tensor:
+    """The output of a layer from codes and steps.
+
+    Args:
+        x: codes of the input as fp32 `[..., K]` or `[B, C, H, W]` (or plain floats without `x_scale`).
+        weight: int8 codes; `w_scale` their steps: `[]`, `[out]` or `[out, groups]`.
+        scaled_bias: add the bias to the sum, before the scales.
+    """
+    at = Geometry(conv)
+    if w_scale.dim() == 2:
+        y = grouped_product(x, x_scale, weight, w_scale, product)
+    else:
+        y = product(x, weight, conv)
+        if scaled_bias and bias is not None:
+            y = y + at.spread(bias)
+        scale = at.spread(w_scale)
+        y = y.mul_(scale if x_scale is None else x_scale * scale)
+    if bias is not None and not scaled_bias:
+        y = y + at.spread(bias)
+    return y
+
+
+def product_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, conv: ConvArgs | None, need_x: bool, need_w: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of `product(x, weight)` with respect to both, for the output gradient `grad`."""
+    if conv is None:
+        grad_x = grad @ weight if need_x else None
+        grad_w = grad.flatten(0, -2).t() @ x.flatten(0, -2) if need_w else None
+        return grad_x, grad_w
+    stride, padding, dilation, groups = conv
+    grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [need_x, need_w, False]
+    )
+    return grad_x, grad_w
