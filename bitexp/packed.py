@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -48,10 +47,10 @@ class Description:
         return model
 
 
-def save_packed(path: Path, model: nn.Module, description: Description) -> None:
-    """Writes a frozen model. Tensors are those of its state dict, in fp32 where they are floats."""
+def save_packed(path: Path, model: nn.Module, description: Description, body: list[str]) -> None:
+    """Writes a frozen model; `body` names the layers a quantizer speaks for. Floats are stored in fp32."""
     layers = {n: m.spec.to_json() for n, m in model.named_modules() if isinstance(m, FrozenLayer)}
-    header = {"format": FORMAT, "layers": layers, "description": vars(description)}
+    header = {"format": FORMAT, "body": body, "layers": layers, "description": vars(description)}
     tensors = {name: portable(tensor) for name, tensor in model.state_dict().items()}
     write_atomic(path, save(tensors, {"bitexp": json.dumps(header)}))
 
@@ -103,27 +102,8 @@ def read_packed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def sizes(path: Path) -> dict[str, int]:
-    """Bytes of the tensors in a packed file: of the body (frozen layers' codes and steps) and of all."""
+    """Bytes of the tensors in a packed file: of the body (its layers' weights and steps) and of all."""
     header, tensors = read_packed(path)
-    description = header["description"]
-    body = set(header["layers"]) or None
-    total = sum(t.nbytes for t in tensors.values())
-    if body is None:
-        model = Description(**description)
-        names = body_names(model)
-        inside = sum(t.nbytes for n, t in tensors.items() if n.removesuffix(".weight") in names)
-        return {"body_bytes": inside, "total_bytes": total}
-    inside = sum(
-        t.nbytes
-        for n, t in tensors.items()
-        if n.rpartition(".")[0] in body and n.rpartition(".")[2] in ("packed", "scale")
-    )
-    return {"body_bytes": inside, "total_bytes": total}
-
-
-def body_names(description: Description) -> set[str]:
-    """The layers that a quantizer would convert, by dotted name."""
-    with torch.device("meta"):
-        model = MODELS.get(description.model)(**description.model_arguments)
-    quantizer = QUANTIZERS.get("full")()
-    return set(quantize(model, quantizer, description.include, description.exclude).body)
+    weights = {f"{name}.{part}" for name in header["body"] for part in ("weight", "packed", "scale")}
+    body = sum(tensor.nbytes for name, tensor in tensors.items() if name in weights)
+    return {"body_bytes": body, "total_bytes": sum(t.nbytes for t in tensors.values())}

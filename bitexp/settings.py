@@ -7,7 +7,7 @@ checked against the signature of the class (`check_arguments`) before anything i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -175,17 +175,22 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
         raise UserError(explain(error, "", config)) from None
 
 
-def check_arguments(section: str, target: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def check_arguments(
+    section: str, target: Callable[..., Any], values: Mapping[str, Any], given: Collection[str] = ()
+) -> None:
     """Checks keyword arguments from YAML against the annotations of `target`.
 
-    Arguments of the signature that `values` lacks are left to the caller. Returns the values.
-    Raises `UserError` for an unknown key or a value of the wrong type.
+    Args:
+        given: parameters that the caller provides; YAML may not.
+
+    Raises:
+        UserError: an unknown or missing key, or a value of the wrong type.
     """
-    parameters = {
-        p.name
-        for p in inspect.signature(target).parameters.values()
-        if p.kind is p.KEYWORD_ONLY or p.kind is p.POSITIONAL_OR_KEYWORD
-    }
+    signature = inspect.signature(target).parameters
+    parameters = {name for name in signature if name not in given}
+    for name in parameters - set(values):
+        if signature[name].default is inspect.Parameter.empty:
+            raise UserError(f"the key '{section}.{name}' is missing")
     hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     for key, value in values.items():
         if key not in parameters:
@@ -195,7 +200,6 @@ def check_arguments(section: str, target: Callable[..., Any], values: Mapping[st
             TypeAdapter(hints.get(key, Any)).validate_python(value, strict=True)
         except ValidationError as error:
             raise UserError(explain(error, f"{section}.{key}", value)) from None
-    return dict(values)
 
 
 def explain(error: ValidationError, prefix: str, config: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,11 @@ class FrozenLayer(nn.Module):
         codes = LAYOUTS[self.spec.layout].unpack(self.packed, inputs).reshape(self.spec.shape)
         self.kernel = kernel
         self.prepared = kernel.prepare(codes, self.scale)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.use(self.kernel)  # the prepared weights follow the buffers to another device
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         spec, dtype = self.spec, result_dtype(x)

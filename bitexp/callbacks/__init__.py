@@ -1,0 +1,1 @@
+"""Lightning callbacks: schedule, randomness, checkpoints, diagnostics, progress, guards."""

@@ -1,0 +1,71 @@
+"""Stops a run that cannot go on: a loss that is no number, or a signal from outside."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Mapping
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+
+class Diverged(Exception):
+    """The loss is NaN or infinite; the message says at which step."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint; `signum` is its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class FiniteLoss(pl.Callback):
+    """Raises `Diverged` when the training loss is not finite; on a GPU it looks every `every` batches."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        look = loss.device.type == "cpu" or batch_idx % self.every == 0
+        if look and not bool(torch.isfinite(loss)):
+            raise Diverged(f"the training loss is {float(loss)} at step {trainer.global_step}")
+
+
+class Signals:
+    """Within `with Signals() as signals`, SIGINT and SIGTERM are noted in `signals.received`.
+
+    A second signal of the kind acts as it did before. Outside the main thread nothing is caught.
+    """
+
+    KINDS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {kind: signal.getsignal(kind) for kind in self.KINDS}
+            self.catch()
+        return self
+
+    def catch(self) -> None:
+        """Installs the handlers; again where another library has put its own in their place."""
+        for kind in self._before:
+            signal.signal(kind, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signum
+        signal.signal(signum, self._before.get(signum) or signal.SIG_DFL)
+
+    def __exit__(self, *_: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)

@@ -1,0 +1,107 @@
+"""What one sees while a run trains: a bar on a terminal, one calm line per validation elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from bitexp.callbacks.schedule import Schedule
+from bitexp.console import Report, duration
+
+LINES = 20  # about so many in a whole run
+
+
+class Pace(pl.Callback):
+    """Measures the time per step, logs it as `time/step_ms`, and keeps the last loss for display."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.loss = float("nan")
+        self.step_seconds = 0.0
+        self.first_step = 0
+        self._mark: tuple[int, float] | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.first_step = trainer.global_step
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._mark = (trainer.global_step, time.monotonic())
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step, now = trainer.global_step, time.monotonic()
+        last = batch_idx + 1 == trainer.num_training_batches
+        if self._mark is None or not (last or step % self.every == 0):
+            return
+        mark, then = self._mark
+        if step > mark:
+            self.loss = float(outputs["loss"])
+            self.step_seconds = (now - then) / (step - mark)
+            self._mark = (step, now)
+            for logger in trainer.loggers:
+                logger.log_metrics({"time/step_ms": 1000 * self.step_seconds}, step)
+
+    def summary(self, trainer: pl.Trainer, schedule: Schedule, metrics: dict[str, float]) -> str:
+        """Where the run stands, on one line."""
+        total = int(trainer.estimated_stepping_batches)
+        left = (total - trainer.global_step) * self.step_seconds
+        shown = [f"loss {self.loss:.3f}", *(f"{name} {value:.4g}" for name, value in metrics.items())]
+        pace = f"{1000 * self.step_seconds:.0f} ms/step"
+        return "  ".join([*shown, f"lr {schedule.lr:.2e}", pace, f"{duration(left)} left"])
+
+
+def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The last `val/...` values but the loss."""
+    metrics = trainer.callback_metrics
+    return {n: float(v) for n, v in metrics.items() if n.startswith("val/") and n != "val/loss"}
+
+
+class ProgressLines(pl.Callback):
+    """A line after a validation, about twenty in a run."""
+
+    def __init__(self, report: Report, pace: Pace, schedule: Schedule) -> None:
+        self.report, self.pace, self.schedule = report, pace, schedule
+        self._next = 0.0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        if trainer.sanity_checking or (step < self._next and step < total):
+            return
+        self._next = step + total / LINES
+        where = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {step:,}/{total:,}"
+        text = self.pace.summary(trainer, self.schedule, validation_metrics(trainer))
+        self.report.line(f"{where}  {text}")
+
+
+class ProgressBar(pl.Callback):
+    """One bar over all steps of the run."""
+
+    def __init__(self, report: Report, pace: Pace, schedule: Schedule) -> None:
+        self.report, self.pace, self.schedule = report, pace, schedule
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        self.bar = Progress(*columns, console=report.console, transient=True, refresh_per_second=4)
+        self.task: TaskID | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar.start()
+        self.task = self.bar.add_task("", total=int(trainer.estimated_stepping_batches), text="")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.task is not None and (trainer.global_step % 10 == 0 or batch_idx == 0):
+            text = self.pace.summary(trainer, self.schedule, validation_metrics(trainer))
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self.bar.update(self.task, completed=trainer.global_step, description=epoch, text=text)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar.stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.bar.stop()

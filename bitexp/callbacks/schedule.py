@@ -1,0 +1,85 @@
+"""Learning rate, weight decay and lambda as pure functions of the step: nothing to save, nothing to drift."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from bitexp.quant.linear import set_lambda
+from bitexp.settings import Adam, Constant, Cosine, LambdaSchedule, Sgd, TwoStage
+
+
+def lr_factor(settings: Cosine | Constant | TwoStage, step: int, total: int) -> float:
+    """Share of the peak learning rate at a step (0-based) of `total`.
+
+    Linear warm-up over the share `warmup`, then: cosine to the share `final`; or constant; or, after
+    "Training Tips" of BitNet b1.58, a linear decay to 0 over the whole run whose peak is cut to
+    `second_peak` from `switch_at` on.
+    """
+    warmup = round(settings.warmup * total)
+    if step < warmup:
+        return (step + 1) / warmup
+    if isinstance(settings, Constant):
+        return 1.0
+    share = (step - warmup) / max(1, total - warmup)
+    if isinstance(settings, Cosine):
+        return settings.final + (1 - settings.final) * (1 + math.cos(math.pi * share)) / 2
+    peak = settings.second_peak if step >= settings.switch_at * total else 1.0
+    return peak * (1 - share)
+
+
+def weight_decay_at(
+    settings: Cosine | Constant | TwoStage, base: float, step: int, total: int
+) -> float:
+    """Weight decay at a step: constant, but for the second of two stages."""
+    if isinstance(settings, TwoStage) and step >= settings.switch_at * total:
+        return settings.second_weight_decay
+    return base
+
+
+def lambda_at(settings: LambdaSchedule | None, step: int, total: int) -> float:
+    """How far quantization is phased in at a step: 0 before the share `start`, 1 from `end` on.
+
+    linear and sigmoid (steepness 10, arXiv 2502.11895 and the "1.58-bit fine-tuning" recipe) run
+    between the two; step switches at `end` (continual QAT); constant is 1 throughout.
+    """
+    if settings is None or settings.name == "constant":
+        return 1.0
+    share = step / max(1, total)
+    if share >= settings.end:
+        return 1.0
+    if share < settings.start or settings.name == "step":
+        return 0.0
+    t = (share - settings.start) / (settings.end - settings.start)
+    if settings.name == "linear":
+        return t
+    low, high = torch.sigmoid(torch.tensor([-5.0, 5.0])).tolist()
+    return (1 / (1 + math.exp(-10 * (t - 0.5))) - low) / (high - low)
+
+
+class Schedule(pl.Callback):
+    """Sets learning rate, weight decay and lambda before every batch."""
+
+    def __init__(
+        self,
+        scheduler: Cosine | Constant | TwoStage,
+        optimizer: Adam | Sgd,
+        quantization: LambdaSchedule | None,
+    ) -> None:
+        self.scheduler, self.optimizer, self.quantization = scheduler, optimizer, quantization
+        self.lr = optimizer.lr
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        self.lr = self.optimizer.lr * lr_factor(self.scheduler, step, total)
+        decay = weight_decay_at(self.scheduler, self.optimizer.weight_decay, step, total)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = self.lr
+            group["weight_decay"] = decay if group["decays"] else 0.0
+        if self.quantization is not None:
+            set_lambda(pl_module, lambda_at(self.quantization, step, total))

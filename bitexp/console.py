@@ -1,0 +1,82 @@
+"""What a run says: the header before the first step, the answer at the end. The same text goes to train.log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "wandb", "py.warnings")
+
+
+class Report:
+    """Prints calm lines for people, and keeps them in a file once the run has a folder."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self._file: logging.FileHandler | None = None
+
+    def keep(self, path: Path) -> None:
+        """Appends everything from here on to a file, with what the libraries log."""
+        self._file = logging.FileHandler(path, encoding="utf-8")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        for name in LIBRARIES:
+            logging.getLogger(name).addHandler(self._file)
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self._file is not None:
+            for name in LIBRARIES:
+                logging.getLogger(name).removeHandler(self._file)
+            self._file.close()
+            self._file = None
+
+    def line(self, text: str = "") -> None:
+        """One line, to the screen and to the file."""
+        self.console.print(text, markup=False)
+        if self._file is not None:
+            record = logging.LogRecord("bitexp", logging.INFO, "", 0, text, None, None)
+            self._file.emit(record)
+
+    def rows(self, title: str, rows: dict[str, str]) -> None:
+        """A title and a block of `name  text` lines, aligned."""
+        self.line(title)
+        width = max((len(name) for name in rows), default=0)
+        for name, text in rows.items():
+            self.line(f"  {name:<{width}}  {text}")
+
+    def table(self, table: Table) -> None:
+        """A table, to the screen."""
+        self.console.print(table)
+
+
+def error(message: str) -> None:
+    """Says on stderr what was wrong."""
+    print(f"bitexp: {message}", file=sys.stderr)
+
+
+def amount(number: float) -> str:
+    """A count for people: 136,010 or 5.36 M."""
+    return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number:,.0f}"
+
+
+def size(number: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.2f} GB"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: 52 s, 3:05, 1:02:33."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

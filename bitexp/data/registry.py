@@ -1,0 +1,9 @@
+"""Data sets by the word a user types: `data=digits`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bitexp.registry import Registry
+
+DATA: Registry[Any] = Registry("data")

@@ -1,0 +1,70 @@
+"""After training: test the weights, freeze them to packed codes, test the packed file. In fp32, by one process."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from bitexp.build import Parts
+from bitexp.callbacks.checkpoints import load_checkpoint
+from bitexp.files import write_atomic
+from bitexp.kernels.frozen import freeze
+from bitexp.kernels.reference import Reference
+from bitexp.packed import load_packed, save_packed, sizes
+from bitexp.quant.linear import set_lambda
+from bitexp.settings import Settings
+from bitexp.tasks import Task
+from bitexp.track.folder import RunFolder
+
+
+def restore(parts: Parts, checkpoint: Path) -> None:
+    """Puts a checkpoint's weights (the averaged ones under EMA) into the model, in fp32, fully quantized."""
+    parts.task.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
+    parts.task.float()
+    set_lambda(parts.task, 1.0)
+
+
+def evaluate(settings: Settings, parts: Parts, folder: RunFolder) -> dict[str, float]:
+    """Tests the restored model and its packed file.
+
+    Returns:
+        `test/*`, `test_packed/*` and `size/*`. The packed file is read back from the disk; with the
+        same batches its metrics equal `test/*` exactly.
+    """
+    metrics = test(settings, parts.task, parts.data)
+    for name, table in parts.task.test_tables().items():
+        rows = "".join(",".join(map(str, row)) + "\n" for row in table)
+        write_atomic(folder.path / f"{name}.csv", rows.encode())
+
+    frozen = copy.deepcopy(parts.task.model).cpu().eval()
+    freeze(frozen, settings.packing, Reference())
+    preprocessing = parts.data.preprocessing()  # type: ignore[attr-defined]
+    description = replace(parts.description, preprocessing=preprocessing)
+    save_packed(folder.packed, frozen, description, parts.conversion.body)
+
+    packed_task = copy.copy(parts.task)
+    packed_task._modules = {**parts.task._modules, "model": load_packed(folder.packed, parts.kernel)[0]}
+    packed = test(settings, packed_task, parts.data)
+    metrics |= {name.replace("test/", "test_packed/"): value for name, value in packed.items()}
+    metrics |= {f"size/{name}": float(value) for name, value in sizes(folder.packed).items()}
+    return metrics
+
+
+def test(settings: Settings, task: Task, data: pl.LightningDataModule) -> dict[str, float]:
+    """The metrics of the test set, in fp32 on one device."""
+    trainer: Any = pl.Trainer(
+        accelerator=settings.trainer.accelerator,
+        devices=1,
+        precision="32-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        limit_test_batches=settings.trainer.eval_batches,
+    )
+    return {name: float(value) for name, value in trainer.test(task, datamodule=data, verbose=False)[0].items()}

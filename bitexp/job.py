@@ -1,0 +1,76 @@
+"""One Hydra job: from the composed config to a run, and its line in the index of a multirun."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from bitexp.cli import ExitCode
+from bitexp.console import Report, error
+from bitexp.errors import UserError
+from bitexp.files import write_json
+from bitexp.ranks import FOLLOW, global_rank
+from bitexp.sweep.tuned import apply_tuned
+
+
+def make(config: DictConfig) -> float | None:
+    """Makes the run of a job. In a multirun nothing but Ctrl-C escapes: the outcome is recorded.
+
+    Returns:
+        the value of the run's objective for a sweeper, where there is one.
+    """
+    from bitexp.run import EXIT, run
+
+    hydra = HydraConfig.get()
+    multirun = hydra.mode == RunMode.MULTIRUN
+    overrides = list(hydra.overrides.task)
+    record: dict[str, Any] = {"overrides": overrides}
+    try:
+        apply_tuned(config, hydra, overrides)
+        resolved = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(resolved, dict)
+        outcome = run({str(k): v for k, v in resolved.items()}, overrides)
+    except UserError as problem:
+        if not multirun:
+            raise
+        error(f"job {hydra.job.num} ({', '.join(overrides)}): {problem}")
+        ExitCode.note(1)
+        record |= {"status": "failed", "reason": str(problem)}
+        write_record(hydra, record)
+        return None
+    code = EXIT[outcome.status]
+    if outcome.status == "stopped":
+        code = 128 + int(outcome.result.get("signal", 2))
+    ExitCode.note(code)
+    if multirun and global_rank() == 0:
+        record |= {"status": outcome.status, "run": str(outcome.folder), "trained": outcome.trained}
+        record["tuned"] = bool(config.tuned)
+        record["reason"] = outcome.result.get("reason")
+        write_record(hydra, record)
+        if outcome.status == "stopped":
+            raise KeyboardInterrupt
+    return None
+
+
+def write_record(hydra: DictConfig, record: dict[str, Any]) -> None:
+    """A job's line in the index of its multirun: which run it was and how it ended."""
+    folder = Path(hydra.sweep.dir) / "jobs"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{hydra.job.num}.json", record)
+
+
+def follow_first() -> int:
+    """Another process of a distributed run, started by Lightning: takes the first one's config as it is."""
+    from bitexp.run import run
+
+    decision = json.loads(os.environ[FOLLOW])
+    config = yaml.safe_load((Path(decision["folder"]) / "config.yaml").read_text())
+    run(config, [], Report(quiet=True))
+    return 0

@@ -1,0 +1,11 @@
+"""Plain networks that know no quantizer. A file in this folder that registers a model is found by itself."""
+
+from importlib import import_module
+from pkgutil import iter_modules
+
+from bitexp.models.registry import MODELS
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["MODELS"]

@@ -1,0 +1,59 @@
+"""What the constructors of models check before they allocate anything: a `ValueError` says what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from bitexp.errors import nearest
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises `ValueError` for the first size below 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name}={size} must be at least 1")
+
+
+def check_list(name: str, sizes: Sequence[int]) -> None:
+    """Raises `ValueError` for an empty list of sizes or one that holds a size below 1."""
+    if not sizes:
+        raise ValueError(f"{name} is empty; give at least one size, for example {name}=[64]")
+    if min(sizes) < 1:
+        raise ValueError(f"{name}={list(sizes)} must hold sizes of at least 1")
+
+
+def check_image(shape: tuple[int, int, int], classes: int) -> None:
+    """Raises `ValueError` where the data's shape is not (channels, height, width), or without classes."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(
+            f"shape={tuple(shape)} must be (channels, height, width), each at least 1: this model takes images"
+        )
+    check_sizes(classes=classes)
+
+
+def check_dropout(dropout: float) -> None:
+    """Raises `ValueError` unless dropout is a probability below 1."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
+
+
+def check_choice(name: str, word: str, known: Sequence[str]) -> None:
+    """Raises `ValueError` for a word that is not among the known ones."""
+    if word not in known:
+        raise ValueError(
+            f"{name}={word} is not known.{nearest(word, known)} Choose one of {', '.join(known)}"
+        )
+
+
+def check_divides(name: str, size: int, whole: int, what: str) -> None:
+    """Raises `ValueError` unless `size` divides `whole`; names `what` is divided and every size that does."""
+    if whole % size:
+        choices = ", ".join(str(d) for d in divisors(whole))
+        raise ValueError(f"{name}={size} does not divide {what}; choose one of {choices}")
+
+
+def divisors(n: int) -> list[int]:
+    """Every divisor of n, ascending."""
+    low = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*low, *(n // d for d in low)})

@@ -1,0 +1,48 @@
+"""Multi-layer perceptron on flattened images: linear layers with an activation between them, no norm."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitexp.models import checks
+from bitexp.models.registry import MODELS
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+
+
+@MODELS.register("mlp")
+class MLP(nn.Module):
+    """Images `[B, C, H, W]` -> logits `[B, classes]` through `hidden` layers of the given widths.
+
+    Raises `ValueError`, before anything is allocated, for sizes below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int, int],
+        classes: int,
+        hidden: list[int],
+        activation: Literal["relu", "gelu", "silu"],
+        dropout: float,
+    ) -> None:
+        checks.check_image(shape, classes)
+        checks.check_list("hidden", hidden)
+        checks.check_choice("activation", activation, tuple(ACTIVATIONS))
+        checks.check_dropout(dropout)
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise([prod(shape), *hidden]))
+        self.drop = nn.Dropout(dropout)
+        self.head = nn.Linear(hidden[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for layer in self.layers:
+            x = self.drop(self.activation(layer(x)))
+        return self.head(x)

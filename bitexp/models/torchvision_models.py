@@ -1,0 +1,127 @@
+"""Any classification model of torchvision by its name there, randomly initialized: no weights are loaded.
+
+Channels, classes and image size are fitted to the data; parameter names stay torchvision's.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from bitexp.models import checks
+from bitexp.models.registry import MODELS
+
+EXAMPLE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 299)
+"""image sizes to suggest where an architecture shrinks the given one to nothing"""
+
+
+@MODELS.register("torchvision")
+def torchvision_model(
+    *,
+    shape: tuple[int, int, int],
+    classes: int,
+    arch: str,
+    stem: Literal["imagenet", "small"],
+) -> nn.Module:
+    """Images `[B, C, H, W]` -> logits `[B, classes]`, by `torchvision.models.<arch>`.
+
+    `stem=small` is the usual change to a ResNet for images of about 32x32 (arXiv 1512.03385 section
+    4.2): a 3x3 convolution of stride 1 and no pooling in place of 7x7, stride 2 and pooling.
+
+    Raises:
+        ValueError: an unknown architecture, or an image that it does not take.
+    """
+    checks.check_image(shape, classes)
+    checks.check_choice("stem", stem, ("imagenet", "small"))
+    import bitexp.compat  # noqa: F401  must come before torchvision
+    from torchvision import models
+
+    checks.check_choice("arch", arch, models.list_models(module=models))
+    if stem == "small" and "resne" not in arch:
+        raise ValueError(
+            f"stem=small is for resnet and resnext, not for arch={arch}; use stem=imagenet"
+        )
+    model = models.get_model(arch, weights=None, num_classes=classes, **options(arch, shape))
+    if stem == "small":
+        model.conv1 = small_stem(model.conv1)
+        model.maxpool = nn.Identity()
+    fit_channels(model, shape[0])
+    check_takes(model, arch, shape)
+    return model
+
+
+def options(arch: str, shape: tuple[int, int, int]) -> dict[str, Any]:
+    """What some builders must be told beside the number of classes.
+
+    Raises:
+        ValueError: an image size that the architecture cannot be built for.
+    """
+    _, height, width = shape
+    if arch in ("googlenet", "inception_v3"):
+        # One output, not a tuple with auxiliary ones; and the initialization the builders warn about.
+        return {"aux_logits": False, "init_weights": True}
+    if arch.startswith("vit_"):
+        patch = int(arch.rpartition("_")[2])
+        if height != width or height % patch:
+            raise ValueError(
+                f"arch={arch} takes square images of a multiple of {patch} pixels, not {height}x{width}; "
+                "resize the images or choose model=vit, whose patch size is free"
+            )
+        return {"image_size": height}
+    if arch == "maxvit_t":
+        if height % 224 or width % 224:
+            raise ValueError(
+                f"arch={arch} takes images of a multiple of 224 pixels, not {height}x{width}; "
+                "resize the images or choose another arch"
+            )
+        return {"input_size": (height, width)}
+    return {}
+
+
+def small_stem(conv: nn.Conv2d) -> nn.Conv2d:
+    """The 3x3 convolution of stride 1 that stands in for a ResNet's first layer, initialized alike."""
+    new = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
+    return new
+
+
+def fit_channels(model: nn.Module, channels: int) -> None:
+    """Makes the first convolution take `channels`, repeating or dropping its random input filters.
+
+    So the weights keep the distribution that the architecture chose for them.
+    """
+    conv = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    if conv.in_channels != channels:
+        picked = torch.arange(channels, device=conv.weight.device) % conv.in_channels
+        conv.weight = nn.Parameter(conv.weight.detach()[:, picked].clone())
+        conv.in_channels = channels
+
+
+def check_takes(model: nn.Module, arch: str, shape: tuple[int, int, int]) -> None:
+    """Raises `ValueError` where the model's layers shrink the image to nothing."""
+    channels, height, width = shape
+    error = first_error(model, shape)
+    if error:
+        larger = next((s for s in EXAMPLE_SIZES if not first_error(model, (channels, s, s))), None)
+        hint = f"enlarge the images, for example to {larger}x{larger}, or " if larger else ""
+        raise ValueError(
+            f"arch={arch} does not take {height}x{width} images; {hint}choose another arch ({error})"
+        )
+
+
+def first_error(model: nn.Module, shape: tuple[int, int, int]) -> str:
+    """What one forward on the meta device raises, where shapes are checked and nothing is computed."""
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    meta = {name: tensor.to("meta") for name, tensor in state.items()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            functional_call(model, meta, (torch.empty(1, *shape, device="meta"),))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        return str(error).splitlines()[0]
+    finally:
+        model.train()
+    return ""

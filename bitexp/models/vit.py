@@ -1,0 +1,127 @@
+"""Vision transformer (arXiv 2010.11929) for images of any size: pre-norm blocks, mean or class-token pooling.
+
+Names, order of operations and epsilon are those of timm and torchvision; every product of the body is
+an `nn.Linear`, so that the whole body can be quantized.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitexp.models import checks
+from bitexp.models.registry import MODELS
+
+EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """norm -> multi-head self-attention over all tokens, `[B, N, D] -> [B, N, D]`."""
+
+    prenorm: ClassVar[dict[str, str]] = {"qkv": "norm"}
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, H, D/H]
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, D/H]
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.drop(self.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+class Mlp(nn.Module):
+    """norm -> linear -> GELU -> linear, each token by itself, `[B, N, D] -> [B, N, D]`."""
+
+    prenorm: ClassVar[dict[str, str]] = {"fc1": "norm"}
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(F.gelu(self.fc1(self.norm(x))))))
+
+
+class Block(nn.Module):
+    """One transformer layer: attention and MLP, each added to the residual stream `[B, N, D]`."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.attn = Attention(dim, heads, dropout)
+        self.mlp = Mlp(dim, hidden, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(x)
+        return x + self.mlp(x)
+
+
+@MODELS.register("vit")
+class ViT(nn.Module):
+    """Images `[B, C, H, W]` -> logits `[B, classes]`.
+
+    `patch` must divide height and width; the position embedding is learned for exactly that grid.
+    Raises `ValueError`, before anything is allocated, for sizes that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int, int],
+        classes: int,
+        patch: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        dropout: float,
+        pool: Literal["mean", "cls"],
+    ) -> None:
+        checks.check_image(shape, classes)
+        checks.check_sizes(patch=patch, dim=dim, depth=depth, heads=heads)
+        checks.check_dropout(dropout)
+        checks.check_choice("pool", pool, ("mean", "cls"))
+        channels, height, width = shape
+        checks.check_divides("patch", patch, math.gcd(height, width), f"the {height}x{width} image")
+        checks.check_divides("heads", heads, dim, f"dim={dim}")
+        if not (math.isfinite(mlp_ratio) and dim * mlp_ratio >= 1):
+            raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden units at dim={dim}; 2 to 4 is usual")
+        super().__init__()
+        self.patch = patch
+        tokens = (height // patch) * (width // patch) + (pool == "cls")
+        self.patch_embed = nn.Linear(channels * patch * patch, dim)
+        self.cls_token = nn.Parameter(torch.zeros(dim)) if pool == "cls" else None
+        self.pos_embed = nn.Parameter(torch.empty(tokens, dim))
+        self.drop = nn.Dropout(dropout)
+        hidden = int(dim * mlp_ratio)
+        self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.head = nn.Linear(dim, classes)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch_embed(self.patches(x))
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), 1, -1), x], dim=1)
+        x = self.drop(x + self.pos_embed)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return self.head(x.mean(dim=1) if self.cls_token is None else x[:, 0])
+
+    def patches(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W] -> [B, tokens, C * patch * patch]`, in the order of a strided convolution's weight."""
+        x = x.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # [B, C, h, p, w, p]
+        return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

@@ -1,0 +1,171 @@
+"""The words around a run: derived numbers before the first step, the answer and the next command at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitexp.build import Parts
+from bitexp.callbacks.schedule import lr_factor, weight_decay_at
+from bitexp.console import Report, amount, duration, size
+from bitexp.quant.packing import LAYOUTS, choose_layout
+from bitexp.settings import Settings
+from bitexp.track.folder import RunFolder
+
+
+def header(
+    report: Report,
+    settings: Settings,
+    parts: Parts,
+    folder: RunFolder,
+    checkpoint: Path | None,
+    remarks: Sequence[str],
+) -> None:
+    """What is about to happen, in numbers."""
+    rows = {
+        "model": model_line(settings, parts),
+        "quantizer": quantizer_line(settings, parts),
+        "data": data_line(settings, parts),
+        "kernel": f"{parts.kernel_name} ({parts.kernel_reason})",
+        "train": train_line(settings, parts),
+    }
+    if checkpoint is not None:
+        rows["resumes"] = f"from {checkpoint.name}"
+    for number, remark in enumerate(remarks):
+        rows["note" if number == 0 else "note" + " " * number] = remark
+    title = f"bitexp · {settings.name} · {settings.quantizer.name} · seed {settings.seed} · {shown(folder.path)}"
+    report.rows(title, rows)
+
+
+def shown(path: Path) -> str:
+    """A path as a user would type it: relative where it lies below the current folder."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def body_weights(parts: Parts) -> int:
+    """Weights in the layers that the quantizer speaks for."""
+    layers = [parts.model.get_submodule(name) for name in parts.conversion.body]
+    return sum(layer.weight.numel() for layer in layers)  # type: ignore[union-attr,operator]
+
+
+def model_line(settings: Settings, parts: Parts) -> str:
+    """Parameters in body and head, and what stays in full precision."""
+    total = sum(p.numel() for p in parts.model.parameters())
+    body = body_weights(parts)
+    kept = ", ".join(settings.quantizer.exclude) or "nothing"
+    return (
+        f"{settings.model.name}, {amount(total)} parameters: body {amount(body)} in "
+        f"{len(parts.conversion.body)} layers ({body / total:.1%}), head {amount(total - body)} "
+        f"(full precision: {kept}, norms, biases)"
+    )
+
+
+def quantizer_line(settings: Settings, parts: Parts) -> str:
+    """Bits per weight, and the body's bytes when packed."""
+    quantizer, full = parts.quantizer, 4 * body_weights(parts)
+    if not quantizer.quantizes_weights:
+        norm = "" if quantizer.norm == "none" else f", with the inner {quantizer.norm} norm"
+        return f"{settings.quantizer.name}: 32 bits per weight{norm}; body {size(full)}"
+    codes = torch.arange(quantizer.low, quantizer.high + 1, 2 if quantizer.bits == 1 else 1)
+    name = choose_layout(settings.packing, codes)
+    rows = [parts.model.get_parameter(f"{n}.weight") for n in parts.conversion.body]
+    packed = sum(w.shape[0] * math.ceil(w[0].numel() / LAYOUTS[name].per_byte) for w in rows)
+    return (
+        f"{settings.quantizer.name}: {quantizer.bits:.3g} bits per weight, activations "
+        f"{quantizer.activations}, norm {quantizer.norm}; body {size(packed)} as {name} "
+        f"(full: {size(full)}, {full / packed:.1f}x)"
+    )
+
+
+def batches(settings: Settings, parts: Parts) -> int:
+    """Training batches in an epoch, over all processes' share of one."""
+    count = parts.data.sizes["train"] // parts.data.batch_size // world(settings)  # type: ignore[attr-defined]
+    return max(1, min(count, settings.trainer.train_batches or count))
+
+
+def world(settings: Settings) -> int:
+    """Processes that train together."""
+    return settings.trainer.devices if isinstance(settings.trainer.devices, int) else 1
+
+
+def data_line(settings: Settings, parts: Parts) -> str:
+    """Sizes of the parts, and the arithmetic of batches."""
+    data: Any = parts.data
+    counts = " / ".join(f"{count:,} {part}" for part, count in data.sizes.items())
+    return f"{settings.data.name}, {counts}; batch {data.batch_size} = {batches(settings, parts)} batches an epoch"
+
+
+def train_line(settings: Settings, parts: Parts) -> str:
+    """Optimizer, schedule, steps, and how much weight decay can shrink the weights at all."""
+    options, optimizer, scheduler = settings.trainer, settings.optimizer, settings.scheduler
+    steps = options.epochs * math.ceil(batches(settings, parts) / options.accumulate)
+    steps = min(steps, options.max_steps or steps)
+    shrink = sum(
+        optimizer.lr * lr_factor(scheduler, s, steps) * weight_decay_at(scheduler, optimizer.weight_decay, s, steps)
+        for s in range(steps)
+    )
+    return (
+        f"{optimizer.name} lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g} "
+        f"(lr x decay sums to {shrink:.3g}), {scheduler.name}; {options.epochs} epochs = {steps:,} steps, "
+        f"{options.precision}, {options.devices} x {options.accelerator}, "
+        f"{options.threads} thread{'s' * (options.threads != 1)}"
+    )
+
+
+def setting_changes(
+    attempts: Sequence[Mapping[str, Any]], now: Mapping[str, Any], resumed: bool
+) -> list[str]:
+    """What of the machine is other than when a run that resumes began: its bits may differ then."""
+    if not attempts or not resumed:
+        return []
+    before = attempts[-1]
+    keys = ("threads", "processor", "gpus", "source")
+    changed = [f"{key} {before[key]} -> {now[key]}" for key in keys if before.get(key) != now[key]]
+    changed += [
+        f"{name} {old} -> {now['versions'].get(name)}"
+        for name, old in before.get("versions", {}).items()
+        if old != now["versions"].get(name)
+    ]
+    if not changed:
+        return []
+    return [f"resumed under other conditions, so the bits may differ: {'; '.join(changed)}"]
+
+
+def closing(
+    report: Report, settings: Settings, folder: RunFolder, result: Mapping[str, Any], trained: bool
+) -> None:
+    """The answer, where it is, and what to type next."""
+    status, where = result["status"], shown(folder.path)
+    if status == "stopped":
+        report.line(f"Stopped by {result['reason']} after a checkpoint. The same command continues. Folder: {where}")
+        return
+    if status == "failed":
+        hint = {
+            "diverged": "A smaller optimizer.lr or trainer.gradient_clip=1 may help; rerun=true tries again",
+            "out_of_memory": "A smaller data.batch_size with trainer.accumulate keeps the same step",
+            "disk_full": "Earlier checkpoints are intact; free some space and give the same command",
+        }.get(str(result.get("kind")), "The same command tries again; train.log has the traceback")
+        report.line(f"Failed: {result['reason']}. {hint}. Folder: {where}")
+        return
+    metrics = result["metrics"]
+    done = f"finished in {duration(result['seconds'])}" if trained else "finished before; nothing was trained"
+    rows = {}
+    for name, value in metrics.items():
+        if name.startswith("test/"):
+            packed = metrics.get(name.replace("test/", "test_packed/"))
+            same = "the same, exactly" if packed == value else f"{packed}, NOT the same"
+            rows[name] = f"{value:.4f}   from the packed file: {same}"
+    for name, value in metrics.items():
+        if name.startswith("val/"):
+            rows[name] = f"{value:.4f}"
+    rows["size"] = f"body {size(metrics['size/body_bytes'])}, total {size(metrics['size/total_bytes'])}"
+    rows["folder"] = where
+    rows["next"] = f"python -m bitexp -m +experiment={settings.name} +sweeps=precisions"
+    report.rows(f"{settings.name} · {settings.quantizer.name} · seed {settings.seed}: {done}", rows)

@@ -1,0 +1,178 @@
+"""The road from config to result. Every run, job of a multirun and resumed run takes it:
+
+    check -> build -> find the run's folder -> fit -> test -> freeze -> test the packed file -> result.json
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bitexp.build import Parts, build
+from bitexp.callbacks.checkpoints import BEST, LAST, latest_checkpoint
+from bitexp.callbacks.guard import Diverged, Signals, Stopped
+from bitexp.console import Report
+from bitexp.errors import UserError
+from bitexp.evaluate import evaluate, restore
+from bitexp.fit import Fit
+from bitexp.narrate import closing, header, setting_changes
+from bitexp.quiet import quiet_libraries
+from bitexp.ranks import announce, global_rank, inherited, wait_for_decision
+from bitexp.settings import Settings, read_settings
+from bitexp.track.folder import RunFolder
+from bitexp.track.provenance import provenance, source_fingerprint
+from bitexp.track.wandb import tracked_run
+
+EXIT = {"finished": 0, "failed": 1, "stopped": 130}
+
+
+@dataclass
+class Outcome:
+    """How a run ended. `result` is the content of its result.json; `trained` is False when it was there already."""
+
+    folder: Path
+    result: dict[str, Any] = field(default_factory=dict)
+    trained: bool = True
+
+    @property
+    def status(self) -> str:
+        """finished, failed or stopped."""
+        return str(self.result.get("status", "stopped"))
+
+
+def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | None = None) -> Outcome:
+    """Makes one run, or finishes it, or finds it finished.
+
+    Args:
+        config: the resolved config; overrides: what was typed, for the record.
+
+    Raises:
+        UserError: the config, the data or the run's folder cannot be used as they are.
+    """
+    report = report or Report(quiet=global_rank() > 0)
+    settings = read_settings(config)
+    quiet_libraries(settings.trainer.threads)
+    parts = build(settings)
+    folder = RunFolder.of(settings, parts.data.fingerprint())  # type: ignore[attr-defined]
+    if global_rank() > 0:
+        return follow(settings, parts, folder, report)
+    folder.acquire()
+    try:
+        if (done := finished_before(settings, folder, report)) is not None:
+            return done
+        checkpoint, remarks = latest_checkpoint(folder.checkpoints)
+        attempt = provenance(settings.seed, settings.trainer.threads)
+        remarks += setting_changes(folder.attempts(), attempt, resumed=checkpoint is not None)
+        folder.begin(settings, overrides, attempt)
+        announce(folder.path, checkpoint)
+        report.keep(folder.path / "train.log")
+        header(report, settings, parts, folder, checkpoint, remarks)
+        result = attempt_run(settings, parts, folder, report, checkpoint)
+        return Outcome(folder.path, result)
+    finally:
+        report.close()
+        folder.release()
+
+
+def finished_before(settings: Settings, folder: RunFolder, report: Report) -> Outcome | None:
+    """The earlier outcome where it stands; None when there is something to do."""
+    result = folder.result()
+    if settings.rerun and folder.path.exists():
+        report.line(f"rerun=true: the earlier run is kept in {folder.set_aside()}")
+        return None
+    if result is None or result["status"] not in ("finished", "failed"):
+        return None
+    if result["status"] == "failed" and result.get("kind") != "diverged":
+        return None  # crashes and lack of memory are worth another try
+    if result["source"] != source_fingerprint():
+        report.line("This run was made with other source of bitexp; rerun=true makes it new.")
+    closing(report, settings, folder, result, trained=False)
+    return Outcome(folder.path, result, trained=False)
+
+
+def attempt_run(
+    settings: Settings, parts: Parts, folder: RunFolder, report: Report, checkpoint: Path | None
+) -> dict[str, Any]:
+    """Trains and evaluates; whatever happens, result.json says how it ended."""
+    began = time.monotonic()
+    result: dict[str, Any] = {
+        "status": "failed",
+        "name": settings.name,
+        "id": folder.id,
+        "seed": settings.seed,
+        "quantizer": settings.quantizer.name,
+        "source": source_fingerprint(),
+    }
+    before = sum(a.get("seconds", 0.0) for a in folder.attempts())
+    try:
+        with (
+            Signals() as signals,
+            tracked_run(settings, folder, settings.model_dump(mode="json")) as wandb_logger,
+        ):
+            fit = Fit(settings, parts, folder, report, signals, wandb_logger)
+            fit.run(checkpoint)
+            if signals.received is not None:
+                raise Stopped(signals.received)
+            best = folder.checkpoints / BEST
+            monitored = settings.callbacks.checkpoint.monitor is not None and best.exists()
+            restore(parts, best if monitored else folder.checkpoints / LAST)
+            metrics = evaluate(settings, parts, folder)
+            at = fit.checkpoints.best_step if monitored else None
+            validation = fit.metrics.values("val/", at)
+            for logger in fit.trainer.loggers:
+                logger.log_metrics(metrics, fit.trainer.global_step)
+                logger.save()
+            result |= {
+                "status": "finished",
+                "metrics": {**validation, **metrics},
+                "steps": fit.trainer.global_step,
+                "weights": "best validation" if monitored else "last step",
+                "kernel": parts.kernel_name,
+                "step_ms": 1000 * fit.pace.step_seconds,
+            }
+    except Stopped as stop:
+        result |= {"status": "stopped", "kind": "signal", "reason": str(stop), "signal": stop.signum}
+    except Diverged as reason:
+        result |= {"kind": "diverged", "reason": str(reason)}
+    except UserError:
+        folder.finish({**result, "kind": "config", "reason": "see train.log"})
+        raise
+    except Exception as crash:
+        result |= describe_crash(crash)
+        report.line(traceback.format_exc().rstrip() if result["kind"] == "crash" else "")
+    result["seconds"] = round(before + time.monotonic() - began, 1)
+    result["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
+    try:
+        folder.finish(result)
+    except OSError as error:
+        report.line(f"result.json could not be written: {error}")
+    closing(report, settings, folder, result, trained=True)
+    return result
+
+
+def describe_crash(crash: Exception) -> dict[str, str]:
+    """The kind and reason of a failure: out of memory, disk full, or a crash."""
+    text = str(crash).strip().splitlines()
+    reason = f"{type(crash).__name__}: {text[0] if text else ''}".rstrip(": ")
+    if isinstance(crash, MemoryError) or "out of memory" in str(crash) or "can't allocate memory" in str(crash):
+        return {"kind": "out_of_memory", "reason": f"out of memory ({reason})"}
+    if isinstance(crash, OSError) and crash.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return {"kind": "disk_full", "reason": f"the disk is full ({reason})"}
+    return {"kind": "crash", "reason": reason}
+
+
+def follow(settings: Settings, parts: Parts, folder: RunFolder, report: Report) -> Outcome:
+    """Another process of a distributed run: trains along with the first, and leaves the rest to it."""
+    decision = inherited() or wait_for_decision(folder.path)
+    if decision is not None:
+        checkpoint = decision["checkpoint"]
+        with Signals() as signals:
+            fit = Fit(settings, parts, RunFolder(Path(decision["folder"])), report, signals, None)
+            fit.run(None if checkpoint is None else Path(checkpoint))
+    return Outcome(folder.path, {"status": "finished"})

@@ -1,0 +1,1 @@
+"""Sets of runs: tuned settings, and the table at the end of a multirun."""

@@ -1,0 +1,94 @@
+"""Image classification: cross entropy, accuracy and a confusion matrix; mixup and cutmix as options."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from bitexp.settings import Adam, Sgd
+from bitexp.tasks.task import TASKS, Task
+
+Strength = Annotated[float, Field(ge=0)]
+
+
+@TASKS.register("image_classification")
+class ImageClassification(Task):
+    """Trains a model `[B, C, H, W] -> [B, classes]`.
+
+    Args:
+        label_smoothing: share of the target spread over all classes; not in validation and test.
+        mixup, cutmix: alpha of their Beta distribution, 0 to switch off; with both on, each batch
+            draws one of the two (arXiv 1710.09412, 1905.04899).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Adam | Sgd,
+        *,
+        classes: int,
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)],
+        mixup: Strength,
+        cutmix: Strength,
+    ) -> None:
+        super().__init__(model, optimizer)
+        self.label_smoothing = label_smoothing
+        self.mix = mixer(classes, mixup, cutmix)
+        self.stage_metrics = nn.ModuleDict(
+            {stage: MulticlassAccuracy(classes, average="micro") for stage in ("validate", "test")}
+        )
+        self.confusion = MulticlassConfusionMatrix(classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        if self.mix is not None:
+            images, labels = self.mix(images, labels)
+        loss = F.cross_entropy(self(images).float(), labels, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "validate", "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        logits = self._evaluate(batch, "test", "test")
+        self.confusion.update(logits, batch[1])
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> Tensor:
+        images, labels = batch
+        logits = self(images).float()
+        accuracy = self.stage_metrics[stage]
+        accuracy.update(logits, labels)  # type: ignore[operator]
+        size = len(labels)
+        options: dict[str, Any] = {"batch_size": size, "on_epoch": True}
+        self.log(f"{prefix}/loss", F.cross_entropy(logits, labels), sync_dist=True, **options)
+        self.log(f"{prefix}/accuracy", accuracy, **options)  # type: ignore[arg-type]
+        return logits
+
+    def test_tables(self) -> dict[str, list[list[int]]]:
+        """Tables of the last test: the confusion matrix, rows are true classes, columns predictions."""
+        return {"confusion_matrix": self.confusion.compute().int().tolist()}
+
+
+def mixer(classes: int, mixup: float, cutmix: float) -> Any | None:
+    """torchvision's MixUp, CutMix, or a draw between the two; None when both are off."""
+    if mixup == 0 and cutmix == 0:
+        return None
+    import bitexp.compat  # noqa: F401
+    from torchvision.transforms import v2
+
+    choices: list[nn.Module] = []
+    if mixup:
+        choices.append(v2.MixUp(alpha=mixup, num_classes=classes))
+    if cutmix:
+        choices.append(v2.CutMix(alpha=cutmix, num_classes=classes))
+    return choices[0] if len(choices) == 1 else v2.RandomChoice(choices)
+
+

@@ -1,0 +1,33 @@
+"""The registry of tasks, and what every task is: a model, its optimizer, and metrics under agreed names."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from bitexp.registry import Registry
+from bitexp.settings import Adam, Sgd
+from bitexp.tasks.optimizers import build_optimizer
+
+TASKS: Registry[type[Task]] = Registry("task")
+
+
+class Task(pl.LightningModule):
+    """A model with its optimizer settings. Subclasses log `train/loss`, `val/...`, `test/...`.
+
+    Keyword arguments of a subclass come from the YAML of the task, or from the data where their names
+    are among its facts (`classes`, say).
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Adam | Sgd) -> None:
+        super().__init__()
+        self.model = model
+        self.optimizer_settings = optimizer
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.model, self.optimizer_settings)
+
+    def test_tables(self) -> dict[str, list[list[int]]]:
+        """Tables of the last test by name, to be kept as CSV files in the run's folder."""
+        return {}

@@ -1,0 +1,1 @@
+"""What remains of a run: its folder, metrics, provenance, and wandb."""

@@ -1,0 +1,119 @@
+"""A run's folder and identity: outputs/<experiment>/<id>/, one folder for one config on one data set.
+
+    config.yaml overrides.yaml provenance.json metrics.csv train.log checkpoints/ packed.safetensors
+    confusion_matrix.csv wandb/ result.json (written last)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from bitexp.errors import UserError
+from bitexp.files import read_json, write_atomic, write_json
+from bitexp.settings import Settings
+
+UNIMPORTANT = (
+    "name", "tuned", "rerun", "logger",
+    "data.data_dir", "data.download", "data.workers",
+    "trainer.log_every",
+    "callbacks.progress", "callbacks.checkpoint.every_steps", "callbacks.checkpoint.every_minutes",
+)  # fmt: skip
+"""The keys that cannot change a result, and so are no part of a run's identity."""
+
+
+class Busy(UserError):
+    """Another process is running this very run."""
+
+
+def outputs() -> Path:
+    """Where runs live: `outputs` in the current folder, or where BITEXP_OUTPUTS says."""
+    return Path(os.environ.get("BITEXP_OUTPUTS", "outputs")).absolute()
+
+
+def identity(config: dict[str, Any], data_fingerprint: str) -> str:
+    """The id of a run: a hash of its config without the unimportant keys, and of its data."""
+    value = json.loads(json.dumps(config))
+    for key in UNIMPORTANT:
+        *path, last = key.split(".")
+        node = value
+        for part in path:
+            node = node.get(part) or {}
+        node.pop(last, None)
+    text = json.dumps([value, data_fingerprint], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+class RunFolder:
+    """The files of one run, and the lock that lets one process at a time write them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id = path.name
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.csv"
+        self.packed = path / "packed.safetensors"
+        self._lock = FileLock(path.parent / ".locks" / f"{path.name}.lock")
+
+    @staticmethod
+    def of(settings: Settings, data_fingerprint: str) -> RunFolder:
+        """The folder of a run, not created yet."""
+        run_id = identity(settings.model_dump(mode="json"), data_fingerprint)
+        return RunFolder(outputs() / settings.name / run_id)
+
+    def acquire(self) -> None:
+        """Takes the lock. Raises `Busy` where a living process holds it; dead ones leave none."""
+        Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            attempt = (self.attempts() or [{}])[-1]
+            owner = f"process {attempt.get('pid', '?')} on {attempt.get('host', '?')}"
+            raise Busy(f"{self.path} is being run by {owner} right now; this one leaves it alone") from None
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        self._lock.release()
+
+    def result(self) -> dict[str, Any] | None:
+        """What result.json says, or None where there is none (or not yet)."""
+        value = read_json(self.path / "result.json")
+        return value if isinstance(value, dict) else None
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """Provenance of every attempt at this run, the oldest first."""
+        value = read_json(self.path / "provenance.json")
+        return value["attempts"] if isinstance(value, dict) else []
+
+    def set_aside(self) -> Path:
+        """Moves the folder out of the way, for a rerun; nothing is lost."""
+        aside = self.path.parent / ".replaced" / f"{self.id}-{time.strftime('%Y%m%d-%H%M%S')}"
+        aside.parent.mkdir(exist_ok=True)
+        os.replace(self.path, aside)
+        return aside
+
+    def begin(self, settings: Settings, overrides: Sequence[str], attempt: dict[str, Any]) -> None:
+        """Creates the folder, or opens it for another attempt; an old verdict goes."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        attempts = [*self.attempts(), attempt]
+        (self.path / "result.json").unlink(missing_ok=True)
+        write_yaml(self.path / "config.yaml", settings.model_dump(mode="json"))
+        write_yaml(self.path / "overrides.yaml", list(overrides))
+        write_json(self.path / "provenance.json", {"attempts": attempts})
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Writes the verdict. A run without one was killed."""
+        write_json(self.path / "result.json", result)
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Writes YAML, atomically, in the order given."""
+    write_atomic(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())

@@ -1,0 +1,87 @@
+"""metrics.csv: one measured value per line (step, epoch, metric, value); cut back when a run resumes."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+HEADER = "step,epoch,metric,value\n"
+
+
+class MetricsCsv(Logger):
+    """Lightning logger that appends to a CSV file which a resumed run continues as if nothing had happened.
+
+    A checkpoint remembers how long the file was (`position`); `cut_back` drops what was logged after it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._lines: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return self.path.stem
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        epoch = metrics.get("epoch", "")
+        epoch = int(epoch) if epoch != "" else ""
+        for name, value in metrics.items():
+            if name != "epoch":
+                self._lines.append(f"{step},{epoch},{name},{float(value):.9g}\n")
+        if len(self._lines) > 500:
+            self.flush()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The config is in config.yaml; nothing to do here."""
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Writes what is pending through to the disk."""
+        with self.path.open("a") as file:
+            if file.tell() == 0:
+                file.write(HEADER)
+            file.writelines(self._lines)
+            file.flush()
+            os.fsync(file.fileno())
+        self._lines.clear()
+
+    def save(self) -> None:
+        self.flush()
+
+    def finalize(self, status: str) -> None:
+        self.flush()
+
+    def position(self) -> int:
+        """Length of the file in bytes, all pending lines included."""
+        self.flush()
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut_back(self, position: int) -> None:
+        """Drops everything after `position` bytes. A file that is shorter stays as it is."""
+        self._lines.clear()
+        if self.path.exists() and self.path.stat().st_size > position:
+            with self.path.open("r+b") as file:
+                file.truncate(position)
+
+    def values(self, prefix: str, step: int | None = None) -> dict[str, float]:
+        """The last values of the metrics that begin with `prefix`; those of one step, if given."""
+        self.flush()
+        found: dict[str, float] = {}
+        for line in self.path.read_text().splitlines()[1:]:
+            at, _, name, value = line.split(",")
+            if name.startswith(prefix) and step in (None, int(at)):
+                found[name] = float(value)
+        return found
