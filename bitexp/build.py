@@ -23,6 +23,7 @@ from bitexp.models import MODELS
 from bitexp.packed import Description
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import Conversion, prove, quantize
+from bitexp.quant.linear import quantized_layers
 from bitexp.quant.registry import Quantizer
 from bitexp.registry import Registry
 from bitexp.settings import Settings, check_arguments
@@ -56,7 +57,7 @@ def build(settings: Settings) -> Parts:
         UserError: whatever in the config cannot work, before any training data or run folder is touched.
     """
     with told():
-        kernel, kernel_name, reason = choose_kernel(settings.kernel.name)
+        kernel, kernel_name, reason = choose_kernel(settings.kernel.name, device_type(settings))
         quantizer = construct("quantizer", QUANTIZERS, settings.quantizer.name, settings.quantizer.arguments)
         check(settings, quantizer)
         data = construct(
@@ -70,6 +71,8 @@ def build(settings: Settings) -> Parts:
         conversion = quantize(
             model, quantizer, settings.quantizer.include, settings.quantizer.exclude
         )
+        for layer in quantized_layers(model).values():
+            layer.product = kernel.product
         prove_forward(model, data.example())
         task = construct(
             "task",
@@ -126,6 +129,12 @@ def check(settings: Settings, quantizer: Quantizer) -> None:
     if settings.trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu, and torch finds no GPU here; use trainer=cpu")
     check_login(settings)
+
+
+def device_type(settings: Settings) -> str:
+    """cpu or cuda, by the trainer's accelerator."""
+    wanted = settings.trainer.accelerator
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 @torch.no_grad()

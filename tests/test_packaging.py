@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import re
 import subprocess
@@ -56,6 +57,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 
 def files(folder: str, pattern: str) -> set[str]:
+    """Their paths below the folder; links to other folders are not followed."""
     return {path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).rglob(pattern)}
 
 
@@ -63,7 +65,7 @@ def files(folder: str, pattern: str) -> set[str]:
     ("source", "target", "pattern"),
     [
         ("conf", "bitexp/_conf", "*.yaml"),
-        ("sweeps", "bitexp/_sweeps", "*.yaml"),
+        ("sweeps", "bitexp/_conf/sweeps", "*.yaml"),
         ("bitexp", "bitexp", "*.py"),
     ],
 )
@@ -88,7 +90,7 @@ def test_installed_wheel_composes(wheel: zipfile.ZipFile, tmp_path: Path) -> Non
     program = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
         "import bitexp.__main__; print(bitexp.__file__, file=sys.stderr)\n"
-        "sys.argv[1:] = ['+experiment=vit_ternary', '--cfg', 'job']\n"
+        "sys.argv[1:] = ['+experiment=vit_ternary', '+sweeps=precisions', '--cfg', 'job']\n"
         "bitexp.__main__.main()"
     )
     done = subprocess.run(
@@ -99,7 +101,26 @@ def test_installed_wheel_composes(wheel: zipfile.ZipFile, tmp_path: Path) -> Non
     assert "ternary" in done.stdout
 
 
-# the lock
+# the lock and what is declared
+
+
+def test_every_import_is_declared() -> None:
+    """What bitexp imports, it asks for itself: not only what others happen to bring along."""
+    origin = importlib.metadata.packages_distributions()
+    ours = {"bitexp", "hydra-plugins"}
+    for group in DECLARED.keys() - {"test", "lint", "dev"}:
+        ours |= {canonicalize_name(Requirement(line).name) for line in DECLARED[group]}
+    for path in (ROOT / "bitexp").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules = [node.module or ""]
+            else:
+                continue
+            for top in {m.partition(".")[0] for m in modules} - set(sys.stdlib_module_names):
+                names = {canonicalize_name(name) for name in origin.get(top, [top])}
+                assert names & ours, f"{path}: {top} is not declared"
 
 
 def test_lock_pins_every_dependency() -> None:

@@ -6,13 +6,15 @@ from torch import Tensor
 
 from bitexp.kernels.registry import KERNELS
 from bitexp.quant.activations import absmax_codes
-from bitexp.quant.product import ConvArgs, Geometry, scaled_product
+from bitexp.quant.product import ConvArgs, Geometry, Product, float_product, scaled_product
 
 
 class Reference:
     """Keeps int8 codes and multiplies them as fp32 integers. The oracle of every other kernel."""
 
-    def unavailable(self) -> str | None:
+    product: Product = staticmethod(float_product)
+
+    def unavailable(self, device: str) -> str | None:
         return None
 
     def prepare(self, codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +54,7 @@ class Reference:
         x_scale = None
         if act_qmax:
             x, x_scale = absmax_codes(x, act_qmax, Geometry(conv).scale_dims)
-        return scaled_product(x, x_scale, codes, scale, bias, conv, scaled_bias)
+        return scaled_product(x, x_scale, codes, scale, bias, conv, scaled_bias, self.product)
 
 
 KERNELS.register("reference")(Reference())

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from bitexp.quant.product import ConvArgs
+from bitexp.quant.product import ConvArgs, Product
 from bitexp.registry import Registry
 
 
@@ -17,8 +17,11 @@ class Kernel(Protocol):
     `linear` and `conv2d`. Every kernel gives the bits of `reference` in fp32.
     """
 
-    def unavailable(self) -> str | None:
-        """Why it cannot run here, or None."""
+    product: Product
+    """The sum over codes that the training forward uses with this kernel."""
+
+    def unavailable(self, device: str) -> str | None:
+        """Why it cannot run here on a device type (`cpu`, `cuda`), or None."""
 
     def prepare(self, codes: Tensor, scale: Tensor) -> Any:
         """int8 codes `[out, ...]`, steps `[]`, `[out]` or `[out, groups]` -> prepared weights."""
@@ -42,12 +45,12 @@ class Kernel(Protocol):
 
 KERNELS: Registry[Kernel] = Registry("kernel")
 
-PREFERENCE = ["reference"]
+PREFERENCE = ["int8", "reference"]
 """The order in which `auto` tries them: the fastest first."""
 
 
-def choose_kernel(name: str) -> tuple[Kernel, str, str]:
-    """The kernel for a name, `auto` included.
+def choose_kernel(name: str, device: str) -> tuple[Kernel, str, str]:
+    """The kernel for a name, `auto` included, on a device type.
 
     Returns:
         the kernel, its own name, and the reason for the choice.
@@ -57,13 +60,13 @@ def choose_kernel(name: str) -> tuple[Kernel, str, str]:
     """
     if name != "auto":
         kernel: Kernel = KERNELS.get(name)
-        if reason := kernel.unavailable():
+        if reason := kernel.unavailable(device):
             raise ValueError(f"kernel={name} cannot run here: {reason}")
         return kernel, name, "asked for"
     passed = []
     for candidate in PREFERENCE:
         kernel = KERNELS.get(candidate)
-        reason = kernel.unavailable()
+        reason = kernel.unavailable(device)
         if reason is None:
             return kernel, candidate, "; ".join(["auto: the fastest that runs here", *passed])
         passed.append(f"{candidate}: {reason}")

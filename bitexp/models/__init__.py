@@ -1,4 +1,4 @@
-"""Plain networks that know no quantizer. A file in this folder that registers a model is found by itself."""
+"""Plain networks that know no quantizer. A file in this folder that registers a model is enough."""
 
 from importlib import import_module
 from pkgutil import iter_modules

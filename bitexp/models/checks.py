@@ -1,4 +1,4 @@
-"""What the constructors of models check before they allocate anything: a `ValueError` says what to do."""
+"""What models check before they allocate anything: a `ValueError` says what to do instead."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def check_list(name: str, sizes: Sequence[int]) -> None:
 
 
 def check_image(shape: tuple[int, int, int], classes: int) -> None:
-    """Raises `ValueError` where the data's shape is not (channels, height, width), or without classes."""
+    """Raises `ValueError` where the data's shape is not (channels, height, width) of an image."""
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(
-            f"shape={tuple(shape)} must be (channels, height, width), each at least 1: this model takes images"
+            f"shape={tuple(shape)} is not an image: this model takes (channels, height, width), "
+            "each at least 1; choose a data set of images"
         )
     check_sizes(classes=classes)
 
@@ -47,7 +48,7 @@ def check_choice(name: str, word: str, known: Sequence[str]) -> None:
 
 
 def check_divides(name: str, size: int, whole: int, what: str) -> None:
-    """Raises `ValueError` unless `size` divides `whole`; names `what` is divided and every size that does."""
+    """Raises `ValueError`, listing the sizes that do, unless `size` divides `whole` (`what`)."""
     if whole % size:
         choices = ", ".join(str(d) for d in divisors(whole))
         raise ValueError(f"{name}={size} does not divide {what}; choose one of {choices}")

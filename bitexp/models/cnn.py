@@ -1,4 +1,4 @@
-"""Convolutional network: 3x3 convolutions with batch norm and ReLU, max-pooling, average pooling, a linear head.
+"""Convolutional network: convolutions with batch norm and ReLU, average pooling, a linear head.
 
 Batch norm follows each convolution, as in an ordinary network; it stays in full precision.
 """
@@ -16,7 +16,7 @@ from bitexp.models.registry import MODELS
 
 
 class ConvBlock(nn.Module):
-    """Convolution, batch norm, ReLU, max-pooling: `[B, C, H, W] -> [B, out, H / pool, W / pool]`."""
+    """Convolution, batch norm, ReLU, max-pooling: `[B, C, H, W] -> [B, out, H/pool, W/pool]`."""
 
     def __init__(self, channels: int, out: int, kernel: int, pool: int) -> None:
         super().__init__()
@@ -55,15 +55,17 @@ class CNN(nn.Module):
         channels, height, width = shape
         if len(pool) != len(widths):
             raise ValueError(
-                f"pool={list(pool)} has {len(pool)} entries and widths={list(widths)} has {len(widths)}; "
-                "give one window per convolution, 1 for none"
+                f"pool={list(pool)} has {len(pool)} entries and widths={list(widths)} has "
+                f"{len(widths)}; give one window per convolution, 1 for none"
             )
         if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"kernel={kernel} must be odd and at least 1, so that the image keeps its size")
+            raise ValueError(
+                f"kernel={kernel} must be odd and at least 1, so that the image keeps its size"
+            )
         if prod(pool) > min(height, width):
             raise ValueError(
-                f"pool={list(pool)} divides the image by {prod(pool)}, and the {height}x{width} image has "
-                "fewer pixels than that; use smaller windows, 1 for none"
+                f"pool={list(pool)} divides height and width by {prod(pool)}, which leaves nothing "
+                f"of the {height}x{width} image; use fewer or smaller windows, 1 for none"
             )
         super().__init__()
         layers = zip(pairwise([channels, *widths]), pool, strict=True)

@@ -1,7 +1,8 @@
-"""Multi-layer perceptron on flattened images: linear layers with an activation between them, no norm."""
+"""Multi-layer perceptron on flattened images: linear layers, an activation after each, no norm."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 from typing import Literal
@@ -12,7 +13,11 @@ from torch import Tensor, nn
 from bitexp.models import checks
 from bitexp.models.registry import MODELS
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
 
 
 @MODELS.register("mlp")

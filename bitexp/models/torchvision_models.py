@@ -1,10 +1,11 @@
-"""Any classification model of torchvision by its name there, randomly initialized: no weights are loaded.
+"""Any classification model of torchvision by its name there, from random weights.
 
 Channels, classes and image size are fitted to the data; parameter names stay torchvision's.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any, Literal
 
 import torch
@@ -36,9 +37,7 @@ def torchvision_model(
     """
     checks.check_image(shape, classes)
     checks.check_choice("stem", stem, ("imagenet", "small"))
-    import bitexp.compat  # noqa: F401  must come before torchvision
-    from torchvision import models
-
+    models = torchvision_builders()
     checks.check_choice("arch", arch, models.list_models(module=models))
     if stem == "small" and "resne" not in arch:
         raise ValueError(
@@ -53,6 +52,12 @@ def torchvision_model(
     return model
 
 
+def torchvision_builders() -> Any:
+    """The module `torchvision.models`, imported when a model asks for it."""
+    importlib.import_module("bitexp.compat")
+    return importlib.import_module("torchvision.models")
+
+
 def options(arch: str, shape: tuple[int, int, int]) -> dict[str, Any]:
     """What some builders must be told beside the number of classes.
 
@@ -61,14 +66,14 @@ def options(arch: str, shape: tuple[int, int, int]) -> dict[str, Any]:
     """
     _, height, width = shape
     if arch in ("googlenet", "inception_v3"):
-        # One output, not a tuple with auxiliary ones; and the initialization the builders warn about.
+        # A single output, and the initialization: left open, these builders warn about it.
         return {"aux_logits": False, "init_weights": True}
     if arch.startswith("vit_"):
         patch = int(arch.rpartition("_")[2])
         if height != width or height % patch:
             raise ValueError(
-                f"arch={arch} takes square images of a multiple of {patch} pixels, not {height}x{width}; "
-                "resize the images or choose model=vit, whose patch size is free"
+                f"arch={arch} takes square images of a multiple of {patch} pixels, not "
+                f"{height}x{width}; resize the images or choose model=vit, whose patch size is free"
             )
         return {"image_size": height}
     if arch == "maxvit_t":
@@ -82,7 +87,7 @@ def options(arch: str, shape: tuple[int, int, int]) -> dict[str, Any]:
 
 
 def small_stem(conv: nn.Conv2d) -> nn.Conv2d:
-    """The 3x3 convolution of stride 1 that stands in for a ResNet's first layer, initialized alike."""
+    """What stands in for a ResNet's first layer: 3x3 and stride 1, initialized alike."""
     new = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
     return new
@@ -108,12 +113,13 @@ def check_takes(model: nn.Module, arch: str, shape: tuple[int, int, int]) -> Non
         larger = next((s for s in EXAMPLE_SIZES if not first_error(model, (channels, s, s))), None)
         hint = f"enlarge the images, for example to {larger}x{larger}, or " if larger else ""
         raise ValueError(
-            f"arch={arch} does not take {height}x{width} images; {hint}choose another arch ({error})"
+            f"arch={arch} does not take {height}x{width} images; {hint}choose another arch "
+            f"(torchvision: {error})"
         )
 
 
 def first_error(model: nn.Module, shape: tuple[int, int, int]) -> str:
-    """What one forward on the meta device raises, where shapes are checked and nothing is computed."""
+    """What one forward raises on the meta device, which checks shapes and computes nothing."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta = {name: tensor.to("meta") for name, tensor in state.items()}
     model.eval()

@@ -1,7 +1,7 @@
-"""Vision transformer (arXiv 2010.11929) for images of any size: pre-norm blocks, mean or class-token pooling.
+"""Vision transformer (arXiv 2010.11929) for images of any size, with mean or class-token pooling.
 
-Names, order of operations and epsilon are those of timm and torchvision; every product of the body is
-an `nn.Linear`, so that the whole body can be quantized.
+Order of operations and epsilon are those of timm and torchvision; every product with weights is an
+`nn.Linear`, so that the whole body can be quantized.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class ViT(nn.Module):
         checks.check_divides("patch", patch, math.gcd(height, width), f"the {height}x{width} image")
         checks.check_divides("heads", heads, dim, f"dim={dim}")
         if not (math.isfinite(mlp_ratio) and dim * mlp_ratio >= 1):
-            raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden units at dim={dim}; 2 to 4 is usual")
+            raise ValueError(
+                f"mlp_ratio={mlp_ratio} leaves no hidden units at dim={dim}; 2 to 4 is usual"
+            )
         super().__init__()
         self.patch = patch
         tokens = (height // patch) * (width // patch) + (pool == "cls")
@@ -122,6 +124,6 @@ class ViT(nn.Module):
         return self.head(x.mean(dim=1) if self.cls_token is None else x[:, 0])
 
     def patches(self, x: Tensor) -> Tensor:
-        """`[B, C, H, W] -> [B, tokens, C * patch * patch]`, in the order of a strided convolution's weight."""
+        """`[B, C, H, W] -> [B, tokens, C*p*p]`, ordered like a strided convolution's weight."""
         x = x.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # [B, C, h, p, w, p]
         return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

@@ -16,12 +16,22 @@ def normalize(x: Tensor, norm: Norm, dim: int) -> tuple[Tensor, Tensor | None, T
     """
     if norm == "none":
         return x, None, None
-    last = x.movedim(dim, -1)
     if norm == "layer":
+        last = features_last(x, dim)
         y, mean, rstd = torch.native_layer_norm(last, [last.shape[-1]], None, None, EPS)
-        return y.movedim(-1, dim), mean, rstd
-    rstd = torch.rsqrt(last.square().mean(-1, keepdim=True) + EPS)
-    return (last * rstd).movedim(-1, dim), None, rstd
+        return features_back(y, dim), mean, rstd
+    rstd = torch.rsqrt(x.square().mean(dim, keepdim=True) + EPS)
+    return x * rstd, None, rstd
+
+
+def features_last(x: Tensor, dim: int) -> Tensor:
+    """A view with the features in the last dimension."""
+    return x if dim == -1 else x.movedim(dim, -1)
+
+
+def features_back(x: Tensor, dim: int) -> Tensor:
+    """The inverse of `features_last`."""
+    return x if dim == -1 else x.movedim(-1, dim)
 
 
 def normalize_backward(
@@ -30,16 +40,14 @@ def normalize_backward(
     """The gradient of `normalize` with respect to x, from x and the saved statistics."""
     if rstd is None:
         return grad
-    g, last = grad.movedim(dim, -1), x.movedim(dim, -1)
-    if mean is not None:
-        width = [last.shape[-1]]
-        out = torch.ops.aten.native_layer_norm_backward(
-            g.contiguous(), last.contiguous(), width, mean, rstd, None, None, [True, False, False]
-        )[0]
-    else:
-        normed = last * rstd
-        out = (g - normed * (g * normed).mean(-1, keepdim=True)) * rstd
-    return out.movedim(-1, dim)
+    if mean is None:
+        normed = x * rstd
+        return (grad - normed * (grad * normed).mean(dim, keepdim=True)) * rstd
+    g, last = features_last(grad, dim).contiguous(), features_last(x, dim).contiguous()
+    out = torch.ops.aten.native_layer_norm_backward(
+        g, last, [last.shape[-1]], mean, rstd, None, None, [True, False, False]
+    )
+    return features_back(out[0], dim)
 
 
 def absmax_codes(x: Tensor, qmax: int, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -49,11 +57,11 @@ def absmax_codes(x: Tensor, qmax: int, dims: tuple[int, ...]) -> tuple[Tensor, T
     this one formula, since any other flips a code in a million.
 
     Returns:
-        the codes as fp32 integers in -qmax..min(qmax, 127), and the step `absmax / qmax`, of size 1
-        along `dims`.
+        int8 codes, and the step `absmax / qmax`, of size 1 along `dims`.
     """
-    absmax = torch.linalg.vector_norm(x, torch.inf, dims, keepdim=True).clamp(min=EPS)
+    # abs().amax() beats the infinity norm tenfold on the CPU
+    absmax = x.abs().amax(dims, keepdim=True).clamp(min=EPS)
     codes = (x * (absmax.reciprocal() * qmax)).round_()
     if qmax > 127:  # below that |codes| <= qmax holds by itself: absmax bounds every |x|
         codes = codes.clamp_(max=127)
-    return codes, absmax / qmax
+    return codes.to(torch.int8), absmax / qmax

@@ -10,6 +10,8 @@ identity and the steps as constants (straight-through estimator, arXiv 2310.1145
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from typing import Any
 
 import torch
@@ -54,21 +56,20 @@ class QuantizedProduct(torch.autograd.Function):
         normed, mean, rstd = normalize(x.float(), norm, at.feature_dim)
         if qmax:
             codes, scale = absmax_codes(normed, qmax, at.scale_dims)
-            saved: Tensor = codes.to(torch.int8)
-        else:
-            codes, scale, saved = normed, None, normed.clone() if normed is x else normed
+        else:  # cloned, since an output of a Function may not be its input
+            codes, scale = normed.clone() if normed is x else normed, None
         b = None if bias is None else bias.float()
         y = scaled_product(codes, scale, w_codes, w_scale, b, conv, scaled_bias, product)
-        return y, saved, scale, mean, rstd
+        return y, codes, scale, mean, rstd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         x, weight, bias, w_codes, w_scale, conv, norm, _, scaled_bias, _ = inputs
-        _, saved, scale, mean, rstd = output
+        _, codes, scale, mean, rstd = output
         ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
         ctx.set_materialize_grads(False)
         kept_x = None if norm == "none" else x
-        ctx.save_for_backward(kept_x, saved, scale, w_codes, w_scale, mean, rstd)
+        ctx.save_for_backward(kept_x, codes, scale, w_codes, w_scale, mean, rstd)
         ctx.conv, ctx.scaled_bias = conv, scaled_bias
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
 
@@ -76,19 +77,17 @@ class QuantizedProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 10
-        x, saved, scale, w_codes, w_scale, mean, rstd = ctx.saved_tensors
+        x, codes, scale, w_codes, w_scale, mean, rstd = ctx.saved_tensors
         x_dtype, w_dtype, b_dtype = ctx.dtypes
         need_x, need_w, need_b = ctx.needs_input_grad[:3]
         at = Geometry(ctx.conv)
-        with torch.autocast(grad.device.type, enabled=False):
+        with no_autocast(grad):
             grad = grad.float()
             grad_b = None
             if need_b:
                 per_output = grad * (scale * at.spread(w_scale)) if ctx.scaled_bias else grad
                 grad_b = at.sum_outputs(per_output).to(b_dtype)
-            inputs = saved.float()
-            if scale is not None:
-                inputs *= scale
+            inputs = codes if scale is None else codes * scale
             weights = dequantize(w_codes, w_scale)
             grad_x, grad_w = product_grads(grad, inputs, weights, ctx.conv, need_x, need_w)
             if grad_x is not None:
@@ -97,6 +96,17 @@ class QuantizedProduct(torch.autograd.Function):
             if grad_w is not None:
                 grad_w = grad_w.to(w_dtype)
         return grad_x, grad_w, grad_b, *(None,) * 7
+
+
+# torch binds the arguments of every call against the signature, and would inspect it anew each time
+QuantizedProduct.forward.__signature__ = inspect.signature(QuantizedProduct.forward)  # type: ignore[attr-defined]
+
+
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Switches autocast off where it is on; the context costs as much as a small layer's norm."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
@@ -136,7 +146,7 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out_dtype = result_dtype(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             if not self.quantizer.quantizes_weights or self.phasing:
                 return self._float_forward(x).to(out_dtype)
             codes, scale = self.quantizer.weights(self.weight)

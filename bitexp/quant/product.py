@@ -21,7 +21,7 @@ ConvArgs = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 """stride, padding, dilation, groups"""
 
 Product = Callable[[Tensor, Tensor, ConvArgs | None], Tensor]
-"""(x codes as fp32, weight codes as int8, conv) -> the sum over them as fp32"""
+"""(int8 codes or floats of the input, int8 codes of the weights, conv) -> the sum over them as fp32"""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Geometry:
 
 def float_product(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:
     """The sum in fp32 by torch's own linear or convolution; exact for codes within 2^24."""
-    w = weight.to(x.dtype)
+    x, w = x.float(), weight.float()
     if conv is None:
         return F.linear(x, w)
     stride, padding, dilation, groups = conv
@@ -83,7 +83,7 @@ def scaled_product(
     """The output of a layer from codes and steps.
 
     Args:
-        x: codes of the input as fp32 `[..., K]` or `[B, C, H, W]` (or plain floats without `x_scale`).
+        x: int8 codes of the input `[..., K]` or `[B, C, H, W]`; floats where there is no `x_scale`.
         weight: int8 codes; `w_scale` their steps: `[]`, `[out]` or `[out, groups]`.
         scaled_bias: add the bias to the sum, before the scales.
     """
@@ -93,11 +93,11 @@ def scaled_product(
     else:
         y = product(x, weight, conv)
         if scaled_bias and bias is not None:
-            y = y + at.spread(bias)
+            y = y.add_(at.spread(bias))
         scale = at.spread(w_scale)
         y = y.mul_(scale if x_scale is None else x_scale * scale)
     if bias is not None and not scaled_bias:
-        y = y + at.spread(bias)
+        y = y.add_(at.spread(bias))
     return y
 
 
