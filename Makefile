@@ -49,9 +49,8 @@ data: ## install Fashion-MNIST (a package of Debian and Ubuntu)
 		sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 		$$sudo apt-get update -qq && $$sudo apt-get install -y -qq dataset-fashion-mnist; \
 	else \
-		echo "No apt-get here. Put the four files of Fashion-MNIST (train-images-idx3-ubyte.gz,"; \
-		echo "train-labels-idx1-ubyte.gz, t10k-images-idx3-ubyte.gz, t10k-labels-idx1-ubyte.gz)"; \
-		echo "into $(FASHION)."; \
+		echo "No apt-get here: data.download=true fetches it at the first run, or data.data_dir=FOLDER"; \
+		echo "names a folder with its four files (train-images-idx3-ubyte.gz and so on)."; \
 		exit 1; \
 	fi
 
@@ -59,9 +58,8 @@ figures: $(VENV)/.runtime ## run the benchmarks behind the figures of the README
 	@$(PY) -m bitexp -m +experiment=vit_ternary +sweeps=precisions
 
 sync: $(VENV)/.runtime ## upload the offline wandb runs under outputs/ (after `wandb login`)
-	@find $(OUTPUTS) -type d -path '*/wandb/offline-run-*' -prune | grep -q . \
-		|| { echo "no offline wandb runs under $(OUTPUTS)"; exit 1; }
-	@find $(OUTPUTS) -type d -path '*/wandb/offline-run-*' -prune -exec $(VENV)/bin/wandb sync {} +
+	@runs="$$(find $(OUTPUTS) -type d -path '*/wandb/offline-run-*' -prune 2>/dev/null)"; \
+	if [ -n "$$runs" ]; then $(VENV)/bin/wandb sync $$runs; else echo "no offline wandb runs under $(OUTPUTS)"; fi
 
 clean: ## remove caches and build products; keeps .venv/ and outputs/
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,8 +41,8 @@ def normalize_backward(
     if rstd is None:
         return grad
     if mean is None:
-        normed = x * rstd
-        return (grad - normed * (grad * normed).mean(dim, keepdim=True)) * rstd
+        along = (grad * x).mean(dim, keepdim=True) * rstd.pow(3)
+        return (grad * rstd).sub_(x * along)
     g, last = features_last(grad, dim).contiguous(), features_last(x, dim).contiguous()
     out = torch.ops.aten.native_layer_norm_backward(
         g, last, [last.shape[-1]], mean, rstd, None, None, [True, False, False]

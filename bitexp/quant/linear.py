@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,16 @@ from bitexp.quant.product import (
     scaled_product,
 )
 from bitexp.quant.registry import Norm, Quantizer
+
+
+class Spec(NamedTuple):
+    """What of a layer is no tensor; `qmax` 0 leaves the activations floats."""
+
+    conv: ConvArgs | None
+    norm: Norm
+    qmax: int
+    scaled_bias: bool
+    product: Product
 
 
 class QuantizedProduct(torch.autograd.Function):
@@ -46,60 +56,61 @@ class QuantizedProduct(torch.autograd.Function):
         bias: Tensor | None,
         w_codes: Tensor,
         w_scale: Tensor,
-        conv: ConvArgs | None,
-        norm: Norm,
-        qmax: int,
-        scaled_bias: bool,
-        product: Product,
+        spec: Spec,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        at = Geometry(conv)
-        normed, mean, rstd = normalize(x.float(), norm, at.feature_dim)
-        if qmax:
-            codes, scale = absmax_codes(normed, qmax, at.scale_dims)
+        at = Geometry(spec.conv)
+        normed, mean, rstd = normalize(x.float(), spec.norm, at.feature_dim)
+        if spec.qmax:
+            codes, scale = absmax_codes(normed, spec.qmax, at.scale_dims)
         else:  # cloned, since an output of a Function may not be its input
             codes, scale = normed.clone() if normed is x else normed, None
         b = None if bias is None else bias.float()
-        y = scaled_product(codes, scale, w_codes, w_scale, b, conv, scaled_bias, product)
+        y = scaled_product(
+            codes, scale, w_codes, w_scale, b, spec.conv, spec.scaled_bias, spec.product
+        )
         return y, codes, scale, mean, rstd
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
-        x, weight, bias, w_codes, w_scale, conv, norm, _, scaled_bias, _ = inputs
+        x, weight, bias, w_codes, w_scale, spec = inputs
         _, codes, scale, mean, rstd = output
         ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
         ctx.set_materialize_grads(False)
-        kept_x = None if norm == "none" else x
+        kept_x = None if spec.norm == "none" else x
         ctx.save_for_backward(kept_x, codes, scale, w_codes, w_scale, mean, rstd)
-        ctx.conv, ctx.scaled_bias = conv, scaled_bias
+        ctx.spec = spec
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 10
+            return (None,) * 6
         x, codes, scale, w_codes, w_scale, mean, rstd = ctx.saved_tensors
         x_dtype, w_dtype, b_dtype = ctx.dtypes
         need_x, need_w, need_b = ctx.needs_input_grad[:3]
-        at = Geometry(ctx.conv)
+        spec: Spec = ctx.spec
+        at = Geometry(spec.conv)
         with no_autocast(grad):
             grad = grad.float()
             grad_b = None
             if need_b:
-                per_output = grad * (scale * at.spread(w_scale)) if ctx.scaled_bias else grad
+                per_output = grad * (scale * at.spread(w_scale)) if spec.scaled_bias else grad
                 grad_b = at.sum_outputs(per_output).to(b_dtype)
             inputs = codes if scale is None else codes * scale
             weights = dequantize(w_codes, w_scale)
-            grad_x, grad_w = product_grads(grad, inputs, weights, ctx.conv, need_x, need_w)
+            grad_x, grad_w = product_grads(grad, inputs, weights, spec.conv, need_x, need_w)
             if grad_x is not None:
                 stats_x = None if x is None else x.float()
                 grad_x = normalize_backward(grad_x, stats_x, mean, rstd, at.feature_dim).to(x_dtype)
             if grad_w is not None:
                 grad_w = grad_w.to(w_dtype)
-        return grad_x, grad_w, grad_b, *(None,) * 7
+        return grad_x, grad_w, grad_b, None, None, None
 
 
 # torch binds the arguments of every call against the signature, and would inspect it anew each time
-QuantizedProduct.forward.__signature__ = inspect.signature(QuantizedProduct.forward)  # type: ignore[attr-defined]
+QuantizedProduct.forward.__signature__ = inspect.signature(  # type: ignore[attr-defined]
+    QuantizedProduct.forward
+)
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -145,24 +156,19 @@ class QuantizedLayer(nn.Module):
         self.mix.fill_(value)
 
     def forward(self, x: Tensor) -> Tensor:
-        out_dtype = result_dtype(x)
-        with no_autocast(x):
-            if not self.quantizer.quantizes_weights or self.phasing:
-                return self._float_forward(x).to(out_dtype)
-            codes, scale = self.quantizer.weights(self.weight)
-            y = QuantizedProduct.apply(
-                x,
-                self.weight,
-                self.bias,
-                codes,
-                scale,
-                self.conv,
-                self.norm,
-                self.quantizer.act_qmax,
-                self.quantizer.bias == "scaled",
-                self.product,
-            )[0]
-            return y.to(out_dtype)
+        if not torch.is_autocast_enabled(x.device.type):
+            y = self._forward(x)
+            return y if y.dtype == x.dtype else y.to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x).to(torch.get_autocast_dtype(x.device.type))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        quantizer, weight = self.quantizer, self.weight
+        if self.phasing or not quantizer.quantizes_weights:
+            return self._float_forward(x)
+        codes, scale = quantizer.weights(weight)
+        spec = Spec(self.conv, self.norm, quantizer.act_qmax, quantizer.bias == "scaled", self.product)
+        return QuantizedProduct.apply(x, weight, self.bias, codes, scale, spec)[0]
 
     def _float_forward(self, x: Tensor) -> Tensor:
         at, quantizer = Geometry(self.conv), self.quantizer

@@ -6,6 +6,7 @@ import fnmatch
 import functools
 import inspect
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -19,14 +20,16 @@ from bitexp.models import MODELS
 CONF = Path(__file__).parents[2] / "conf"
 DIGITS, GREY, COLOUR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
 Shape = tuple[int, int, int]
+TOO_SMALL = {("convnext_tiny", DIGITS)}
 
 
-def load(name: str) -> dict[str, Any]:
+@functools.cache
+def load(name: str) -> MappingProxyType[str, Any]:
     """The keys of one YAML with what it inherits."""
     with initialize_config_dir(str(CONF), version_base=None):
         config = OmegaConf.to_container(compose(overrides=[f"+model={name}"]).model)
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    return MappingProxyType({str(key): value for key, value in config.items()})
 
 
 def takes_images(name: str) -> bool:
@@ -38,7 +41,7 @@ IMAGE_MODELS = [name for name in NAMES if takes_images(name)]
 
 
 def build(name: str, shape: Shape) -> nn.Module:
-    config = load(name)
+    config = dict(load(name))
     config.pop("full_precision")
     return MODELS.get(config.pop("name"))(shape=shape, classes=10, **config)
 
@@ -61,16 +64,15 @@ def test_every_key_is_a_keyword_without_a_default(name: str) -> None:
         assert parameter.annotation is not parameter.empty
 
 
-@pytest.mark.parametrize("shape", [DIGITS, GREY, COLOUR], ids=str)
+@pytest.mark.parametrize("shape", [DIGITS, COLOUR], ids=str)
 @pytest.mark.parametrize("name", IMAGE_MODELS)
 def test_one_batch_gives_a_gradient_to_every_parameter(name: str, shape: Shape) -> None:
     torch.manual_seed(0)
-    try:
-        model = skeleton(name, shape)
-    except ValueError as error:
-        assert shape != COLOUR
-        assert f"{shape[1]}x{shape[2]}" in str(error)
+    if (name, shape) in TOO_SMALL:
+        with pytest.raises(ValueError, match=f"does not take {shape[1]}x{shape[2]} images"):
+            build(name, shape)
         return
+    model = skeleton(name, shape)
     device = "meta"
     if sum(p.numel() for p in model.parameters()) < 500_000:
         model, device = build(name, shape), "cpu"

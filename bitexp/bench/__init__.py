@@ -1,0 +1,1 @@
+"""Measurements: what a precision costs. `python -m bitexp.bench`"""

@@ -1,0 +1,77 @@
+"""The cost of a training step: time and saved memory by quantizer, beside PyPI `bitlinear` where installed.
+
+    python -m bitexp.bench
+    python -m bitexp.bench --model vit_tiny --shape 3 32 32 --batch 16 --rounds 20
+
+All candidates take turns in one process, step by step; what is printed are ratios to `full` pair by
+pair, since the machine may be shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import bitexp.compat  # noqa: F401
+
+import torch
+from rich import box
+from rich.table import Table
+
+from bitexp.bench.step import Candidate, candidates, measure
+from bitexp.cli import guarded
+from bitexp.console import Report, size
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bitexp.bench", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", default="vit", help="a name in conf/model (default: vit)")
+    parser.add_argument("--shape", type=int, nargs=3, default=[1, 8, 8], metavar=("C", "H", "W"))
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=40, help="steps of each candidate (default: 40)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--kernel", default="auto", help="which kernel trains (default: auto)")
+    return parser.parse_args()
+
+
+def table(results: dict[Candidate, tuple[float, float, int]]) -> Table:
+    """A row per candidate."""
+    out = Table(box=box.SIMPLE_HEAD)
+    out.add_column("step of")
+    for name in ("CPU ms (median)", "x full", "saved for backward", "x full", "x full_norm"):
+        out.add_column(name, justify="right")
+    saved = {candidate.name: held for candidate, (_, _, held) in results.items()}
+    for candidate, (seconds, ratio, held) in results.items():
+        out.add_row(
+            candidate.name,
+            f"{1000 * seconds:.1f}",
+            f"{ratio:.2f}",
+            size(held),
+            f"{held / saved['full']:.2f}",
+            f"{held / saved['full_norm']:.2f}",
+        )
+    return out
+
+
+def main() -> None:
+    """`python -m bitexp.bench`."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    report = Report()
+
+    def work() -> None:
+        found = candidates(options)
+        report.line(
+            f"{options.model} on {options.batch} x {'x'.join(map(str, options.shape))}, "
+            f"{options.rounds} rounds, {options.threads} thread(s), AdamW, torch {torch.__version__}"
+        )
+        report.table(table(measure(found, options.rounds)))
+
+    sys.exit(guarded(work))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""One training step of the same model at every precision, interleaved."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from bitexp.cli import CONF
+from bitexp.errors import UserError
+from bitexp.kernels import choose_kernel
+from bitexp.models import MODELS
+from bitexp.quant import QUANTIZERS
+from bitexp.quant.convert import matches, quantize
+from bitexp.quant.linear import quantized_layers
+from bitexp.settings import Settings, read_settings
+
+PEER = "bitlinear 2.4.6"
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A model with its optimizer, and the function that makes one step."""
+
+    name: str
+    model: nn.Module
+    step: Callable[[], None]
+    forward: Callable[[], Tensor]
+
+
+def candidates(options: argparse.Namespace) -> list[Candidate]:
+    """Every registered quantizer that has a YAML of its name, and the peer where it is installed."""
+    found = []
+    images = torch.randn(options.batch, *options.shape)
+    labels = torch.randint(0, options.classes, (options.batch,))
+    names = [name for name in QUANTIZERS.names() if (CONF / "quantizer" / f"{name}.yaml").exists()]
+    for name in sorted(names, key=lambda n: (n != "full", n != "full_norm", n)):
+        settings = composed(options.model, name)
+        model = build_model(settings, options)
+        quantizer = QUANTIZERS.get(name)(**settings.quantizer.arguments)
+        quantize(model, quantizer, settings.quantizer.include, settings.quantizer.exclude)
+        kernel, _, _ = choose_kernel(options.kernel, "cpu")
+        for layer in quantized_layers(model).values():
+            layer.product = kernel.product
+        found.append(candidate(name, model, images, labels))
+    if (peer := peer_model(options)) is not None:
+        found.append(candidate(PEER, peer, images, labels))
+    return found
+
+
+def composed(model: str, quantizer: str) -> Settings:
+    """The settings for a model at a precision."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"model={model}", f"quantizer={quantizer}"])
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    return read_settings(resolved)
+
+
+def build_model(settings: Settings, options: argparse.Namespace) -> nn.Module:
+    """The same initial weights every time."""
+    torch.manual_seed(0)
+    facts = {"shape": tuple(options.shape), "classes": options.classes}
+    try:
+        return MODELS.get(settings.model.name)(**facts, **settings.model.arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def peer_model(options: argparse.Namespace) -> nn.Module | None:
+    """The model with PyPI bitlinear's mean-scaled layers in our body's place; None where not installed."""
+    try:
+        import bitlinear
+    except ImportError:
+        return None
+    settings = composed(options.model, "full")
+    model = build_model(settings, options)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear) and not matches(name, settings.quantizer.exclude):
+            bias = layer.bias is not None
+            new = bitlinear.BitLinear(
+                layer.in_features, layer.out_features, bias=bias, weight_measure="AbsMean"
+            )
+            new.load_state_dict(layer.state_dict())
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, new)
+    return model
+
+
+def candidate(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> Candidate:
+    """With AdamW, one fused step per call."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+
+    def forward() -> Tensor:
+        return F.cross_entropy(model(images), labels)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        forward().backward()
+        optimizer.step()
+
+    return Candidate(name, model, step, forward)
+
+
+def measure(found: list[Candidate], rounds: int) -> dict[Candidate, tuple[float, float, int]]:
+    """Median CPU seconds of a step, median ratio to `full` in the same round, bytes saved for backward."""
+    times: dict[str, list[float]] = {c.name: [] for c in found}
+    for c in found:
+        c.step()
+        c.step()
+    for _ in range(rounds):
+        for c in found:
+            start = time.thread_time()
+            c.step()
+            times[c.name].append(time.thread_time() - start)
+    result = {}
+    for c in found:
+        ratios = [a / b for a, b in zip(times[c.name], times["full"], strict=True)]
+        result[c] = statistics.median(times[c.name]), statistics.median(ratios), saved_bytes(c)
+    return result
+
+
+def saved_bytes(c: Candidate) -> int:
+    """Bytes that autograd holds between forward and backward, parameters left out, each storage once."""
+    held: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in c.model.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = c.forward()
+    total = sum(held.values())
+    loss.backward()
+    return total
