@@ -1,4 +1,4 @@
-"""After training: test the weights, freeze them to packed codes, test the packed file. In fp32, by one process."""
+"""After training, by one process in fp32: test, freeze to packed codes, test the packed file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from bitexp.build import Parts
-from bitexp.callbacks.checkpoints import load_checkpoint
+from bitexp.callbacks.checkpoints import damage, load_checkpoint
+from bitexp.callbacks.progress import measured
+from bitexp.errors import UserError
 from bitexp.files import write_atomic
 from bitexp.kernels.frozen import freeze
 from bitexp.kernels.reference import Reference
@@ -22,7 +25,16 @@ from bitexp.track.folder import RunFolder
 
 
 def restore(parts: Parts, checkpoint: Path) -> None:
-    """Puts a checkpoint's weights (the averaged ones under EMA) into the model, in fp32, fully quantized."""
+    """Puts a checkpoint's weights (under EMA the averaged ones) into the model, in fp32, quantized.
+
+    Raises:
+        UserError: the checkpoint is damaged.
+    """
+    if reason := damage(checkpoint):
+        raise UserError(
+            f"{checkpoint} is damaged: {reason}. rerun=true starts this run anew and keeps the old "
+            "folder aside"
+        )
     parts.task.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
     parts.task.float()
     set_lambda(parts.task, 1.0)
@@ -47,7 +59,10 @@ def evaluate(settings: Settings, parts: Parts, folder: RunFolder) -> dict[str, f
     save_packed(folder.packed, frozen, description, parts.conversion.body)
 
     packed_task = copy.copy(parts.task)
-    packed_task._modules = {**parts.task._modules, "model": load_packed(folder.packed, parts.kernel)[0]}
+    packed_task._modules = {
+        **parts.task._modules,
+        "model": load_packed(folder.packed, parts.kernel)[0],
+    }
     packed = test(settings, packed_task, parts.data)
     metrics |= {name.replace("test/", "test_packed/"): value for name, value in packed.items()}
     metrics |= {f"size/{name}": float(value) for name, value in sizes(folder.packed).items()}
@@ -55,7 +70,10 @@ def evaluate(settings: Settings, parts: Parts, folder: RunFolder) -> dict[str, f
 
 
 def test(settings: Settings, task: Task, data: pl.LightningDataModule) -> dict[str, float]:
-    """The metrics of the test set, in fp32 on one device."""
+    """The metrics of the test set, in fp32 on one device, by the code as it is written.
+
+    A compiled model may round otherwise than its frozen twin, which is not compiled.
+    """
     trainer: Any = pl.Trainer(
         accelerator=settings.trainer.accelerator,
         devices=1,
@@ -67,4 +85,6 @@ def test(settings: Settings, task: Task, data: pl.LightningDataModule) -> dict[s
         use_distributed_sampler=False,
         limit_test_batches=settings.trainer.eval_batches,
     )
-    return {name: float(value) for name, value in trainer.test(task, datamodule=data, verbose=False)[0].items()}
+    with torch.compiler.set_stance("force_eager"):
+        trainer.test(task, datamodule=data, verbose=False)
+    return measured(trainer, "test/")

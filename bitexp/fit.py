@@ -17,6 +17,7 @@ from bitexp.callbacks.progress import Pace, ProgressBar, ProgressLines
 from bitexp.callbacks.randomness import Randomness
 from bitexp.callbacks.schedule import Schedule
 from bitexp.console import Report
+from bitexp.ranks import own_environment
 from bitexp.settings import Settings
 from bitexp.track.folder import RunFolder
 from bitexp.track.metrics import MetricsCsv
@@ -28,22 +29,32 @@ class Fit:
     """One attempt at training: the Trainer, and the callbacks that the road asks afterwards."""
 
     def __init__(
-        self, settings: Settings, parts: Parts, folder: RunFolder, report: Report, signals: Signals, extra: Any
+        self,
+        settings: Settings,
+        parts: Parts,
+        folder: RunFolder,
+        report: Report,
+        signals: Signals,
+        extra: Any,
     ) -> None:
-        options = settings.callbacks
+        options, optimizer = settings.callbacks, settings.optimizer
+        every = settings.trainer.log_every
         self.parts = parts
         self.metrics = MetricsCsv(folder.metrics)
-        self.pace = Pace(settings.trainer.log_every)
-        self.checkpoints = Checkpoints(folder.checkpoints, options.checkpoint, self.metrics, signals)
-        schedule = Schedule(settings.scheduler, settings.optimizer, settings.quantizer.lambda_schedule)
-        callbacks: list[pl.Callback] = [Randomness(settings.seed), schedule, FiniteLoss(settings.trainer.log_every)]
+        self.pace = Pace(every)
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, options.checkpoint, self.metrics, signals
+        )
+        callbacks: list[pl.Callback] = [Randomness(settings.seed)]
         if options.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
+        schedule = Schedule(settings.scheduler, optimizer, settings.quantizer.lambda_schedule)
+        callbacks += [schedule, FiniteLoss(every)]
         if options.diagnostics and parts.quantizer.quantizes_weights:
             callbacks.append(Diagnostics())
         if (stopping := options.early_stopping) is not None:
             callbacks.append(
-                EarlyStopping(stopping.monitor, patience=stopping.patience, mode=stopping.mode, verbose=False)
+                EarlyStopping(stopping.monitor, patience=stopping.patience, mode=stopping.mode)
             )
         callbacks.append(self.pace)
         kind = options.progress
@@ -54,22 +65,31 @@ class Fit:
         elif kind == "lines":
             callbacks.append(ProgressLines(report, self.pace, schedule))
         callbacks.append(self.checkpoints)
-        self.trainer = build_trainer(settings, callbacks, [self.metrics, *([extra] if extra else [])])
+        loggers = [self.metrics, *([extra] if extra else [])]
+        self.trainer = build_trainer(settings, callbacks, loggers)
         if settings.trainer.compile:
             parts.model.compile()
 
     def run(self, checkpoint: Path | None) -> None:
         """Trains to the end, on from `checkpoint` if given; `metrics.csv` is cut back to it."""
-        if checkpoint is not None and self.trainer.is_global_zero:
-            state = load_checkpoint(checkpoint)["callbacks"][Checkpoints.__qualname__]
-            self.metrics.cut_back(state["metrics"])
+        if self.trainer.is_global_zero:
+            end = 0
+            if checkpoint is not None:
+                end = load_checkpoint(checkpoint)["callbacks"][Checkpoints.__qualname__]["metrics"]
+            self.metrics.cut_back(end)
         path = None if checkpoint is None else str(checkpoint)
-        self.trainer.fit(self.parts.task, datamodule=self.parts.data, ckpt_path=path, weights_only=True)
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        task, data = self.parts.task, self.parts.data
+        with own_environment():
+            try:
+                self.trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
+            finally:
+                if torch.distributed.is_initialized():
+                    torch.distributed.destroy_process_group()
 
 
-def build_trainer(settings: Settings, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
+def build_trainer(
+    settings: Settings, callbacks: list[pl.Callback], loggers: list[Any]
+) -> pl.Trainer:
     """Lightning's Trainer from the `trainer` section."""
     options: Any = settings.trainer
     return pl.Trainer(

@@ -6,9 +6,11 @@ their environment. Where a launcher (torchrun, Slurm) starts all of them, they r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,42 @@ def global_rank() -> int:
     return 0
 
 
+@contextlib.contextmanager
+def own_environment() -> Iterator[None]:
+    """Takes back what Lightning's launch leaves in the environment of the process that launched.
+
+    The next run of a multirun would take itself for a part of that launch, and wait for the others.
+    """
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", FOLLOW)
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
 def launch_key() -> str | None:
     """What all processes of one launch share, and no other launch has; None when Lightning launches."""
-    names = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "SLURM_STEP_ID", "MASTER_PORT")
+    names = (
+        "TORCHELASTIC_RUN_ID",
+        "TORCHELASTIC_RESTART_COUNT",
+        "SLURM_JOB_ID",
+        "SLURM_STEP_ID",
+        "MASTER_PORT",
+    )
     values = [os.environ.get(name, "") for name in names]
     return "/".join(values) if any(values) else None
 
 
 def announce(folder: Path, checkpoint: Path | None) -> None:
     """Tells the other processes which folder and checkpoint this run goes on with."""
-    decision = {"folder": str(folder), "checkpoint": None if checkpoint is None else str(checkpoint)}
+    decision = {
+        "folder": str(folder),
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+    }
     os.environ[FOLLOW] = json.dumps(decision)
     if (key := launch_key()) is not None:
         write_json(folder / "launch.json", {**decision, "key": key})
@@ -56,10 +84,10 @@ def wait_for_decision(folder: Path) -> dict[str, Any] | None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         decision = read_json(folder / "launch.json")
-        if decision is not None and decision["key"] == launch_key():
-            return dict(decision)
+        if isinstance(decision, dict) and decision.get("key") == launch_key():
+            return decision
         result = read_json(folder / "result.json")
-        if result is not None and result["status"] == "finished":
+        if isinstance(result, dict) and result.get("status") == "finished":
             return None
         time.sleep(0.2)
     raise UserError(f"the first process gave no decision about {folder} within {PATIENCE:.0f} s")

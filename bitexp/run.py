@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import signal
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bitexp.build import Parts, build
+from bitexp.build import Parts, build  # (before Lightning)
+
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
 from bitexp.callbacks.checkpoints import BEST, LAST, latest_checkpoint
 from bitexp.callbacks.guard import Diverged, Signals, Stopped
 from bitexp.console import Report
@@ -23,13 +28,15 @@ from bitexp.evaluate import evaluate, restore
 from bitexp.fit import Fit
 from bitexp.narrate import closing, header, setting_changes
 from bitexp.quiet import quiet_libraries
-from bitexp.ranks import announce, global_rank, inherited, wait_for_decision
+from bitexp.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.settings import Settings, read_settings
 from bitexp.track.folder import RunFolder
+from bitexp.track.metrics import send
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.wandb import tracked_run
 
 EXIT = {"finished": 0, "failed": 1, "stopped": 130}
+MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
 
 
 @dataclass
@@ -46,7 +53,9 @@ class Outcome:
         return str(self.result.get("status", "stopped"))
 
 
-def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | None = None) -> Outcome:
+def run(
+    config: Mapping[str, Any], overrides: Sequence[str], report: Report | None = None
+) -> Outcome:
     """Makes one run, or finishes it, or finds it finished.
 
     Args:
@@ -70,10 +79,11 @@ def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | No
         attempt = provenance(settings.seed, settings.trainer.threads)
         remarks += setting_changes(folder.attempts(), attempt, resumed=checkpoint is not None)
         folder.begin(settings, overrides, attempt)
-        announce(folder.path, checkpoint)
-        report.keep(folder.path / "train.log")
-        header(report, settings, parts, folder, checkpoint, remarks)
-        result = attempt_run(settings, parts, folder, report, checkpoint)
+        with own_environment():
+            announce(folder.path, checkpoint)
+            report.keep(folder.path / "train.log")
+            header(report, settings, parts, folder, checkpoint, remarks)
+            result = attempt_run(settings, parts, folder, report, checkpoint)
         return Outcome(folder.path, result)
     finally:
         report.close()
@@ -82,13 +92,11 @@ def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | No
 
 def finished_before(settings: Settings, folder: RunFolder, report: Report) -> Outcome | None:
     """The earlier outcome where it stands; None when there is something to do."""
-    result = folder.result()
     if settings.rerun and folder.path.exists():
         report.line(f"rerun=true: the earlier run is kept in {folder.set_aside()}")
         return None
-    if result is None or result["status"] not in ("finished", "failed"):
-        return None
-    if result["status"] == "failed" and result.get("kind") != "diverged":
+    result = folder.result()
+    if result is None or not (result["status"] == "finished" or result["kind"] == "diverged"):
         return None  # crashes and lack of memory are worth another try
     if result["source"] != source_fingerprint():
         report.line("This run was made with other source of bitexp; rerun=true makes it new.")
@@ -100,53 +108,38 @@ def attempt_run(
     settings: Settings, parts: Parts, folder: RunFolder, report: Report, checkpoint: Path | None
 ) -> dict[str, Any]:
     """Trains and evaluates; whatever happens, result.json says how it ended."""
-    began = time.monotonic()
     result: dict[str, Any] = {
         "status": "failed",
+        "kind": None,
+        "reason": None,
         "name": settings.name,
         "id": folder.id,
         "seed": settings.seed,
         "quantizer": settings.quantizer.name,
         "source": source_fingerprint(),
     }
-    before = sum(a.get("seconds", 0.0) for a in folder.attempts())
+    began, fit = time.monotonic(), None
     try:
-        with (
-            Signals() as signals,
-            tracked_run(settings, folder, settings.model_dump(mode="json")) as wandb_logger,
-        ):
+        with Signals() as signals, tracked_run(settings, folder, report) as wandb_logger:
             fit = Fit(settings, parts, folder, report, signals, wandb_logger)
             fit.run(checkpoint)
-            if signals.received is not None:
-                raise Stopped(signals.received)
-            best = folder.checkpoints / BEST
-            monitored = settings.callbacks.checkpoint.monitor is not None and best.exists()
-            restore(parts, best if monitored else folder.checkpoints / LAST)
-            metrics = evaluate(settings, parts, folder)
-            at = fit.checkpoints.best_step if monitored else None
-            validation = fit.metrics.values("val/", at)
-            for logger in fit.trainer.loggers:
-                logger.log_metrics(metrics, fit.trainer.global_step)
-                logger.save()
-            result |= {
-                "status": "finished",
-                "metrics": {**validation, **metrics},
-                "steps": fit.trainer.global_step,
-                "weights": "best validation" if monitored else "last step",
-                "kernel": parts.kernel_name,
-                "step_ms": 1000 * fit.pace.step_seconds,
-            }
-    except Stopped as stop:
-        result |= {"status": "stopped", "kind": "signal", "reason": str(stop), "signal": stop.signum}
+            signals.check()
+            result |= measure(settings, parts, folder, fit)
+            signals.check()
+            result["status"] = "finished"
+    except (Stopped, SIGTERMException) as stop:
+        signum = getattr(stop, "signum", signal.SIGTERM)
+        result |= {"status": "stopped", "kind": "signal", "signal": signum}
+        result["reason"] = signal.Signals(signum).name
     except Diverged as reason:
         result |= {"kind": "diverged", "reason": str(reason)}
-    except UserError:
-        folder.finish({**result, "kind": "config", "reason": "see train.log"})
-        raise
+    except UserError as problem:
+        result |= {"kind": "config", "reason": str(problem)}
     except Exception as crash:
         result |= describe_crash(crash)
-        report.line(traceback.format_exc().rstrip() if result["kind"] == "crash" else "")
-    result["seconds"] = round(before + time.monotonic() - began, 1)
+        if result["kind"] == "crash":
+            report.line(traceback.format_exc().rstrip())
+    result["seconds"] = round(fit.checkpoints.seconds if fit else time.monotonic() - began, 1)
     result["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         folder.finish(result)
@@ -156,11 +149,30 @@ def attempt_run(
     return result
 
 
-def describe_crash(crash: Exception) -> dict[str, str]:
+def measure(settings: Settings, parts: Parts, folder: RunFolder, fit: Fit) -> dict[str, Any]:
+    """Tests the weights that count: the best validation's where one is monitored, else the last."""
+    best = folder.checkpoints / BEST
+    monitored = settings.callbacks.checkpoint.monitor is not None and best.exists()
+    restore(parts, best if monitored else folder.checkpoints / LAST)
+    metrics = evaluate(settings, parts, folder)
+    validation = fit.metrics.values("val/", fit.checkpoints.best_step if monitored else None)
+    send(fit.trainer, metrics)
+    for logger in fit.trainer.loggers:
+        logger.save()
+    return {
+        "metrics": {**validation, **metrics},
+        "steps": fit.trainer.global_step,
+        "weights": "best validation" if monitored else "last step",
+        "kernel": parts.kernel_name,
+        "step_ms": fit.metrics.values("time/step_ms").get("time/step_ms"),
+    }
+
+
+def describe_crash(crash: BaseException) -> dict[str, str]:
     """The kind and reason of a failure: out of memory, disk full, or a crash."""
     text = str(crash).strip().splitlines()
     reason = f"{type(crash).__name__}: {text[0] if text else ''}".rstrip(": ")
-    if isinstance(crash, MemoryError) or "out of memory" in str(crash) or "can't allocate memory" in str(crash):
+    if isinstance(crash, MemoryError) or any(words in str(crash) for words in MEMORY):
         return {"kind": "out_of_memory", "reason": f"out of memory ({reason})"}
     if isinstance(crash, OSError) and crash.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return {"kind": "disk_full", "reason": f"the disk is full ({reason})"}
@@ -172,7 +184,7 @@ def follow(settings: Settings, parts: Parts, folder: RunFolder, report: Report) 
     decision = inherited() or wait_for_decision(folder.path)
     if decision is not None:
         checkpoint = decision["checkpoint"]
-        with Signals() as signals:
+        with Signals() as signals, contextlib.suppress(Stopped, Diverged):
             fit = Fit(settings, parts, RunFolder(Path(decision["folder"])), report, signals, None)
             fit.run(None if checkpoint is None else Path(checkpoint))
     return Outcome(folder.path, {"status": "finished"})

@@ -1,15 +1,18 @@
 """Checkpoints that survive: whole or not there, the one before kept, damage found before it is used.
 
-    last.ckpt      after every validation, every so many steps or minutes, and when a signal stops the run
+    last.ckpt      after every validation, every so many steps or minutes, and when a signal stops
+                   the run
     previous.ckpt  the one before
     best.ckpt      the best validation, where one is monitored
+    damaged.ckpt   a last.ckpt that could not be used, for whoever wants to know why
+
+A checkpoint holds tensors and plain values only: nothing in it can execute.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import shutil
 import time
 import zipfile
 from pathlib import Path
@@ -25,60 +28,71 @@ from bitexp.files import write_atomic
 from bitexp.settings import Checkpoint
 from bitexp.track.metrics import MetricsCsv
 
-LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
+LAST, PREVIOUS, BEST, DAMAGED = "last.ckpt", "previous.ckpt", "best.ckpt", "damaged.ckpt"
+NEW = ".new.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint in one piece; an existing `last.ckpt` becomes `previous.ckpt`."""
+    """Writes a checkpoint in one piece."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        target, buffer = Path(path), io.BytesIO()
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        if target.name == LAST and target.exists():
-            scrap = target.with_name(f".{PREVIOUS}.link")
-            scrap.unlink(missing_ok=True)
-            os.link(target, scrap)
-            os.replace(scrap, target.with_name(PREVIOUS))
-        write_atomic(target, buffer.getvalue())
+        write_atomic(Path(path), buffer.getvalue())
 
 
 class Checkpoints(pl.Callback):
-    """Saves `last.ckpt` and `best.ckpt`, and ends the run on a signal once its state is safe."""
+    """Saves `last.ckpt` and `best.ckpt`, and ends the run on a signal once its state is safe.
 
-    def __init__(self, folder: Path, settings: Checkpoint, metrics: MetricsCsv, signals: Signals) -> None:
+    The last callback, so that the others' state is that of the step. On the last batch of an epoch it
+    waits for the epoch's end: Lightning would skip a validation that follows upon a checkpoint.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Checkpoint, metrics: MetricsCsv, signals: Signals
+    ) -> None:
         self.folder, self.settings, self.metrics, self.signals = folder, settings, metrics, signals
         self.best: float | None = None
         self.best_step = 0
-        self._saved_at = time.monotonic()
-        self._candidate = False
+        self.seconds_before = 0.0
+        self._began = self._saved_at = time.monotonic()
+        self._candidate = self._due = self._stop = False
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on this run so far, all attempts up to their last checkpoints together."""
+        return self.seconds_before + time.monotonic() - self._began
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.catch()  # Lightning has put its own SIGTERM handler in place
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        every = self.settings.every_steps
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        due = time.monotonic() - self._saved_at > 60 * self.settings.every_minutes
-        stop, save = self.signals.received is not None, due and stepped
+        every, last = self.settings.every_steps, trainer.is_last_batch
+        if not (last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0):
+            return  # between the batches of one step
+        stop = self.signals.received is not None
+        save = time.monotonic() - self._saved_at > 60 * self.settings.every_minutes
         if trainer.world_size > 1:  # all ranks save, or none
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
             save = trainer.strategy.reduce_boolean_decision(save, all=False)
-        if every is not None and stepped and trainer.global_step % every == 0:
-            save = True
-        if (stop and stepped) or save:
+        save = save or (every is not None and trainer.global_step % every == 0)
+        self._due, self._stop = save or stop, stop
+        if self._due and not last:
             self._save(trainer)
-        if stop and stepped:
-            raise Stopped(self.signals.received or self.signals.KINDS[-1])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         monitor = self.settings.monitor
-        if trainer.sanity_checking or monitor is None:
+        if trainer.sanity_checking or monitor is None or monitor not in trainer.callback_metrics:
             return
-        if monitor not in trainer.callback_metrics:
-            known = ", ".join(sorted(k for k in trainer.callback_metrics if k.startswith("val/")))
-            raise UserError(f"callbacks.checkpoint.monitor={monitor} is not measured. Known: {known}")
         score = float(trainer.callback_metrics[monitor])
         sign = 1 if self.settings.mode == "max" else -1
         if self.best is None or sign * score > sign * self.best:
@@ -89,56 +103,73 @@ class Checkpoints(pl.Callback):
         validated = epochs % (trainer.check_val_every_n_epoch or 1) == 0
         steps_done = 0 <= trainer.max_steps <= trainer.global_step
         final = epochs == trainer.max_epochs or trainer.should_stop or steps_done
-        if validated or final:
+        if validated or final or self._due:
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
         self.metrics.flush()
-        trainer.save_checkpoint(self.folder / LAST)
-        if self._candidate and trainer.is_global_zero:
-            scrap = self.folder / f".{BEST}"
-            shutil.copyfile(self.folder / LAST, scrap)
-            os.replace(scrap, self.folder / BEST)
-        self._candidate = False
+        trainer.save_checkpoint(self.folder / NEW)
+        if trainer.is_global_zero:
+            if self._candidate:  # before last.ckpt, which says that it is there
+                write_atomic(self.folder / BEST, (self.folder / NEW).read_bytes())
+            if (self.folder / LAST).exists():
+                os.replace(self.folder / LAST, self.folder / PREVIOUS)
+            os.replace(self.folder / NEW, self.folder / LAST)
+        self._candidate = self._due = False
         self._saved_at = time.monotonic()
+        if self._stop:
+            raise Stopped(self.signals.received or self.signals.KINDS[-1])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_step": self.best_step, "metrics": self.metrics.position()}
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "metrics": self.metrics.position(),
+            "seconds": self.seconds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.seconds_before = state_dict["seconds"]
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None. Checks the length and every record's CRC."""
+    """What is wrong with a checkpoint file, or None. Checks length, every record's CRC and content."""
     try:
         with zipfile.ZipFile(path) as archive:
-            record = archive.testzip()
-            return None if record is None else f"record {record} is corrupt"
+            if (record := archive.testzip()) is not None:
+                return f"its record {record} is corrupt"
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
-        return "missing"
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        return f"not readable ({error})"
+        return "it is missing"
+    except Exception as error:  # a damaged or hostile file may raise nearly anything
+        return f"it cannot be read ({str(error).strip().splitlines()[0]})"
+    state = content.get("callbacks", {}) if isinstance(content, dict) else {}
+    return None if Checkpoints.__qualname__ in state else "it is no checkpoint of bitexp"
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and remarks about damaged ones.
+    """The newest whole checkpoint of a run, and remarks about a damaged one, which is put aside.
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged: never a silent restart.
     """
-    remarks = []
-    found = [folder / name for name in (LAST, PREVIOUS) if (folder / name).exists()]
-    for path in found:
+    last, previous = folder / LAST, folder / PREVIOUS
+    remarks: list[str] = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.exists():
+            continue
         if (reason := damage(path)) is None:
+            if remarks:  # else the next checkpoint would take the place of the good one
+                os.replace(folder / LAST, folder / DAMAGED)
             return path, remarks
         remarks.append(f"{path.name} is damaged: {reason}")
-    if found:
+    if remarks:
         raise UserError(
             f"no checkpoint in {folder} can be used: {'; '.join(remarks)}. Nothing was changed; "
             "rerun=true starts this run anew and keeps the old folder aside"
         )
-    return None, remarks
+    return None, []
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bitexp.quant.linear import quantized_layers
+from bitexp.track.metrics import send
 
 
 class Diagnostics(pl.Callback):
@@ -51,8 +52,7 @@ class Diagnostics(pl.Callback):
         values["quant/zero_fraction"] = zeros / total
         values["quant/flip_rate"] = flips / total
         values["quant/scale_drift"] = drift
-        for logger in trainer.loggers:
-            logger.log_metrics(values, trainer.global_step)
+        send(trainer, values)
 
     def state_dict(self) -> dict[str, Any]:
         return {"codes": self.codes, "first": self.first}

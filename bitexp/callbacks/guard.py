@@ -25,24 +25,32 @@ class Stopped(Exception):
 
 
 class FiniteLoss(pl.Callback):
-    """Raises `Diverged` when the training loss is not finite; on a GPU it looks every `every` batches."""
+    """Raises `Diverged` when a rank's training loss is not finite; on a GPU every `every` batches."""
 
     def __init__(self, every: int) -> None:
         self.every = every
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         look = loss.device.type == "cpu" or batch_idx % self.every == 0
-        if look and not bool(torch.isfinite(loss)):
+        bad = look and not bool(torch.isfinite(loss))
+        if look and trainer.world_size > 1:  # all ranks stop, or none
+            bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
+        if bad:
             raise Diverged(f"the training loss is {float(loss)} at step {trainer.global_step}")
 
 
 class Signals:
     """Within `with Signals() as signals`, SIGINT and SIGTERM are noted in `signals.received`.
 
-    A second signal of the kind acts as it did before. Outside the main thread nothing is caught.
+    A second one ends the process at once. Outside the main thread nothing is caught.
     """
 
     KINDS = (signal.SIGINT, signal.SIGTERM)
@@ -62,9 +70,15 @@ class Signals:
         for kind in self._before:
             signal.signal(kind, self._note)
 
+    def check(self) -> None:
+        """Raises `Stopped` where a signal was noted."""
+        if self.received is not None:
+            raise Stopped(self.received)
+
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = signum
-        signal.signal(signum, self._before.get(signum) or signal.SIG_DFL)
+        for kind in self._before:
+            signal.signal(kind, signal.SIG_DFL)
 
     def __exit__(self, *_: object) -> None:
         for kind, handler in self._before.items():

@@ -10,54 +10,72 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from bitexp.callbacks.schedule import Schedule
 from bitexp.console import Report, duration
+from bitexp.track.metrics import send
 
 LINES = 20  # about so many in a whole run
 
 
 class Pace(pl.Callback):
-    """Measures the time per step, logs it as `time/step_ms`, and keeps the last loss for display."""
+    """Sends what the task measured to the loggers, with the time per step: `time/step_ms`.
+
+    Training every so many steps and at the end of an epoch, validation after it, both under the number
+    of steps taken. Lightning's own logging writes a batch's metrics only after the hooks that save a
+    checkpoint, so a resumed run would lack them, and numbers a validation by the step before.
+    """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.loss = float("nan")
         self.step_seconds = 0.0
-        self.first_step = 0
-        self._mark: tuple[int, float] | None = None
+        self._mark = (0, 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.first_step = trainer.global_step
+        self._mark = (trainer.global_step, time.monotonic())
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._mark = (trainer.global_step, time.monotonic())
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         step, now = trainer.global_step, time.monotonic()
-        last = batch_idx + 1 == trainer.num_training_batches
-        if self._mark is None or not (last or step % self.every == 0):
-            return
         mark, then = self._mark
-        if step > mark:
+        if step > mark and (trainer.is_last_batch or step % self.every == 0):
             self.loss = float(outputs["loss"])
             self.step_seconds = (now - then) / (step - mark)
             self._mark = (step, now)
-            for logger in trainer.loggers:
-                logger.log_metrics({"time/step_ms": 1000 * self.step_seconds}, step)
+            pace = {"time/step_ms": 1000 * self.step_seconds}
+            send(trainer, {**measured(trainer, "train/"), **pace})
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            send(trainer, measured(trainer, "val/"))
 
     def summary(self, trainer: pl.Trainer, schedule: Schedule, metrics: dict[str, float]) -> str:
         """Where the run stands, on one line."""
         total = int(trainer.estimated_stepping_batches)
         left = (total - trainer.global_step) * self.step_seconds
-        shown = [f"loss {self.loss:.3f}", *(f"{name} {value:.4g}" for name, value in metrics.items())]
+        shown = [
+            f"loss {self.loss:.3f}",
+            *(f"{name} {value:.4g}" for name, value in metrics.items()),
+        ]
         pace = f"{1000 * self.step_seconds:.0f} ms/step"
         return "  ".join([*shown, f"lr {schedule.lr:.2e}", pace, f"{duration(left)} left"])
 
 
+def measured(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
+    """The last values of the task's metrics that begin with `prefix`."""
+    return {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(prefix)}
+
+
 def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
     """The last `val/...` values but the loss."""
-    metrics = trainer.callback_metrics
-    return {n: float(v) for n, v in metrics.items() if n.startswith("val/") and n != "val/loss"}
+    return {n: v for n, v in measured(trainer, "val/").items() if n != "val/loss"}
 
 
 class ProgressLines(pl.Callback):
@@ -91,7 +109,12 @@ class ProgressBar(pl.Callback):
         self.task = self.bar.add_task("", total=int(trainer.estimated_stepping_batches), text="")
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if self.task is not None and (trainer.global_step % 10 == 0 or batch_idx == 0):
             text = self.pace.summary(trainer, self.schedule, validation_metrics(trainer))

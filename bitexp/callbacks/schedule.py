@@ -61,7 +61,10 @@ def lambda_at(settings: LambdaSchedule | None, step: int, total: int) -> float:
 
 
 class Schedule(pl.Callback):
-    """Sets learning rate, weight decay and lambda before every batch."""
+    """Sets learning rate, weight decay and lambda before every batch, and lambda before a validation.
+
+    It comes after the averaging of weights, which averages lambda too.
+    """
 
     def __init__(
         self,
@@ -81,5 +84,12 @@ class Schedule(pl.Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = self.lr
             group["weight_decay"] = decay if group["decays"] else 0.0
+        self._set_lambda(trainer, pl_module)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._set_lambda(trainer, pl_module)
+
+    def _set_lambda(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.quantization is not None:
+            step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
             set_lambda(pl_module, lambda_at(self.quantization, step, total))

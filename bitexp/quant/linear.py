@@ -11,7 +11,6 @@ identity and the steps as constants (straight-through estimator, arXiv 2310.1145
 from __future__ import annotations
 
 import contextlib
-import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +60,7 @@ class QuantizedProduct(torch.autograd.Function):
         at = Geometry(spec.conv)
         normed, mean, rstd = normalize(x.float(), spec.norm, at.feature_dim)
         if spec.qmax:
-            codes, scale = absmax_codes(normed, spec.qmax, at.scale_dims)
+            codes, scale = absmax_codes(normed, spec.qmax, at.scale_dims, overwrite=normed is not x)
         else:  # cloned, since an output of a Function may not be its input
             codes, scale = normed.clone() if normed is x else normed, None
         b = None if bias is None else bias.float()
@@ -107,10 +106,21 @@ class QuantizedProduct(torch.autograd.Function):
         return grad_x, grad_w, grad_b, None, None, None
 
 
-# torch binds the arguments of every call against the signature, and would inspect it anew each time
-QuantizedProduct.forward.__signature__ = inspect.signature(  # type: ignore[attr-defined]
-    QuantizedProduct.forward
-)
+_direct = super(torch.autograd.Function, QuantizedProduct).apply
+
+
+def quantized_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, spec: Spec
+) -> Tensor:
+    """The output of `QuantizedProduct`.
+
+    Outside of transforms and compilation it goes past `Function.apply`, which binds the arguments
+    against the signature at every call: as costly as the norm of a small layer.
+    """
+    args = (x, weight, bias, w_codes, w_scale, spec)
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return QuantizedProduct.apply(*args)[0]
+    return _direct(*args)[0]
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -168,7 +178,7 @@ class QuantizedLayer(nn.Module):
             return self._float_forward(x)
         codes, scale = quantizer.weights(weight)
         spec = Spec(self.conv, self.norm, quantizer.act_qmax, quantizer.bias == "scaled", self.product)
-        return QuantizedProduct.apply(x, weight, self.bias, codes, scale, spec)[0]
+        return quantized_product(x, weight, self.bias, codes, scale, spec)
 
     def _float_forward(self, x: Tensor) -> Tensor:
         at, quantizer = Geometry(self.conv), self.quantizer

@@ -90,5 +90,3 @@ def mixer(classes: int, mixup: float, cutmix: float) -> Any | None:
     if cutmix:
         choices.append(v2.CutMix(alpha=cutmix, num_classes=classes))
     return choices[0] if len(choices) == 1 else v2.RandomChoice(choices)
-
-

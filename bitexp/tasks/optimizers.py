@@ -31,8 +31,16 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     }
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay, "decays": True},
-        {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0, "decays": False},
+        {
+            "params": [p for p in parameters if id(p) in decayed],
+            "weight_decay": weight_decay,
+            "decays": True,
+        },
+        {
+            "params": [p for p in parameters if id(p) not in decayed],
+            "weight_decay": 0.0,
+            "decays": False,
+        },
     ]
     return [group for group in groups if group["params"]]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -24,6 +26,10 @@ class Task(pl.LightningModule):
         super().__init__()
         self.model = model
         self.optimizer_settings = optimizer
+
+    def log(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's, but for the loggers, which get the value from the callback `Pace`."""
+        super().log(*args, **{"logger": False, **kwargs})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.optimizer_settings)

@@ -1,7 +1,7 @@
 """A run's folder and identity: outputs/<experiment>/<id>/, one folder for one config on one data set.
 
-    config.yaml overrides.yaml provenance.json metrics.csv train.log checkpoints/ packed.safetensors
-    confusion_matrix.csv wandb/ result.json (written last)
+config.yaml overrides.yaml provenance.json metrics.csv train.log checkpoints/ packed.safetensors
+confusion_matrix.csv wandb/ result.json (written last)
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ class RunFolder:
         except Timeout:
             attempt = (self.attempts() or [{}])[-1]
             owner = f"process {attempt.get('pid', '?')} on {attempt.get('host', '?')}"
-            raise Busy(f"{self.path} is being run by {owner} right now; this one leaves it alone") from None
+            raise Busy(
+                f"{self.path} is being run by {owner} right now; this one leaves it alone"
+            ) from None
 
     def release(self) -> None:
         """Gives the lock back."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -44,7 +45,9 @@ class MetricsCsv(Logger):
             self.flush()
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """The config is in config.yaml; nothing to do here."""
 
     @rank_zero_only
@@ -85,3 +88,10 @@ class MetricsCsv(Logger):
             if name.startswith(prefix) and step in (None, int(at)):
                 found[name] = float(value)
         return found
+
+
+def send(trainer: pl.Trainer, values: Mapping[str, float]) -> None:
+    """Gives values to every logger of a trainer, under its epoch and the number of steps taken."""
+    if values:
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "epoch": trainer.current_epoch}, trainer.global_step)

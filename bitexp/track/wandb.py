@@ -36,7 +36,9 @@ def stored_key() -> bool:
 
 
 @contextlib.contextmanager
-def tracked_run(settings: Settings, folder: RunFolder, config: dict[str, Any]) -> Iterator[Any | None]:
+def tracked_run(
+    settings: Settings, folder: RunFolder, config: dict[str, Any]
+) -> Iterator[Any | None]:
     """The wandb logger of a run, or None; its run is finished with exit code 1 when the block raises.
 
     The wandb run carries the run's own id, so that a resumed run continues it. Group: the experiment

@@ -91,7 +91,7 @@ def test_reads_what_torchvision_reads(cifar, arguments, ours, theirs):
 def test_reads_files_of_a_new_numpy(tmp_path):
     path = tmp_path / "batch"
     rows = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    path.write_bytes(pickle.dumps({"data": rows}, protocol=2))
+    path.write_bytes(pickle.dumps({"data": rows}, protocol=4))
     assert read_batch(path)["data"].tolist() == rows.tolist()
 
 
@@ -109,7 +109,7 @@ class Hostile:
     [
         (os.mkdir, "proof"),
         (eval, "__import__('os').mkdir('proof')"),
-        (getattr, np, "load"),
+        (getattr, "proof", "title"),
         (np.load, "proof"),
     ],
 )

@@ -104,10 +104,9 @@ def test_statistics_are_those_of_the_training_images(tmp_path, folder):
     assert torch.cat(batches).mean((0, 2, 3)).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_is_named(tmp_path, folder, workers):
+def test_a_damaged_image_is_named(tmp_path, folder):
     pets(tmp_path)
-    data = folder(tmp_path, val_size=0, workers=workers)
+    data = folder(tmp_path, val_size=0)
     data.setup()
     broken = tmp_path / data.read("train").names[5]
     broken.write_bytes(broken.read_bytes()[:60])

@@ -61,8 +61,8 @@ def test_evaluation_sees_each_image_once(count, batch_size, world):
     seen = [index for plan in plans for batch in plan for index in batch]
     assert sorted(seen) == indices.tolist()
     assert all(1 <= len(batch) <= batch_size for plan in plans for batch in plan)
-    if count >= world:
-        assert len({len(plan) for plan in plans}) == 1
+    if batch_size > 1 and count >= 2 * world:
+        assert len({len(plan) for plan in plans}) == 1  # no process waits for another
     if world == 1:
         assert seen == indices.tolist()  # in order
 
@@ -148,6 +148,9 @@ class Broken:
 def test_errors_for_users_come_out_of_workers_as_they_are(workers):
     dataset = Prepared(Broken(), 255, [0.0], [1.0], None)
     plan = evaluation_plan(torch.arange(10), batch_size=5)
+    loader = ResumableLoader(dataset, plan, workers=workers)
     with pytest.raises(UserError) as caught:
-        list(ResumableLoader(dataset, plan, workers=workers))
+        list(loader)
+    if workers:
+        loader._iterator._shutdown_workers()  # left to the garbage collector, it takes 5 seconds
     assert str(caught.value) == "/photos/cat.png is no readable image.\nMend it"

@@ -1,8 +1,6 @@
 """What every data set does, seen at the digits: splits, seeds, limits, facts, ranks."""
 
 import json
-import subprocess
-import sys
 from itertools import chain
 from types import SimpleNamespace
 
@@ -25,9 +23,8 @@ def test_digits_are_cut_once_and_for_all(arguments):
     data.setup()
     assert data.sizes == {"train": 1293, "val": 144, "test": 360}
     assert (data.shape, data.classes) == ((1, 8, 8), 10)
-    assert (
-        data.fingerprint() == "40df3e32386f8162994a85b354389450"
-    )  # another one: everybody's runs change
+    # where this changes, the runs of every user become other runs
+    assert data.fingerprint() == "40df3e32386f8162994a85b354389450"
 
 
 def test_the_parts_are_disjoint_and_stratified(arguments):
@@ -154,8 +151,3 @@ def test_every_file_of_the_folder_is_registered():
     assert {"digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder"} <= set(
         DATA.names()
     )
-
-
-def test_scikit_learn_is_imported_only_for_its_digits():
-    program = "import sys, bitexp.data; sys.exit('sklearn' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,4 +1,4 @@
-"""The YAML of the group `data`: each file lists every key of its data set, with a value it takes."""
+"""The YAML of the group `data`: each file lists every key of its data set."""
 
 import inspect
 from pathlib import Path
