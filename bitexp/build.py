@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import bitexp.compat  # noqa: F401  (before Lightning)
-
 import pytorch_lightning as pl
 import torch
 from torch import nn
 
+import bitexp.compat  # noqa: F401  (before Lightning)
 from bitexp.callbacks.randomness import derived_seed
 from bitexp.data import DATA
 from bitexp.errors import UserError
@@ -60,17 +59,13 @@ def build(settings: Settings) -> Parts:
         kernel, kernel_name, reason = choose_kernel(settings.kernel.name, device_type(settings))
         quantizer = construct("quantizer", QUANTIZERS, settings.quantizer.name, settings.quantizer.arguments)
         check(settings, quantizer)
-        data = construct(
-            "data", DATA, settings.data.name, settings.data.arguments, {"seed": settings.seed}
-        )
+        data = construct("data", DATA, settings.data.name, settings.data.arguments, {"seed": settings.seed})
         data.locate()
         facts: dict[str, Any] = data.facts
         torch.manual_seed(derived_seed(settings.seed, "init"))
         arguments = {**settings.model.arguments, **accepted(MODELS.get(settings.model.name), facts)}
         model = construct("model", MODELS, settings.model.name, settings.model.arguments, facts)
-        conversion = quantize(
-            model, quantizer, settings.quantizer.include, settings.quantizer.exclude
-        )
+        conversion = quantize(model, quantizer, settings.quantizer.include, settings.quantizer.exclude)
         for layer in quantized_layers(model).values():
             layer.product = kernel.product
         prove_forward(model, data.example())

@@ -20,7 +20,7 @@ _SCHEMAS = {
 def import_torchvision() -> None:
     """Imports torchvision; where its operators are missing, declares their schemas and tries again."""
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise

@@ -1,7 +1,8 @@
-"""What a run says: the header before the first step, the answer at the end. The same text goes to train.log."""
+"""What a run says: the header before the first step, the answer at the end; train.log keeps it too."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -12,16 +13,23 @@ from rich.table import Table
 LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "wandb", "py.warnings")
 
 
+UNLIMITED = 10_000  # columns of what is no terminal: a table in a file keeps its cells whole
+
+
 class Report:
     """Prints calm lines for people, and keeps them in a file once the run has a folder."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, brief: bool = False) -> None:
+        """`quiet` prints nothing; `brief` has a line for what was done before, and not a block."""
+        self.brief = brief
         self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+        if not self.console.is_terminal:
+            self.console.width = UNLIMITED
         self._file: logging.FileHandler | None = None
 
     def keep(self, path: Path) -> None:
         """Appends everything from here on to a file, with what the libraries log."""
-        self._file = logging.FileHandler(path, encoding="utf-8")
+        self._file = LogFile(path, encoding="utf-8")
         self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         for name in LIBRARIES:
             logging.getLogger(name).addHandler(self._file)
@@ -31,7 +39,8 @@ class Report:
         if self._file is not None:
             for name in LIBRARIES:
                 logging.getLogger(name).removeHandler(self._file)
-            self._file.close()
+            with contextlib.suppress(OSError):  # the disk is full
+                self._file.close()
             self._file = None
 
     def line(self, text: str = "") -> None:
@@ -51,6 +60,13 @@ class Report:
     def table(self, table: Table) -> None:
         """A table, to the screen."""
         self.console.print(table)
+
+
+class LogFile(logging.FileHandler):
+    """A log that does without a line it cannot write, instead of printing a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """The disk is full: the run says so itself."""
 
 
 def error(message: str) -> None:

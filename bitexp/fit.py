@@ -42,9 +42,7 @@ class Fit:
         self.parts = parts
         self.metrics = MetricsCsv(folder.metrics)
         self.pace = Pace(every)
-        self.checkpoints = Checkpoints(
-            folder.checkpoints, options.checkpoint, self.metrics, signals
-        )
+        self.checkpoints = Checkpoints(folder.checkpoints, options.checkpoint, self.metrics, signals)
         callbacks: list[pl.Callback] = [Randomness(settings.seed)]
         if options.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
@@ -53,9 +51,7 @@ class Fit:
         if options.diagnostics and parts.quantizer.quantizes_weights:
             callbacks.append(Diagnostics())
         if (stopping := options.early_stopping) is not None:
-            callbacks.append(
-                EarlyStopping(stopping.monitor, patience=stopping.patience, mode=stopping.mode)
-            )
+            callbacks.append(EarlyStopping(stopping.monitor, patience=stopping.patience, mode=stopping.mode))
         callbacks.append(self.pace)
         kind = options.progress
         if kind == "auto":
@@ -87,9 +83,7 @@ class Fit:
                     torch.distributed.destroy_process_group()
 
 
-def build_trainer(
-    settings: Settings, callbacks: list[pl.Callback], loggers: list[Any]
-) -> pl.Trainer:
+def build_trainer(settings: Settings, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
     """Lightning's Trainer from the `trainer` section."""
     options: Any = settings.trainer
     return pl.Trainer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bitexp.cli import ExitCode
 from bitexp.console import Report, error
@@ -26,33 +28,37 @@ def make(config: DictConfig) -> float | None:
     Returns:
         the value of the run's objective for a sweeper, where there is one.
     """
-    from bitexp.run import EXIT, run
+    from bitexp.run import EXIT, describe_crash, run
 
-    hydra = HydraConfig.get()
+    hydra: Any = HydraConfig.get()
     multirun = hydra.mode == RunMode.MULTIRUN
     overrides = list(hydra.overrides.task)
-    record: dict[str, Any] = {"overrides": overrides}
+    record: dict[str, Any] = {"overrides": overrides, "tuned": bool(config.get("tuned"))}
     try:
         apply_tuned(config, hydra, overrides)
         resolved = OmegaConf.to_container(config, resolve=True)
         assert isinstance(resolved, dict)
-        outcome = run({str(k): v for k, v in resolved.items()}, overrides)
-    except UserError as problem:
-        if not multirun:
+        report = Report(quiet=global_rank() > 0, brief=multirun)
+        outcome = run({str(k): v for k, v in resolved.items()}, overrides, report)
+    except Exception as problem:
+        told = isinstance(problem, UserError | OmegaConfBaseException)
+        crash = {"kind": "config", "reason": str(problem)} if told else describe_crash(problem)
+        if not multirun and (told or crash["kind"] == "crash"):
             raise
-        error(f"job {hydra.job.num} ({', '.join(overrides)}): {problem}")
+        error(f"{', '.join(overrides)}: {crash['reason']}")
+        if crash["kind"] == "crash":
+            traceback.print_exc()
         ExitCode.note(1)
-        record |= {"status": "failed", "reason": str(problem)}
-        write_record(hydra, record)
+        if multirun:
+            write_record(hydra, {**record, "status": "failed", **crash})
         return None
     code = EXIT[outcome.status]
     if outcome.status == "stopped":
-        code = 128 + int(outcome.result.get("signal", 2))
+        code = 128 + int(outcome.result["signal"])
     ExitCode.note(code)
     if multirun and global_rank() == 0:
-        record |= {"status": outcome.status, "run": str(outcome.folder), "trained": outcome.trained}
-        record["tuned"] = bool(config.tuned)
-        record["reason"] = outcome.result.get("reason")
+        record |= {"status": outcome.status, "reason": outcome.result["reason"]}
+        record |= {"run": str(outcome.folder), "trained": outcome.trained}
         write_record(hydra, record)
         if outcome.status == "stopped":
             raise KeyboardInterrupt

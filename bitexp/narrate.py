@@ -1,4 +1,4 @@
-"""The words around a run: derived numbers before the first step, the answer and the next command at the end."""
+"""The words around a run: derived numbers before the first step, at the end the answer and what is next."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from bitexp.build import Parts
 from bitexp.callbacks.schedule import lr_factor, weight_decay_at
+from bitexp.cli import CONF
 from bitexp.console import Report, amount, duration, size
 from bitexp.quant.packing import LAYOUTS, choose_layout
 from bitexp.settings import Settings
@@ -37,7 +38,9 @@ def header(
         rows["resumes"] = f"from {checkpoint.name}"
     for number, remark in enumerate(remarks):
         rows["note" if number == 0 else "note" + " " * number] = remark
-    title = f"bitexp · {settings.name} · {settings.quantizer.name} · seed {settings.seed} · {shown(folder.path)}"
+    title = (
+        f"bitexp · {settings.name} · {settings.quantizer.name} · seed {settings.seed} · {shown(folder.path)}"
+    )
     report.rows(title, rows)
 
 
@@ -51,8 +54,7 @@ def shown(path: Path) -> str:
 
 def body_weights(parts: Parts) -> int:
     """Weights in the layers that the quantizer speaks for."""
-    layers = [parts.model.get_submodule(name) for name in parts.conversion.body]
-    return sum(layer.weight.numel() for layer in layers)  # type: ignore[union-attr,operator]
+    return sum(parts.model.get_parameter(f"{name}.weight").numel() for name in parts.conversion.body)
 
 
 def model_line(settings: Settings, parts: Parts) -> str:
@@ -99,7 +101,8 @@ def data_line(settings: Settings, parts: Parts) -> str:
     """Sizes of the parts, and the arithmetic of batches."""
     data: Any = parts.data
     counts = " / ".join(f"{count:,} {part}" for part, count in data.sizes.items())
-    return f"{settings.data.name}, {counts}; batch {data.batch_size} = {batches(settings, parts)} batches an epoch"
+    epoch = f"batch {data.batch_size} = {batches(settings, parts)} batches an epoch"
+    return f"{settings.data.name}, {counts}; {epoch}"
 
 
 def train_line(settings: Settings, parts: Parts) -> str:
@@ -108,7 +111,9 @@ def train_line(settings: Settings, parts: Parts) -> str:
     steps = options.epochs * math.ceil(batches(settings, parts) / options.accumulate)
     steps = min(steps, options.max_steps or steps)
     shrink = sum(
-        optimizer.lr * lr_factor(scheduler, s, steps) * weight_decay_at(scheduler, optimizer.weight_decay, s, steps)
+        optimizer.lr
+        * lr_factor(scheduler, s, steps)
+        * weight_decay_at(scheduler, optimizer.weight_decay, s, steps)
         for s in range(steps)
     )
     return (
@@ -127,35 +132,61 @@ def setting_changes(
         return []
     before = attempts[-1]
     keys = ("threads", "processor", "gpus", "source")
-    changed = [f"{key} {before[key]} -> {now[key]}" for key in keys if before.get(key) != now[key]]
-    changed += [
-        f"{name} {old} -> {now['versions'].get(name)}"
-        for name, old in before.get("versions", {}).items()
-        if old != now["versions"].get(name)
-    ]
+    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in keys if before.get(key) != now[key]]
+    versions = before.get("versions")
+    for name, old in versions.items() if isinstance(versions, dict) else ():
+        if old != (new := now["versions"].get(name)):
+            changed.append(f"{name} {old} -> {new}")
     if not changed:
         return []
     return [f"resumed under other conditions, so the bits may differ: {'; '.join(changed)}"]
 
 
 def closing(
-    report: Report, settings: Settings, folder: RunFolder, result: Mapping[str, Any], trained: bool
+    report: Report,
+    settings: Settings,
+    folder: RunFolder,
+    result: Mapping[str, Any],
+    trained: bool,
 ) -> None:
     """The answer, where it is, and what to type next."""
     status, where = result["status"], shown(folder.path)
+    title = f"{settings.name} · {settings.quantizer.name} · seed {settings.seed}"
     if status == "stopped":
-        report.line(f"Stopped by {result['reason']} after a checkpoint. The same command continues. Folder: {where}")
-        return
-    if status == "failed":
-        hint = {
-            "diverged": "A smaller optimizer.lr or trainer.gradient_clip=1 may help; rerun=true tries again",
-            "out_of_memory": "A smaller data.batch_size with trainer.accumulate keeps the same step",
-            "disk_full": "Earlier checkpoints are intact; free some space and give the same command",
-        }.get(str(result.get("kind")), "The same command tries again; train.log has the traceback")
-        report.line(f"Failed: {result['reason']}. {hint}. Folder: {where}")
-        return
-    metrics = result["metrics"]
-    done = f"finished in {duration(result['seconds'])}" if trained else "finished before; nothing was trained"
+        report.line(f"Stopped by {result['reason']} after a checkpoint. Folder: {where}")
+        report.line("The same command continues.")
+    elif status == "failed":
+        report.line(f"Failed{'' if trained else ' before'}: {result['reason']}. Folder: {where}")
+        report.line(f"{HINTS.get(result['kind'], HINTS['crash'])}.")
+    elif not trained and report.brief:
+        accuracy = ", ".join(f"{n} {v:.4f}" for n, v in tested(result["metrics"]).items())
+        report.line(f"{title}: finished before, {accuracy}, {where}")
+    else:
+        done = f"finished in {duration(result['seconds'])}"
+        if not trained:
+            done = "finished before; nothing was trained"
+        rows = answer(result["metrics"]) | {"folder": where}
+        if not report.brief:
+            rows["next"] = next_command(settings)
+        report.rows(f"{title}: {done}", rows)
+
+
+HINTS = {
+    "diverged": "A smaller optimizer.lr or trainer.gradient_clip=1 may help; rerun=true tries again",
+    "out_of_memory": "A smaller data.batch_size with trainer.accumulate keeps the same step",
+    "disk_full": "Earlier checkpoints are intact; free some space and give the same command",
+    "crash": "The same command tries again; train.log has the traceback",
+}
+"""What to do about a failure, by its kind."""
+
+
+def tested(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the test set but the loss."""
+    return {n: v for n, v in metrics.items() if n.startswith("test/") and n != "test/loss"}
+
+
+def answer(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Test and validation metrics and sizes, as rows."""
     rows = {}
     for name, value in metrics.items():
         if name.startswith("test/"):
@@ -165,7 +196,16 @@ def closing(
     for name, value in metrics.items():
         if name.startswith("val/"):
             rows[name] = f"{value:.4f}"
-    rows["size"] = f"body {size(metrics['size/body_bytes'])}, total {size(metrics['size/total_bytes'])}"
-    rows["folder"] = where
-    rows["next"] = f"python -m bitexp -m +experiment={settings.name} +sweeps=precisions"
-    report.rows(f"{settings.name} · {settings.quantizer.name} · seed {settings.seed}: {done}", rows)
+    body, total = (size(metrics[f"size/{part}_bytes"]) for part in ("body", "total"))
+    rows["size"] = f"body {body}, total {total}"
+    return rows
+
+
+def next_command(settings: Settings) -> str:
+    """A comparison of this experiment with other precisions, as one would type it."""
+    words = ["python -m bitexp -m"]
+    if (CONF / "experiment" / f"{settings.name}.yaml").is_file():
+        words.append(f"+experiment={settings.name}")
+    if (CONF / "tuned" / f"{settings.name}.yaml").is_file():
+        return " ".join([*words, "+sweeps=precisions"])
+    return " ".join([*words, "quantizer=full,ternary_mean seed=0,1,2"])

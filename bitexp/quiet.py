@@ -1,4 +1,4 @@
-"""One calm style: product tips and notes of the libraries are kept off the screen, warnings go to train.log."""
+"""One calm style: tips and notes of the libraries are kept off the screen, warnings go to train.log."""
 
 from __future__ import annotations
 

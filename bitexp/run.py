@@ -1,13 +1,12 @@
 """The road from config to result. Every run, job of a multirun and resumed run takes it:
 
-    check -> build -> find the run's folder -> fit -> test -> freeze -> test the packed file -> result.json
+check -> build -> find the run's folder -> fit -> test -> freeze -> test the packed file -> result.json
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import signal
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -16,10 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bitexp.build import Parts, build  # (before Lightning)
-
-from pytorch_lightning.utilities.exceptions import SIGTERMException
-
+from bitexp.build import Parts, build
 from bitexp.callbacks.checkpoints import BEST, LAST, latest_checkpoint
 from bitexp.callbacks.guard import Diverged, Signals, Stopped
 from bitexp.console import Report
@@ -41,7 +37,7 @@ MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
 
 @dataclass
 class Outcome:
-    """How a run ended. `result` is the content of its result.json; `trained` is False when it was there already."""
+    """How a run ended. `result` is the content of result.json; `trained` is False when it was there before."""
 
     folder: Path
     result: dict[str, Any] = field(default_factory=dict)
@@ -53,9 +49,7 @@ class Outcome:
         return str(self.result.get("status", "stopped"))
 
 
-def run(
-    config: Mapping[str, Any], overrides: Sequence[str], report: Report | None = None
-) -> Outcome:
+def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | None = None) -> Outcome:
     """Makes one run, or finishes it, or finds it finished.
 
     Args:
@@ -127,14 +121,14 @@ def attempt_run(
             result |= measure(settings, parts, folder, fit)
             signals.check()
             result["status"] = "finished"
-    except (Stopped, SIGTERMException) as stop:
-        signum = getattr(stop, "signum", signal.SIGTERM)
-        result |= {"status": "stopped", "kind": "signal", "signal": signum}
-        result["reason"] = signal.Signals(signum).name
+    except Stopped as stop:
+        result |= {"status": "stopped", "kind": "signal"}
+        result |= {"reason": str(stop), "signal": int(stop.signum)}
     except Diverged as reason:
         result |= {"kind": "diverged", "reason": str(reason)}
     except UserError as problem:
-        result |= {"kind": "config", "reason": str(problem)}
+        folder.finish({**result, "kind": "config", "reason": str(problem)})
+        raise
     except Exception as crash:
         result |= describe_crash(crash)
         if result["kind"] == "crash":

@@ -69,9 +69,7 @@ def files(folder: str, pattern: str) -> set[str]:
         ("bitexp", "bitexp", "*.py"),
     ],
 )
-def test_wheel_carries_every_file(
-    wheel: zipfile.ZipFile, source: str, target: str, pattern: str
-) -> None:
+def test_wheel_carries_every_file(wheel: zipfile.ZipFile, source: str, target: str, pattern: str) -> None:
     expected = files(source, pattern)
     assert expected
     assert {f"{target}/{name}" for name in expected} <= set(wheel.namelist())
@@ -93,9 +91,7 @@ def test_installed_wheel_composes(wheel: zipfile.ZipFile, tmp_path: Path) -> Non
         "sys.argv[1:] = ['+experiment=vit_ternary', '+sweeps=precisions', '--cfg', 'job']\n"
         "bitexp.__main__.main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=elsewhere, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=elsewhere, capture_output=True, text=True)
     assert str(site) in done.stderr
     assert done.returncode == 0, done.stderr
     assert "ternary" in done.stdout

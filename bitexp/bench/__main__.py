@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-import bitexp.compat  # noqa: F401
-
 import torch
 from rich import box
 from rich.table import Table
 
+import bitexp.compat  # noqa: F401
 from bitexp.bench.step import Candidate, candidates, measure
 from bitexp.cli import guarded
 from bitexp.console import Report, size

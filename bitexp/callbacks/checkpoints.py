@@ -35,9 +35,7 @@ NEW = ".new.ckpt"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint in one piece."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write_atomic(Path(path), buffer.getvalue())
@@ -50,9 +48,7 @@ class Checkpoints(pl.Callback):
     waits for the epoch's end: Lightning would skip a validation that follows upon a checkpoint.
     """
 
-    def __init__(
-        self, folder: Path, settings: Checkpoint, metrics: MetricsCsv, signals: Signals
-    ) -> None:
+    def __init__(self, folder: Path, settings: Checkpoint, metrics: MetricsCsv, signals: Signals) -> None:
         self.folder, self.settings, self.metrics, self.signals = folder, settings, metrics, signals
         self.best: float | None = None
         self.best_step = 0
@@ -154,7 +150,6 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     Raises:
         UserError: there are checkpoints, and all of them are damaged: never a silent restart.
     """
-    last, previous = folder / LAST, folder / PREVIOUS
     remarks: list[str] = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.exists():

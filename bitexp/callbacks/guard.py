@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 
 class Diverged(Exception):
@@ -80,6 +81,8 @@ class Signals:
         for kind in self._before:
             signal.signal(kind, signal.SIG_DFL)
 
-    def __exit__(self, *_: object) -> None:
-        for kind, handler in self._before.items():
-            signal.signal(kind, handler)
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        if isinstance(error, SIGTERMException):  # caught by Lightning before `catch` was called
+            raise Stopped(signal.SIGTERM) from error

@@ -27,6 +27,4 @@ class Randomness(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        torch.manual_seed(
-            derived_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
-        )
+        torch.manual_seed(derived_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))

@@ -31,9 +31,7 @@ def lr_factor(settings: Cosine | Constant | TwoStage, step: int, total: int) -> 
     return peak * (1 - share)
 
 
-def weight_decay_at(
-    settings: Cosine | Constant | TwoStage, base: float, step: int, total: int
-) -> float:
+def weight_decay_at(settings: Cosine | Constant | TwoStage, base: float, step: int, total: int) -> float:
     """Weight decay at a step: constant, but for the second of two stages."""
     if isinstance(settings, TwoStage) and step >= settings.switch_at * total:
         return settings.second_weight_decay

@@ -26,9 +26,7 @@ def check_augment(augment: Mapping[str, Any], shape: tuple[int, int, int]) -> No
     known = list(Augment.__annotations__)
     for key in augment:
         if key not in known:
-            raise ValueError(
-                f"unknown key 'augment.{key}'.{nearest(key, known)} Known: {', '.join(known)}"
-            )
+            raise ValueError(f"unknown key 'augment.{key}'.{nearest(key, known)} Known: {', '.join(known)}")
     if missing := [key for key in known if key not in augment]:
         raise ValueError(f"the key 'augment.{missing[0]}' is missing")
     if not 0 <= augment["crop"] <= min(shape[1:]):

@@ -29,7 +29,6 @@ def held_out_count(size: int | float, count: int, key: str) -> int:
     held = round(size * count) if isinstance(size, float) else size
     if held >= count:
         raise UserError(
-            f"{key}={size} holds out {held} of {count} images and leaves none to train on; "
-            "choose less"
+            f"{key}={size} holds out {held} of {count} images and leaves none to train on; choose less"
         )
     return held

@@ -54,7 +54,6 @@ class Cifar10(FoundData):
         "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
         "test": ("test_batch",),
     }
-    source = "downloads it"
     label_key, names_file, names_key = "labels", "batches.meta", "label_names"
 
     @property

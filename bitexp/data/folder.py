@@ -121,9 +121,7 @@ class ImageFolder(ImageData):
             raise UserError(f"{self.root} has no folder test: set data.test_size to more than 0")
         training, test = stratified(everything.labels, held, TEST_SEED)
         kept = training if part == "train" else test
-        return replace(
-            everything, names=everything.names[kept.numpy()], labels=everything.labels[kept]
-        )
+        return replace(everything, names=everything.names[kept.numpy()], labels=everything.labels[kept])
 
     @cached_property
     def _everything(self) -> Decoded:
@@ -142,8 +140,7 @@ class ImageFolder(ImageData):
         for folder in _folders(base):
             if folder.name not in classes:
                 raise UserError(
-                    f"{folder} is a class that the training images lack; they have "
-                    f"{', '.join(classes)}"
+                    f"{folder} is a class that the training images lack; they have {', '.join(classes)}"
                 )
             found = sorted(path.relative_to(self.root).as_posix() for path in _images(folder))
             names += found
@@ -157,8 +154,10 @@ _LAYOUT = "holding train/CLASS/*.png, with val/ and test/ likewise or not, or CL
 
 
 def _folders(root: Path) -> list[Path]:
-    """The folders in a folder, sorted; none where there is no such folder."""
-    return sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    """The visible folders in a folder, sorted; none where there is no such folder."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
 def _images(folder: Path) -> Iterator[Path]:

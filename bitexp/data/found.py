@@ -21,7 +21,7 @@ class FoundData(ImageData):
     folders: ClassVar[Sequence[str]]  # what people call its folder
     files: ClassVar[dict[Part, Sequence[str]]]  # file names of each part
     endings: ClassVar[Sequence[str]] = ("",)  # what may follow those names; the first found is read
-    source: ClassVar[str]  # how to get it, for people
+    other_way: ClassVar[str] = ""  # to get it than a download, for people
 
     @classmethod
     def parse(cls, part: Part, files: Sequence[Path]) -> Stored:
@@ -95,8 +95,8 @@ class FoundData(ImageData):
         return (
             f"{self.title} is not here.{reason}\n"
             f"Looked for {', '.join(self._names)}{endings} in:\n{places}\n"
-            f"Get it with `make data` ({self.source}), fetch it with data.download=true, or name "
-            "its folder with data.data_dir=FOLDER.\n"
+            f"Get it with {self.other_way}data.download=true, or name its folder: "
+            "data.data_dir=FOLDER.\n"
             "Without any download: data=digits is embedded."
         )
 

@@ -52,9 +52,7 @@ class Stored:
         return self.images[indices]
 
 
-def stored(
-    images: Tensor, labels: Tensor, shape: Sequence[int], classes: int, origin: object
-) -> Stored:
+def stored(images: Tensor, labels: Tensor, shape: Sequence[int], classes: int, origin: object) -> Stored:
     """Checks that images and labels are what the data set promises, whatever a file claims.
 
     Raises:
@@ -71,9 +69,7 @@ def stored(
     return Stored(images, labels.to(torch.int64))
 
 
-def channel_statistics(
-    images: Images, indices: Tensor, divide_by: int
-) -> tuple[list[float], list[float]]:
+def channel_statistics(images: Images, indices: Tensor, divide_by: int) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel over the images `indices` `[N]`.
 
     From exact integer histograms, so they are the same for any order, chunk and number of threads.

@@ -21,9 +21,7 @@ from bitexp.errors import UserError
 Plan = Callable[[int], list[list[int]]]  # an epoch -> the image indices of each batch
 
 
-def training_plan(
-    indices: Tensor, *, batch_size: int, seed: int, rank: int = 0, world: int = 1
-) -> Plan:
+def training_plan(indices: Tensor, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Plan:
     """Shuffled batches of `batch_size`, as many on every rank; an incomplete rest is dropped.
 
     Where `indices` `[N]` do not fill one batch on each rank, there is one short batch. The `world`
@@ -38,9 +36,7 @@ def training_plan(
     return partial(_shuffled, indices, size, seed, rank, world)
 
 
-def _shuffled(
-    indices: Tensor, size: int, seed: int, rank: int, world: int, epoch: int
-) -> list[list[int]]:
+def _shuffled(indices: Tensor, size: int, seed: int, rank: int, world: int, epoch: int) -> list[list[int]]:
     order = torch.randperm(len(indices), generator=generator("order", seed, epoch))
     shuffled = indices[order].tolist()
     starts = range(rank * size, len(shuffled) // (size * world) * size * world, size * world)

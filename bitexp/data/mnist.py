@@ -52,7 +52,6 @@ class Mnist(FoundData):
         "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
     }
     endings = ("", ".gz")
-    source = "downloads it"
 
     @classmethod
     def parse(cls, part: Part, files: Sequence[Path]) -> Stored:
@@ -72,7 +71,7 @@ class FashionMnist(Mnist):
 
     title = "Fashion-MNIST"
     folders = ("fashion-mnist", "fashion_mnist", "FashionMNIST/raw")
-    source = "Debian package dataset-fashion-mnist, or a download"
+    other_way = "`make data` (the package dataset-fashion-mnist of Debian and Ubuntu), "
 
     @property
     def class_names(self) -> list[str]:

@@ -92,14 +92,15 @@ class ImageData(pl.LightningDataModule):
 
     @cached_property
     def _train(self) -> Images:
-        images = self.read("train")
-        assert images is not None, f"{type(self).__name__}.read('train') returns images"
-        return images
+        return self._needed("train")
 
     @cached_property
     def _test(self) -> Images:
-        images = self.read("test")
-        assert images is not None, f"{type(self).__name__}.read('test') returns images"
+        return self._needed("test")
+
+    def _needed(self, part: Part) -> Images:
+        images = self.read(part)
+        assert images is not None, f"{type(self).__name__}.read('{part}') returns images"
         return images
 
     @cached_property
@@ -121,15 +122,11 @@ class ImageData(pl.LightningDataModule):
         step = -(-len(training) // (self.statistics_limit or len(training)))
         return channel_statistics(self._train, training[::step], self.divide_by)
 
-    @cached_property
-    def _fingerprint(self) -> str:
+    def fingerprint(self) -> str:
+        """A hash of the data themselves, wherever they lie and however they are compressed."""
         parts = [self._train, self.read("val"), self._test]
         digests = "/".join("" if part is None else part.digest for part in parts)
         return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
-
-    def fingerprint(self) -> str:
-        """A hash of the data themselves, wherever they lie and however they are compressed."""
-        return self._fingerprint
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -191,9 +188,7 @@ class ImageData(pl.LightningDataModule):
         plan = evaluation_plan(indices, batch_size=self.eval_batch_size, rank=rank, world=world)
         return self._loader(plan, images, None)
 
-    def _loader(
-        self, plan: Plan, images: Images, augmentation: Augmentation | None
-    ) -> ResumableLoader:
+    def _loader(self, plan: Plan, images: Images, augmentation: Augmentation | None) -> ResumableLoader:
         mean, std = self._statistics
         prepared = Prepared(images, self.divide_by, mean, std, augmentation)
         pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
@@ -201,6 +196,5 @@ class ImageData(pl.LightningDataModule):
 
     @property
     def _rank_and_world(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)

@@ -63,7 +63,7 @@ def choose_kernel(name: str, device: str) -> tuple[Kernel, str, str]:
         if reason := kernel.unavailable(device):
             raise ValueError(f"kernel={name} cannot run here: {reason}")
         return kernel, name, "asked for"
-    passed = []
+    passed: list[str] = []
     for candidate in PREFERENCE:
         kernel = KERNELS.get(candidate)
         reason = kernel.unavailable(device)

@@ -59,9 +59,7 @@ class CNN(nn.Module):
                 f"{len(widths)}; give one window per convolution, 1 for none"
             )
         if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(
-                f"kernel={kernel} must be odd and at least 1, so that the image keeps its size"
-            )
+            raise ValueError(f"kernel={kernel} must be odd and at least 1, so that the image keeps its size")
         if prod(pool) > min(height, width):
             raise ValueError(
                 f"pool={list(pool)} divides height and width by {prod(pool)}, which leaves nothing "

@@ -40,9 +40,7 @@ def torchvision_model(
     models = torchvision_builders()
     checks.check_choice("arch", arch, models.list_models(module=models))
     if stem == "small" and "resne" not in arch:
-        raise ValueError(
-            f"stem=small is for resnet and resnext, not for arch={arch}; use stem=imagenet"
-        )
+        raise ValueError(f"stem=small is for resnet and resnext, not for arch={arch}; use stem=imagenet")
     model = models.get_model(arch, weights=None, num_classes=classes, **options(arch, shape))
     if stem == "small":
         model.conv1 = small_stem(model.conv1)

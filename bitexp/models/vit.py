@@ -97,9 +97,7 @@ class ViT(nn.Module):
         checks.check_divides("patch", patch, math.gcd(height, width), f"the {height}x{width} image")
         checks.check_divides("heads", heads, dim, f"dim={dim}")
         if not (math.isfinite(mlp_ratio) and dim * mlp_ratio >= 1):
-            raise ValueError(
-                f"mlp_ratio={mlp_ratio} leaves no hidden units at dim={dim}; 2 to 4 is usual"
-            )
+            raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden units at dim={dim}; 2 to 4 is usual")
         super().__init__()
         self.patch = patch
         tokens = (height // patch) * (width // patch) + (pool == "cls")

@@ -34,12 +34,8 @@ def features_back(x: Tensor, dim: int) -> Tensor:
     return x if dim == -1 else x.movedim(-1, dim)
 
 
-def normalize_backward(
-    grad: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor | None, dim: int
-) -> Tensor:
+def normalize_backward(grad: Tensor, x: Tensor, mean: Tensor | None, rstd: Tensor, dim: int) -> Tensor:
     """The gradient of `normalize` with respect to x, from x and the saved statistics."""
-    if rstd is None:
-        return grad
     if mean is None:
         along = (grad * x).mean(dim, keepdim=True) * rstd.pow(3)
         return (grad * rstd).sub_(x * along)

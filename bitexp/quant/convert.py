@@ -36,12 +36,10 @@ def quantize(
     """
     named = dict(model.named_modules(remove_duplicate=False))
     check_patterns([*include, *exclude], [*named, *(n for n, _ in model.named_parameters())])
-    body = {
+    body: dict[str, nn.Module] = {
         name: module
         for name, module in named.items()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-        and matches(name, include)
-        and not matches(name, exclude)
+        if isinstance(module, nn.Linear | nn.Conv2d) and matches(name, include) and not matches(name, exclude)
     }
     if not body:
         raise ValueError(

@@ -64,9 +64,7 @@ class QuantizedProduct(torch.autograd.Function):
         else:  # cloned, since an output of a Function may not be its input
             codes, scale = normed.clone() if normed is x else normed, None
         b = None if bias is None else bias.float()
-        y = scaled_product(
-            codes, scale, w_codes, w_scale, b, spec.conv, spec.scaled_bias, spec.product
-        )
+        y = scaled_product(codes, scale, w_codes, w_scale, b, spec.conv, spec.scaled_bias, spec.product)
         return y, codes, scale, mean, rstd
 
     @staticmethod
@@ -99,8 +97,9 @@ class QuantizedProduct(torch.autograd.Function):
             weights = dequantize(w_codes, w_scale)
             grad_x, grad_w = product_grads(grad, inputs, weights, spec.conv, need_x, need_w)
             if grad_x is not None:
-                stats_x = None if x is None else x.float()
-                grad_x = normalize_backward(grad_x, stats_x, mean, rstd, at.feature_dim).to(x_dtype)
+                if x is not None:
+                    grad_x = normalize_backward(grad_x, x.float(), mean, rstd, at.feature_dim)
+                grad_x = grad_x.to(x_dtype)
             if grad_w is not None:
                 grad_w = grad_w.to(w_dtype)
         return grad_x, grad_w, grad_b, None, None, None
@@ -131,7 +130,7 @@ def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """`codes * scale` in fp32, for a step per tensor `[]`, per output `[out]` or per group `[out, groups]`."""
+    """`codes * scale` in fp32, for steps `[]`, per output `[out]` or per group `[out, groups]`."""
     if scale.dim() == 0:
         return codes.float().mul_(scale)
     rows = codes.float().reshape(*scale.shape, -1)
@@ -148,10 +147,10 @@ class QuantizedLayer(nn.Module):
     conv: ConvArgs | None = None
     mix: Tensor
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, quantizer: Quantizer) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, quantizer: Quantizer) -> None:
         super().__init__()
-        self.weight = weight
-        self.bias = bias
+        self.weight: Tensor = weight  # parameters, both
+        self.bias: Tensor | None = bias
         self.quantizer = quantizer
         self.norm: Norm = quantizer.norm
         self.product: Product = float_product

@@ -72,7 +72,9 @@ def choose_layout(name: str, codes: Tensor) -> str:
         ValueError: no such layout, or the codes do not fit it.
     """
     if name != "auto" and name not in LAYOUTS:
-        raise ValueError(f"unknown layout '{name}'.{nearest(name, LAYOUTS)} Known: auto, {', '.join(LAYOUTS)}")
+        raise ValueError(
+            f"unknown layout '{name}'.{nearest(name, LAYOUTS)} Known: auto, {', '.join(LAYOUTS)}"
+        )
     values = {int(v) for v in codes.unique()}
     for candidate in LAYOUTS if name == "auto" else [name]:
         layout = LAYOUTS[candidate]

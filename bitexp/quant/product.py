@@ -111,6 +111,16 @@ def product_grads(
         return grad_x, grad_w
     stride, padding, dilation, groups = conv
     grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, [0, 0], groups, [need_x, need_w, False]
+        grad,
+        x,
+        weight,
+        None,
+        stride,
+        padding,
+        dilation,
+        False,
+        [0, 0],
+        groups,
+        [need_x, need_w, False],
     )
     return grad_x, grad_w

@@ -83,16 +83,17 @@ class Quantizer:
         """
         latent = weight.detach().float()
         if self.granularity == "tensor":
-            rows, shape = latent.reshape(1, -1), ()
+            rows, shape = latent.reshape(1, -1), torch.Size()
         elif self.granularity == "channel":
-            rows, shape = latent.flatten(1), (latent.shape[0],)
+            rows, shape = latent.flatten(1), latent.shape[:1]
         else:
             size = self.group_size or 1
             if latent[0].numel() % size:
                 raise ValueError(
                     f"group_size={size} does not divide the {latent[0].numel()} inputs of a layer"
                 )
-            rows, shape = latent.reshape(-1, size), (latent.shape[0], latent[0].numel() // size)
+            rows = latent.reshape(-1, size)
+            shape = torch.Size((latent.shape[0], latent[0].numel() // size))
         step = self.step(rows).clamp(min=EPS)
         codes = self.codes(rows, step).to(torch.int8).reshape(latent.shape)
         return codes, step.reshape(shape)

@@ -17,5 +17,3 @@ class Summary(Callback):
         from bitexp.sweep.table import summarize
 
         summarize(Path(config.hydra.sweep.dir), Report())
-
-

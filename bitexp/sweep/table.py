@@ -20,7 +20,9 @@ def summarize(sweep: Path, report: Report) -> None:
     records = [read_json(path) for path in sorted((sweep / "jobs").glob("*.json"), key=lambda p: int(p.stem))]
     jobs = [record for record in records if isinstance(record, dict)]
     finished = [job for job in jobs if job["status"] == "finished"]
-    runs = [(job, read_json(Path(job["run"]) / "result.json"), read_config(Path(job["run"]))) for job in finished]
+    runs = [
+        (job, read_json(Path(job["run"]) / "result.json"), read_config(Path(job["run"]))) for job in finished
+    ]
     if runs:
         report.line()
         report.table(precision_table(runs))

@@ -1,6 +1,6 @@
 """Each precision at its own tuned learning rate and weight decay: conf/tuned/EXPERIMENT.yaml.
 
-    ternary_mean: {lr: 0.01, weight_decay: 0.0}
+ternary_mean: {lr: 0.01, weight_decay: 0.0}
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bitexp.errors import UserError
 KEYS = ("lr", "weight_decay")
 
 
-def apply_tuned(config: DictConfig, hydra: DictConfig, overrides: Sequence[str]) -> None:
+def apply_tuned(config: DictConfig, hydra: Any, overrides: Sequence[str]) -> None:
     """With `tuned=true`, puts the tuned setting of the chosen quantizer into the config.
 
     A quantizer without a line in the file keeps the experiment's own setting (the summary table shows

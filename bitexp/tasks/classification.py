@@ -38,9 +38,8 @@ class ImageClassification(Task):
         super().__init__(model, optimizer)
         self.label_smoothing = label_smoothing
         self.mix = mixer(classes, mixup, cutmix)
-        self.stage_metrics = nn.ModuleDict(
-            {stage: MulticlassAccuracy(classes, average="micro") for stage in ("validate", "test")}
-        )
+        self.val_accuracy = MulticlassAccuracy(classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(classes, average="micro")
         self.confusion = MulticlassConfusionMatrix(classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -55,21 +54,20 @@ class ImageClassification(Task):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "validate", "val")
+        self._evaluate(batch, "val", self.val_accuracy)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        logits = self._evaluate(batch, "test", "test")
+        logits = self._evaluate(batch, "test", self.test_accuracy)
         self.confusion.update(logits, batch[1])
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], stage: str, prefix: str) -> Tensor:
+    def _evaluate(self, batch: tuple[Tensor, Tensor], prefix: str, accuracy: MulticlassAccuracy) -> Tensor:
         images, labels = batch
         logits = self(images).float()
-        accuracy = self.stage_metrics[stage]
-        accuracy.update(logits, labels)  # type: ignore[operator]
+        accuracy.update(logits, labels)
         size = len(labels)
         options: dict[str, Any] = {"batch_size": size, "on_epoch": True}
         self.log(f"{prefix}/loss", F.cross_entropy(logits, labels), sync_dist=True, **options)
-        self.log(f"{prefix}/accuracy", accuracy, **options)  # type: ignore[arg-type]
+        self.log(f"{prefix}/accuracy", accuracy, **options)
         return logits
 
     def test_tables(self) -> dict[str, list[list[int]]]:
@@ -81,8 +79,9 @@ def mixer(classes: int, mixup: float, cutmix: float) -> Any | None:
     """torchvision's MixUp, CutMix, or a draw between the two; None when both are off."""
     if mixup == 0 and cutmix == 0:
         return None
-    import bitexp.compat  # noqa: F401
     from torchvision.transforms import v2
+
+    import bitexp.compat  # noqa: F401
 
     choices: list[nn.Module] = []
     if mixup:

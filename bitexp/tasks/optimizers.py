@@ -15,7 +15,7 @@ DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: weights of layers that multiply decay; norms, biases, embeddings and scales do not.
+    """Two groups: weights of layers that multiply decay; norms, biases, embeddings and scales do not.
 
     A parameter decays when it is the `weight` of two or more dimensions of a linear or convolution,
     quantized or not. A weight that an embedding shares (tied head) does not.

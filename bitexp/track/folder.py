@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,10 @@ UNIMPORTANT = (
     "callbacks.progress", "callbacks.checkpoint.every_steps", "callbacks.checkpoint.every_minutes",
 )  # fmt: skip
 """The keys that cannot change a result, and so are no part of a run's identity."""
+
+
+RESULT = ("status", "kind", "reason", "source", "seconds")
+"""What every result.json holds."""
 
 
 class Busy(UserError):
@@ -72,28 +77,35 @@ class RunFolder:
     def acquire(self) -> None:
         """Takes the lock. Raises `Busy` where a living process holds it; dead ones leave none."""
         Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        owner_file = Path(self._lock.lock_file).with_suffix(".json")
         try:
             self._lock.acquire(timeout=0)
+            write_json(owner_file, {"pid": os.getpid(), "host": socket.gethostname()})
         except Timeout:
-            attempt = (self.attempts() or [{}])[-1]
-            owner = f"process {attempt.get('pid', '?')} on {attempt.get('host', '?')}"
-            raise Busy(
-                f"{self.path} is being run by {owner} right now; this one leaves it alone"
-            ) from None
+            owner = "another process"
+            if isinstance(found := read_json(owner_file), dict):
+                owner = f"process {found.get('pid')} on {found.get('host')}"
+            raise Busy(f"{self.path} is being run by {owner} right now; this one leaves it alone") from None
 
     def release(self) -> None:
         """Gives the lock back."""
         self._lock.release()
 
     def result(self) -> dict[str, Any] | None:
-        """What result.json says, or None where there is none (or not yet)."""
+        """What result.json says, or None where there is none (or not yet, or none of ours)."""
         value = read_json(self.path / "result.json")
-        return value if isinstance(value, dict) else None
+        if not isinstance(value, dict) or not set(RESULT) <= set(value):
+            return None
+        complete = value["status"] != "finished" or isinstance(value.get("metrics"), dict)
+        return value if complete else None
 
     def attempts(self) -> list[dict[str, Any]]:
         """Provenance of every attempt at this run, the oldest first."""
         value = read_json(self.path / "provenance.json")
-        return value["attempts"] if isinstance(value, dict) else []
+        attempts = value.get("attempts") if isinstance(value, dict) else None
+        if not isinstance(attempts, list):
+            return []
+        return [attempt for attempt in attempts if isinstance(attempt, dict)]
 
     def set_aside(self) -> Path:
         """Moves the folder out of the way, for a rerun; nothing is lost."""

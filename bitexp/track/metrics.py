@@ -45,9 +45,7 @@ class MetricsCsv(Logger):
             self.flush()
 
     @rank_zero_only
-    def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
-    ) -> None:
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The config is in config.yaml; nothing to do here."""
 
     @rank_zero_only

@@ -1,4 +1,4 @@
-"""wandb through Lightning's logger: offline unless asked otherwise, never a prompt, always closed properly."""
+"""wandb through Lightning's logger: offline unless asked otherwise, no prompt, closed in every case."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlparse
 
+from bitexp.console import Report
 from bitexp.errors import UserError
 from bitexp.settings import Settings
 from bitexp.track.folder import RunFolder
@@ -19,43 +20,65 @@ def check_login(settings: Settings) -> None:
     tracking = settings.logger.wandb
     if tracking is None or tracking.mode == "offline":
         return
-    if not (os.environ.get("WANDB_API_KEY") or stored_key()):
+    named = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    if not (named or stored_key()):
         raise UserError(
-            "logger.wandb.mode=online needs a wandb key and there is none: run `wandb login` once, or "
-            "set WANDB_API_KEY, or keep logger.wandb.mode=offline and upload later with `make sync`"
+            "logger.wandb.mode=online needs a wandb key and there is none: run `wandb login` once, "
+            "or set WANDB_API_KEY, or keep logger.wandb.mode=offline and upload later with "
+            "`make sync`"
         )
 
 
 def stored_key() -> bool:
     """Whether `wandb login` has left a key for the server in use."""
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
     try:
-        return netrc.netrc().authenticators(host) is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(server) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
 
 @contextlib.contextmanager
-def tracked_run(
-    settings: Settings, folder: RunFolder, config: dict[str, Any]
-) -> Iterator[Any | None]:
+def tracked_run(settings: Settings, folder: RunFolder, report: Report) -> Iterator[Any | None]:
     """The wandb logger of a run, or None; its run is finished with exit code 1 when the block raises.
 
-    The wandb run carries the run's own id, so that a resumed run continues it. Group: the experiment
-    and precision, so that seeds fall together; tags: quantizer and kernel.
+    Where wandb itself fails, the run goes on without it and says so.
     """
     tracking = settings.logger.wandb
     if tracking is None:
         yield None
         return
+    try:
+        logger = start(settings, folder)
+    except Exception as error:  # a service that does not come up may raise nearly anything
+        report.line(f"wandb could not start, so metrics.csv is all that is kept: {error}")
+        yield None
+        return
+    code = 1
+    try:
+        yield logger
+        code = 0
+    finally:
+        try:
+            logger.experiment.finish(exit_code=code)
+        except Exception as error:
+            report.line(f"wandb could not finish: {error}")
+
+
+def start(settings: Settings, folder: RunFolder) -> Any:
+    """Begins a wandb run, and returns Lightning's logger for it.
+
+    It carries the run's own id, so that a resumed run continues it. Group: the experiment and
+    precision, so that seeds fall together; tags: quantizer and kernel.
+    """
     import wandb
     from pytorch_lightning.loggers import WandbLogger
 
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ["WANDB_MODE"] = tracking.mode
-    logger = WandbLogger(
-        save_dir=folder.path,
-        offline=tracking.mode == "offline",
+    tracking = settings.logger.wandb
+    assert tracking is not None
+    run = wandb.init(
+        dir=folder.path,
+        mode=tracking.mode,
         project=tracking.project,
         entity=tracking.entity,
         id=folder.id,
@@ -63,13 +86,10 @@ def tracked_run(
         group=f"{settings.name}/{settings.quantizer.name}",
         job_type="train",
         tags=[settings.quantizer.name, f"kernel:{settings.kernel.name}", *tracking.tags],
-        config=config,
-        resume="allow",
+        config=settings.model_dump(mode="json"),
+        resume="allow" if tracking.mode == "online" else None,
+        reinit="create_new",
         settings=wandb.Settings(silent=True, console="off"),
     )
-    code = 1
-    try:
-        yield logger
-        code = 0
-    finally:
-        wandb.finish(exit_code=code)
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    return WandbLogger(experiment=run, save_dir=folder.path, project=tracking.project)

@@ -15,9 +15,7 @@ def test_equals_torchvision_image_by_image(data):
     border = data.draw(st.integers(0, min(height, width)))
     batch = data.draw(st.integers(1, 6))
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
-    pixels = torch.randint(
-        0, 256, (batch, channels, height, width), dtype=torch.uint8, generator=draw
-    )
+    pixels = torch.randint(0, 256, (batch, channels, height, width), dtype=torch.uint8, generator=draw)
     shifts = torch.randint(0, 2 * border + 1, (batch, 2), generator=draw)
     flips = torch.rand(batch, generator=draw) < 0.5
     result = crop_flip(pixels, border, shifts, flips)

@@ -61,12 +61,11 @@ def test_folders_of_parts_are_taken_as_they_are(tmp_path, folder):
 def test_train_may_be_a_class_of_its_own(tmp_path, folder):
     paint(tmp_path / "train" / "0.png", 0)
     paint(tmp_path / "plane" / "0.png", 0)
+    paint(tmp_path / ".ipynb_checkpoints" / "0.png", 0)
     assert folder(tmp_path).class_names == ["plane", "train"]
 
 
-@pytest.mark.parametrize(
-    ("channels", "mode"), [(3, "RGB"), (3, "L"), (1, "RGB"), (3, "RGBA"), (3, "P")]
-)
+@pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (3, "L"), (1, "RGB"), (3, "RGBA"), (3, "P")])
 def test_images_are_resized_and_cut_as_torchvision_does(tmp_path, channels, mode):
     path = tmp_path / "cat.png"
     paint(path, 7, size=(31, 17), mode=mode)
@@ -85,9 +84,7 @@ def test_workers_change_nothing(tmp_path, folder):
     alone, helped = (
         [
             (images.tolist(), labels.tolist())
-            for images, labels in folder(
-                tmp_path, workers=workers, augment=augment
-            ).train_dataloader()
+            for images, labels in folder(tmp_path, workers=workers, augment=augment).train_dataloader()
         ]
         for workers in (0, 2)
     )
@@ -97,9 +94,7 @@ def test_workers_change_nothing(tmp_path, folder):
 def test_statistics_are_those_of_the_training_images(tmp_path, folder):
     pets(tmp_path)
     data = folder(tmp_path, val_size=2)
-    batches = [
-        images for images, _ in folder(tmp_path, val_size=2, batch_size=10).train_dataloader()
-    ]
+    batches = [images for images, _ in folder(tmp_path, val_size=2, batch_size=10).train_dataloader()]
     assert data.preprocessing()["size"] == [8, 8]
     assert torch.cat(batches).mean((0, 2, 3)).abs().max() < 1e-5
 

@@ -102,18 +102,14 @@ def test_a_download_that_fails_is_explained(arguments, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", download)
-    with pytest.raises(
-        UserError, match=f"MNIST is not here. The download failed: {error}"
-    ) as caught:
+    with pytest.raises(UserError, match=f"MNIST is not here. The download failed: {error}") as caught:
         Mnist(**arguments(download=True)).setup()
     assert caught.value.__cause__ is error
     assert "data=digits" in str(caught.value)
 
 
 @pytest.mark.parametrize(("kind", "file"), [(Cifar10, "10"), (Cifar100, "100")])
-def test_cifar_downloads_its_archive_and_unpickles_nothing(
-    tmp_path, arguments, monkeypatch, kind, file
-):
+def test_cifar_downloads_its_archive_and_unpickles_nothing(tmp_path, arguments, monkeypatch, kind, file):
     asked = []
     monkeypatch.setattr(
         torchvision.datasets.utils,

@@ -24,9 +24,7 @@ def test_statistics_are_those_of_float64():
 def test_statistics_do_not_depend_on_the_order():
     images = Stored(random_images(600), torch.zeros(600))
     shuffled = torch.randperm(600, generator=torch.Generator().manual_seed(1))
-    assert channel_statistics(images, torch.arange(600), 255) == channel_statistics(
-        images, shuffled, 255
-    )
+    assert channel_statistics(images, torch.arange(600), 255) == channel_statistics(images, shuffled, 255)
 
 
 def test_a_constant_channel_is_only_shifted():

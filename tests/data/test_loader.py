@@ -55,8 +55,7 @@ def test_each_epoch_and_seed_has_an_order_of_its_own():
 def test_evaluation_sees_each_image_once(count, batch_size, world):
     indices = torch.arange(count) + 5
     plans = [
-        evaluation_plan(indices, batch_size=batch_size, rank=rank, world=world)(0)
-        for rank in range(world)
+        evaluation_plan(indices, batch_size=batch_size, rank=rank, world=world)(0) for rank in range(world)
     ]
     seen = [index for plan in plans for batch in plan for index in batch]
     assert sorted(seen) == indices.tolist()

@@ -86,9 +86,7 @@ def test_damaged_files_are_named(tmp_path, content):
 
 def test_files_that_do_not_belong_together_are_named(tmp_path, arguments, write_mnist):
     write_mnist(tmp_path)
-    (tmp_path / "train-labels-idx1-ubyte").write_bytes(
-        (tmp_path / "t10k-labels-idx1-ubyte").read_bytes()
-    )
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes((tmp_path / "t10k-labels-idx1-ubyte").read_bytes())
     with pytest.raises(UserError, match="train-images-idx3-ubyte holds images"):
         Mnist(**arguments(data_dir=str(tmp_path))).setup()
 

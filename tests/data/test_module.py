@@ -40,8 +40,7 @@ def test_the_parts_are_disjoint_and_stratified(arguments):
 
 def test_the_seed_of_a_run_moves_no_image(arguments):
     splits = [
-        indices(Digits(**arguments(seed=seed, split_seed=split)))
-        for seed, split in ((1, 0), (2, 0), (1, 3))
+        indices(Digits(**arguments(seed=seed, split_seed=split))) for seed, split in ((1, 0), (2, 0), (1, 3))
     ]
     assert splits[0] == splits[1] != splits[2]
 
@@ -148,6 +147,4 @@ def test_digits_are_embedded(arguments, changes):
 
 
 def test_every_file_of_the_folder_is_registered():
-    assert {"digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder"} <= set(
-        DATA.names()
-    )
+    assert {"digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "image_folder"} <= set(DATA.names())

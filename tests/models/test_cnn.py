@@ -74,8 +74,6 @@ HUGE = [10**12, 10**12]
         ({"classes": -1}, "classes=-1 must be at least 1"),
     ],
 )
-def test_bad_sizes_are_refused_before_anything_is_allocated(
-    change: dict[str, Any], message: str
-) -> None:
+def test_bad_sizes_are_refused_before_anything_is_allocated(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CNN(**{**SMALL, **change})

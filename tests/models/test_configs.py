@@ -94,9 +94,7 @@ def test_full_precision_names_what_is_there_and_leaves_a_body(name: str) -> None
     kept = [
         p.numel()
         for key, p in model.named_parameters()
-        if any(
-            fnmatch.fnmatchcase(key, pattern + end) for pattern in patterns for end in ("", ".*")
-        )
+        if any(fnmatch.fnmatchcase(key, pattern + end) for pattern in patterns for end in ("", ".*"))
     ]
     assert sum(kept) < 0.35 * sum(p.numel() for p in model.parameters())
 

@@ -52,8 +52,6 @@ def test_parameter_names_and_count() -> None:
         ({"hidden": [10**12], "classes": 0}, "classes=0 must be at least 1"),
     ],
 )
-def test_bad_sizes_are_refused_before_anything_is_allocated(
-    change: dict[str, Any], message: str
-) -> None:
+def test_bad_sizes_are_refused_before_anything_is_allocated(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MLP(**{**SMALL, **change})

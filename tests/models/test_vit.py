@@ -119,9 +119,7 @@ def test_digits_model_has_the_published_size_and_names() -> None:
         for name in ("attn.norm", "attn.qkv", "attn.proj", "mlp.norm", "mlp.fc1", "mlp.fc2")
         for kind in ("weight", "bias")
     ]
-    names = [
-        n for n in model.state_dict() if not n.startswith(("blocks.1", "blocks.2", "blocks.3"))
-    ]
+    names = [n for n in model.state_dict() if not n.startswith(("blocks.1", "blocks.2", "blocks.3"))]
     ends = [f"{name}.{kind}" for name in ("norm", "head") for kind in ("weight", "bias")]
     assert names == ["pos_embed", "patch_embed.weight", "patch_embed.bias", *block, *ends]
 
@@ -145,8 +143,6 @@ def test_digits_model_has_the_published_size_and_names() -> None:
         ({"shape": (64,)}, "choose a data set of images"),
     ],
 )
-def test_bad_sizes_are_refused_before_anything_is_allocated(
-    change: dict[str, Any], message: str
-) -> None:
+def test_bad_sizes_are_refused_before_anything_is_allocated(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ViT(**{**DIGITS, **change})
