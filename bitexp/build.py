@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401
+
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +14,6 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-import bitexp.compat  # noqa: F401  (before Lightning)
 from bitexp.callbacks.randomness import derived_seed
 from bitexp.data import DATA
 from bitexp.errors import UserError

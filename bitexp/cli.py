@@ -1,4 +1,4 @@
-"""What surrounds Hydra: where the configs are, errors in words with exit code 2, and the final exit code."""
+"""What surrounds Hydra: where the configs are, errors in words with exit code 2, the exit code."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from typing import Any
 
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitexp.console import error
-from bitexp.errors import UserError, nearest
+from bitexp.errors import dotted, nearest, unknown_key
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "_conf" if (PACKAGE / "_conf").is_dir() else PACKAGE.parent / "conf"
 """The configs: inside the package where it is installed, beside it in a checkout."""
 
 
-class ExitCode:
-    """The worst that happened in this process: jobs note theirs, `main` leaves with it."""
+class Progress:
+    """How far this process got, and the worst exit code of its jobs, with which `main` leaves."""
 
+    started = False
     worst = 0
 
     @classmethod
@@ -58,21 +59,25 @@ def guarded(entry: Callable[[], Any]) -> int:
 
     With HYDRA_FULL_ERROR=1 in the environment, errors keep their tracebacks.
     """
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting with 1
+    Progress.started, Progress.worst = False, 0
     try:
         entry()
-    except UserError as problem:
-        error(str(problem))
-        return 2
-    except (HydraException, OmegaConfBaseException) as problem:
-        if full:
-            raise
-        error(explain(problem))
-        return 2
     except KeyboardInterrupt:
-        return 130
-    return ExitCode.worst
+        return Progress.worst or 130
+    except BrokenPipeError:  # as in `python -m bitexp --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as problem:
+        if Progress.started or before == "1":
+            raise
+        error(explain(problem))  # nothing has run, so it is about what was typed or a YAML file
+        return 2
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+    return Progress.worst
 
 
 def explain(problem: Exception) -> str:
@@ -82,32 +87,34 @@ def explain(problem: Exception) -> str:
         options = [str(option) for option in problem.options or []]
         if options:
             return f"unknown {group} '{word}'.{nearest(word, options)} Known: {', '.join(options)}"
-    causes = [str(problem)]
-    if problem.__cause__ is not None:
-        causes.append(str(problem.__cause__))
-    text = "\n".join(causes)
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return unknown_key(match[1].removeprefix("+"), text)
-    if match := re.search(r"full_key: (\S+)", text):
-        return f"{match[1]}: {text.splitlines()[0]}"
-    lines = [line for line in text.splitlines() if line.strip()]
-    if isinstance(problem, ConfigCompositionException) and len(lines) > 1:
-        return "\n".join(dict.fromkeys(lines))
-    return lines[0] if lines else type(problem).__name__
-
-
-def unknown_key(key: str, text: str) -> str:
-    """The error for an override of a key that the config does not have."""
-    if "No match in the defaults list" in text:
+    if isinstance(problem, OverrideParseException):
         return (
-            f"'{key}' is not in the defaults list; to add a choice write +{key}=..., "
-            "as in: python -m bitexp +experiment=vit_ternary"
+            f"'{problem.override}' cannot be read: {lines(problem.message)[-1]}. Write key=value, "
+            "and quote what the shell or YAML would take apart: 'model.hidden=[64, 64]'"
         )
-    known = known_keys()
-    section = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == section]
-    allowed = ", ".join(siblings) if siblings else ", ".join(k for k in known if "." not in k)
-    return f"unknown key '{key}'.{nearest(key, known)} Known here: {allowed}"
+    text = "\n".join(str(part) for part in (problem, problem.__cause__) if part is not None)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        return not_there(match[1].lstrip("+"), text)
+    if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
+        return f"'{match[1]}' is there already: write {match[1]}=..., without the +"
+    if match := re.search(r"Could not delete from config. '([^']+)' does not exist", text):
+        return unknown_key(match[1], known_keys())
+    if match := re.search(r"full_key: (\S+)", text):
+        return f"{match[1]}: {lines(text)[0]}"
+    return "\n".join(dict.fromkeys(lines(text))) or type(problem).__name__
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text that are not empty."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def not_there(key: str, text: str) -> str:
+    """The error for an override of a group or a key that the config does not have."""
+    if "No match in the defaults list" in text:
+        typed = next((word for word in sys.argv[1:] if word.startswith(f"{key}=")), f"{key}=...")
+        return f"'{key}' is not in the defaults list: write +{typed} to add it"
+    return unknown_key(key, known_keys())
 
 
 def known_keys() -> list[str]:
@@ -122,24 +129,11 @@ def known_keys() -> list[str]:
             config = compose("config", choices)
         except (HydraException, OmegaConfBaseException):
             config = compose("config")
-    return list(leaves(config))
+    plain = OmegaConf.to_container(config, resolve=False)
+    return dotted(plain) if isinstance(plain, dict) else []
 
 
 def is_choice(word: str) -> bool:
     """Whether an argument chooses one option of a config group."""
     group = word.lstrip("+").partition("=")[0]
     return "=" in word and "," not in word and (CONF / group).is_dir()
-
-
-def leaves(config: DictConfig) -> list[str]:
-    """Dotted names of all keys."""
-    names = []
-    plain = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(plain, dict)
-    stack = [(str(k), v) for k, v in plain.items()]
-    while stack:
-        name, value = stack.pop(0)
-        names.append(name)
-        if isinstance(value, dict):
-            stack = [(f"{name}.{k}", v) for k, v in value.items()] + stack
-    return names

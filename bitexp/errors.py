@@ -3,14 +3,56 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
 
 
 class UserError(Exception):
-    """Something the user can mend: the message says what was wrong, what is allowed and what to do."""
+    """Something the user can mend: the message says what was wrong, what is allowed, what to do."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A sentence naming the closest of the known words, or nothing: ` Did you mean 'cnn'?`."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+def dotted(config: Mapping[Any, Any], prefix: str = "") -> list[str]:
+    """All keys of a nested config: `trainer`, `trainer.epochs`, ..."""
+    names = []
+    for key, value in config.items():
+        names.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            names += dotted(value, f"{prefix}{key}.")
+    return names
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """What is said about a key that is not among the known ones, all of them dotted."""
+    section, _, word = key.rpartition(".")
+    if section in known and not any(name.startswith(f"{section}.") for name in known):
+        return (
+            f"unknown key '{key}'. '{section}' has no keys here: set it as a whole, as in "
+            f"'{section}={{{word}: ...}}'"
+        )
+    while section and section not in known:
+        section = section.rpartition(".")[0]
+    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
+    elsewhere = [name for name in known if name.rpartition(".")[2] == word]
+    hint = f" Did you mean '{elsewhere[0]}'?" if elsewhere else nearest(word, siblings)
+    where = f" in {section}" if section else ""
+    return f"unknown key '{key}'.{hint} Known{where}: {', '.join(siblings)}"
+
+
+def describe_crash(crash: BaseException) -> dict[str, str]:
+    """The kind and reason of a failure: out of memory, disk full, or a crash."""
+    text = str(crash).strip().splitlines()
+    reason = f"{type(crash).__name__}: {text[0] if text else ''}".rstrip(": ")
+    if isinstance(crash, MemoryError) or any(words in str(crash) for words in MEMORY):
+        return {"kind": "out_of_memory", "reason": f"out of memory ({reason})"}
+    if isinstance(crash, OSError) and crash.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return {"kind": "disk_full", "reason": f"the disk is full ({reason})"}
+    return {"kind": "crash", "reason": reason}

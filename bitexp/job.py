@@ -14,11 +14,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bitexp.cli import ExitCode
+from bitexp.cli import Progress, explain
 from bitexp.console import Report, error
-from bitexp.errors import UserError
+from bitexp.errors import UserError, describe_crash
 from bitexp.files import write_json
 from bitexp.ranks import FOLLOW, global_rank
+from bitexp.settings import read_settings
 from bitexp.sweep.tuned import apply_tuned
 
 
@@ -28,41 +29,52 @@ def make(config: DictConfig) -> float | None:
     Returns:
         the value of the run's objective for a sweeper, where there is one.
     """
-    from bitexp.run import EXIT, describe_crash, run
-
-    hydra: Any = HydraConfig.get()
+    Progress.started = True
+    hydra = HydraConfig.get()
     multirun = hydra.mode == RunMode.MULTIRUN
     overrides = list(hydra.overrides.task)
     record: dict[str, Any] = {"overrides": overrides, "tuned": bool(config.get("tuned"))}
     try:
         apply_tuned(config, hydra, overrides)
-        resolved = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(resolved, dict)
-        report = Report(quiet=global_rank() > 0, brief=multirun)
-        outcome = run({str(k): v for k, v in resolved.items()}, overrides, report)
+        plain = OmegaConf.to_container(config, resolve=True)
+        assert isinstance(plain, dict)
+        resolved = {str(key): value for key, value in plain.items()}
+        read_settings(resolved)  # before torch is imported: a typo costs no seconds
+        outcome = run(resolved, overrides, multirun)
     except Exception as problem:
         told = isinstance(problem, UserError | OmegaConfBaseException)
-        crash = {"kind": "config", "reason": str(problem)} if told else describe_crash(problem)
-        if not multirun and (told or crash["kind"] == "crash"):
+        crash = {"kind": "config", "reason": reason(problem)} if told else describe_crash(problem)
+        if not multirun and crash["kind"] == "crash":
             raise
-        error(f"{', '.join(overrides)}: {crash['reason']}")
+        error(f"{', '.join(overrides)}: {crash['reason']}" if multirun else crash["reason"])
         if crash["kind"] == "crash":
             traceback.print_exc()
-        ExitCode.note(1)
+        Progress.note(2 if told and not multirun else 1)
         if multirun:
             write_record(hydra, {**record, "status": "failed", **crash})
         return None
-    code = EXIT[outcome.status]
-    if outcome.status == "stopped":
-        code = 128 + int(outcome.result["signal"])
-    ExitCode.note(code)
+    stopped = outcome.status == "stopped"
+    exit_code = {"finished": 0, "failed": 1}.get(outcome.status)
+    Progress.note(128 + outcome.result["signal"] if exit_code is None else exit_code)
     if multirun and global_rank() == 0:
         record |= {"status": outcome.status, "reason": outcome.result["reason"]}
         record |= {"run": str(outcome.folder), "trained": outcome.trained}
         write_record(hydra, record)
-        if outcome.status == "stopped":
+        if stopped:
             raise KeyboardInterrupt
     return None
+
+
+def run(config: dict[str, Any], overrides: list[str], multirun: bool) -> Outcome:
+    """Takes the road; torch and Lightning are imported here."""
+    from bitexp.run import run as take_the_road
+
+    return take_the_road(config, overrides, Report(quiet=global_rank() > 0, brief=multirun))
+
+
+def reason(problem: Exception) -> str:
+    """What was wrong with the config, in words."""
+    return str(problem) if isinstance(problem, UserError) else explain(problem)
 
 
 def write_record(hydra: DictConfig, record: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ check -> build -> find the run's folder -> fit -> test -> freeze -> test the pac
 from __future__ import annotations
 
 import contextlib
-import errno
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from bitexp.build import Parts, build
 from bitexp.callbacks.checkpoints import BEST, LAST, latest_checkpoint
 from bitexp.callbacks.guard import Diverged, Signals, Stopped
 from bitexp.console import Report
-from bitexp.errors import UserError
+from bitexp.errors import UserError, describe_crash
 from bitexp.evaluate import evaluate, restore
 from bitexp.fit import Fit
 from bitexp.narrate import closing, header, setting_changes
@@ -32,12 +31,11 @@ from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.wandb import tracked_run
 
 EXIT = {"finished": 0, "failed": 1, "stopped": 130}
-MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
 
 
 @dataclass
 class Outcome:
-    """How a run ended. `result` is the content of result.json; `trained` is False when it was there before."""
+    """How a run ended. `result` is result.json; `trained` is False when it was there before."""
 
     folder: Path
     result: dict[str, Any] = field(default_factory=dict)
@@ -160,17 +158,6 @@ def measure(settings: Settings, parts: Parts, folder: RunFolder, fit: Fit) -> di
         "kernel": parts.kernel_name,
         "step_ms": fit.metrics.values("time/step_ms").get("time/step_ms"),
     }
-
-
-def describe_crash(crash: BaseException) -> dict[str, str]:
-    """The kind and reason of a failure: out of memory, disk full, or a crash."""
-    text = str(crash).strip().splitlines()
-    reason = f"{type(crash).__name__}: {text[0] if text else ''}".rstrip(": ")
-    if isinstance(crash, MemoryError) or any(words in str(crash) for words in MEMORY):
-        return {"kind": "out_of_memory", "reason": f"out of memory ({reason})"}
-    if isinstance(crash, OSError) and crash.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return {"kind": "disk_full", "reason": f"the disk is full ({reason})"}
-    return {"kind": "crash", "reason": reason}
 
 
 def follow(settings: Settings, parts: Parts, folder: RunFolder, report: Report) -> Outcome:

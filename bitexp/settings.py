@@ -7,12 +7,13 @@ checked against the signature of the class (`check_arguments`) before anything i
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from bitexp.errors import UserError, nearest
+from bitexp.errors import UserError, dotted, nearest, unknown_key
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -184,39 +185,71 @@ def check_arguments(
         given: parameters that the caller provides; YAML may not.
 
     Raises:
-        UserError: an unknown or missing key, or a value of the wrong type.
+        UserError: unknown or missing keys and values of the wrong type, all of them.
     """
     signature = inspect.signature(target).parameters
-    parameters = {name for name in signature if name not in given}
-    for name in parameters - set(values):
-        if signature[name].default is inspect.Parameter.empty:
-            raise UserError(f"the key '{section}.{name}' is missing")
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    parameters = [name for name in signature if name not in given]
+    problems = [
+        f"the key '{section}.{name}' is missing"
+        for name in parameters
+        if name not in values and signature[name].default is inspect.Parameter.empty
+    ]
+    init = target.__init__ if inspect.isclass(target) else target
+    hints = get_type_hints(init, include_extras=True)
     for key, value in values.items():
         if key not in parameters:
-            known = ", ".join(sorted(parameters))
-            raise UserError(f"unknown key '{section}.{key}'.{nearest(key, parameters)} Known: {known}")
+            known = [section, *(f"{section}.{name}" for name in parameters)]
+            problems.append(unknown_key(f"{section}.{key}", known))
+            continue
         try:
             TypeAdapter(hints.get(key, Any)).validate_python(value, strict=True)
         except ValidationError as error:
-            raise UserError(explain(error, f"{section}.{key}", value)) from None
+            problems.append(explain(error, f"{section}.{key}", value))
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def explain(error: ValidationError, prefix: str, config: Any) -> str:
     """The errors of pydantic, one line each: key=value, and what is allowed."""
+    items = [(located(item["loc"], config, prefix), item) for item in error.errors()]
+    extra = {where for where, item in items if item["type"] == "extra_forbidden"}
+    known = dotted(config) if isinstance(config, Mapping) else []
     lines = []
-    for item in error.errors():
-        path = [str(part) for part in item["loc"]]
-        where = ".".join([prefix, *path]).strip(".")
+    for where, item in items:
+        value, limits = item["input"], item.get("ctx", {})
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key '{where}'")
+            lines.append(unknown_key(where, [name for name in known if name not in extra]))
         elif item["type"] == "missing":
             lines.append(f"the key '{where}' is missing")
         elif item["type"] == "union_tag_invalid":
-            tag, known = item["ctx"]["tag"], item["ctx"]["expected_tags"]
-            words = [word.strip("' ") for word in known.split(",")]
-            lines.append(f"{where}.name={tag} is unknown.{nearest(tag, words)} Known: {known}")
+            words = [word.strip("' ") for word in limits["expected_tags"].split(",")]
+            near = nearest(limits["tag"], words)
+            lines.append(
+                f"{where}.name={limits['tag']} is unknown.{near} Known: {', '.join(words)}"
+            )
+        elif item["type"] == "model_type":
+            lines.append(f"{where}={shown(value)} should be a section: set its keys, {where}.KEY=...")
+        elif item["type"] == "string_pattern_mismatch":
+            lines.append(f"{where}={shown(value)} should be letters, digits, '_', '-' and '.'")
         else:
-            message = item["msg"].removeprefix("Input ")
-            lines.append(f"{where}={item['input']} {message}")
+            message = re.sub(r"^(Input|List|String) ", "", item["msg"])
+            message = message.replace(" after validation", "")
+            lines.append(f"{where}={shown(value)} {message}")
     return "\n".join(dict.fromkeys(lines))
+
+
+def located(loc: tuple[int | str, ...], config: Any, prefix: str) -> str:
+    """The dotted key of an error; pydantic also names the member of a union that it tried."""
+    names, node = [prefix] if prefix else [], config
+    for number, part in enumerate(loc):
+        inside = part in node if isinstance(node, Mapping) else isinstance(part, int)
+        if inside:
+            node = node[part]
+        if inside or (number == len(loc) - 1 and isinstance(node, Mapping)):
+            names.append(str(part))
+    return ".".join(names)
+
+
+def shown(value: Any) -> str:
+    """A value as one would type it."""
+    return "null" if value is None else str(value).lower() if value in (True, False) else str(value)

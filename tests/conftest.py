@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401  (before anything imports torchvision)
+
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +14,13 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import OmegaConf
 
-import bitexp.compat  # noqa: F401  (before anything imports torchvision)
 from bitexp.quant import QUANTIZERS, Quantizer
 from bitexp.settings import QuantizerChoice
 
 CONF = Path(__file__).parents[1] / "conf"
 
 torch.set_num_threads(1)
-settings.register_profile("bitexp", deadline=None)
+settings.register_profile("bitexp", deadline=None, max_examples=40)
 settings.load_profile("bitexp")
 
 

@@ -9,6 +9,8 @@ pair, since the machine may be shared.
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401
+
 import argparse
 import sys
 
@@ -16,7 +18,6 @@ import torch
 from rich import box
 from rich.table import Table
 
-import bitexp.compat  # noqa: F401
 from bitexp.bench.step import Candidate, candidates, measure
 from bitexp.cli import guarded
 from bitexp.console import Report, size

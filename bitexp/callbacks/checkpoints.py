@@ -11,6 +11,8 @@ A checkpoint holds tensors and plain values only: nothing in it can execute.
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401
+
 import io
 import os
 import time

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401
+
 import signal
 import threading
 from collections.abc import Mapping

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401
+
 import time
 from typing import Any
 
@@ -50,7 +52,7 @@ class Pace(pl.Callback):
             self.step_seconds = (now - then) / (step - mark)
             self._mark = (step, now)
             pace = {"time/step_ms": 1000 * self.step_seconds}
-            send(trainer, {**measured(trainer, "train/"), **pace})
+            send(trainer, {"train/loss": self.loss, **pace})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:

@@ -5,6 +5,8 @@ Nothing of a generator has to be saved: a resumed run draws what the undisturbed
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401
+
 import hashlib
 from typing import Any
 
@@ -27,4 +29,7 @@ class Randomness(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        torch.manual_seed(derived_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+        seed = derived_seed(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank)
+        torch.default_generator.manual_seed(seed)
+        if torch.cuda.is_initialized():  # else torch.manual_seed queues a call with a traceback, every time
+            torch.cuda.manual_seed(seed)

@@ -5,10 +5,11 @@ Every module of this folder is loaded, so that a new data set is one file.
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401  (before the first import of pytorch_lightning)
+
 import importlib
 import pkgutil
 
-import bitexp.compat  # noqa: F401  (before the first import of pytorch_lightning)
 from bitexp.data.registry import DATA
 
 for _module in pkgutil.iter_modules(__path__):

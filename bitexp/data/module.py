@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401
+
 import hashlib
 from functools import cached_property
 from typing import Any, ClassVar, Literal

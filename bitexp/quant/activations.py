@@ -63,5 +63,5 @@ def absmax_codes(
     factor = absmax.reciprocal() * qmax
     codes = (x.mul_(factor) if overwrite else x * factor).round_()
     if qmax > 127:  # below that |codes| <= qmax holds by itself: absmax bounds every |x|
-        codes = codes.clamp_(max=127)
+        codes = codes.clamp_max_(127)
     return codes.to(torch.int8), absmax / qmax

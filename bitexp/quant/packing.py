@@ -29,6 +29,10 @@ class Layout:
     high: int
     stride: int = 1
 
+    def packed_shape(self, rows: int, inputs: int) -> tuple[int, int]:
+        """The shape of packed codes `[rows, inputs]`."""
+        return rows, -(-inputs // self.per_byte)
+
     def pack(self, codes: Tensor) -> Tensor:
         """int8 codes `[rows, K]` -> uint8 `[rows, ceil(K / per_byte)]`. Raises on codes out of range."""
         if codes.numel():
@@ -38,17 +42,17 @@ class Layout:
                 raise ValueError(f"codes {low}..{high} do not fit a layout for {self.low}..{self.high}")
         digits = (codes.to(torch.int16) - self.low) // self.stride
         digits = torch.nn.functional.pad(digits, (0, -codes.shape[1] % self.per_byte))
-        digits = digits.reshape(codes.shape[0], -1, self.per_byte)
+        digits = digits.reshape(*self.packed_shape(*codes.shape), self.per_byte)
         return (digits * self._powers(codes.device)).sum(-1).to(torch.uint8)
 
     def unpack(self, packed: Tensor, inputs: int) -> Tensor:
         """uint8 `[rows, bytes]` -> int8 codes `[rows, inputs]`. Raises on bytes that no codes make."""
-        if packed.shape[1] != -(-inputs // self.per_byte):
+        if packed.shape != self.packed_shape(len(packed), inputs):
             raise ValueError(f"{packed.shape[1]} bytes per row cannot hold {inputs} codes in this layout")
         if packed.numel() and int(packed.max()) >= self.base**self.per_byte:
             raise ValueError("packed weights hold bytes that this layout never writes: the file is damaged")
         digits = packed.to(torch.int16)[..., None] // self._powers(packed.device) % self.base
-        codes = digits.reshape(packed.shape[0], -1)[:, :inputs] * self.stride + self.low
+        codes = digits.flatten(1)[:, :inputs] * self.stride + self.low
         return codes.to(torch.int8)
 
     def _powers(self, device: torch.device) -> Tensor:

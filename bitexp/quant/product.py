@@ -46,7 +46,12 @@ class Geometry:
 
     def sum_outputs(self, grad: Tensor) -> Tensor:
         """Sum of an output-shaped tensor over all but the outputs: the gradient of a bias."""
-        return grad.flatten(0, -2).sum(0) if self.conv is None else grad.sum((-4, -2, -1))
+        return rows(grad).sum(0) if self.conv is None else grad.sum((-4, -2, -1))
+
+
+def rows(x: Tensor) -> Tensor:
+    """All tokens below each other, `[..., K] -> [tokens, K]`; one token may come as `[K]`."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def float_product(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:
@@ -107,7 +112,7 @@ def product_grads(
     """Gradients of `product(x, weight)` with respect to both, for the output gradient `grad`."""
     if conv is None:
         grad_x = grad @ weight if need_x else None
-        grad_w = grad.flatten(0, -2).t() @ x.flatten(0, -2) if need_w else None
+        grad_w = rows(grad).t() @ rows(x) if need_w else None
         return grad_x, grad_w
     stride, padding, dilation, groups = conv
     grad_x, grad_w, _ = torch.ops.aten.convolution_backward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bitexp.registry import Registry
@@ -71,7 +72,8 @@ class Quantizer:
     def codes(self, rows: Tensor, step: Tensor) -> Tensor:
         """The integer code of each weight: `round(W / step)` clamped to `low..high`, half to even."""
         # times the reciprocal, as `bitlinear` and transformers do: a division flips a code in a million
-        return (rows * step.reciprocal()).round_().clamp_(self.low, self.high)
+        # hardtanh_ is the clamp in place that vmap has a rule for
+        return F.hardtanh_((rows * step.reciprocal()).round_(), self.low, self.high)
 
     @torch.no_grad()
     def weights(self, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,9 +49,7 @@ class ImageClassification(Task):
         images, labels = batch
         if self.mix is not None:
             images, labels = self.mix(images, labels)
-        loss = F.cross_entropy(self(images).float(), labels, label_smoothing=self.label_smoothing)
-        self.log("train/loss", loss)
-        return loss
+        return F.cross_entropy(self(images).float(), labels, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "val", self.val_accuracy)
@@ -79,9 +77,9 @@ def mixer(classes: int, mixup: float, cutmix: float) -> Any | None:
     """torchvision's MixUp, CutMix, or a draw between the two; None when both are off."""
     if mixup == 0 and cutmix == 0:
         return None
-    from torchvision.transforms import v2
-
     import bitexp.compat  # noqa: F401
+
+    from torchvision.transforms import v2
 
     choices: list[nn.Module] = []
     if mixup:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401
+
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,7 +18,7 @@ TASKS: Registry[type[Task]] = Registry("task")
 
 
 class Task(pl.LightningModule):
-    """A model with its optimizer settings. Subclasses log `train/loss`, `val/...`, `test/...`.
+    """A model with its optimizer settings. Subclasses return the training loss and log `val/...`, `test/...`.
 
     Keyword arguments of a subclass come from the YAML of the task, or from the data where their names
     are among its facts (`classes`, say).

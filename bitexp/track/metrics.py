@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401
+
 import os
 from argparse import Namespace
 from collections.abc import Mapping

@@ -87,7 +87,7 @@ def start(settings: Settings, folder: RunFolder) -> Any:
         job_type="train",
         tags=[settings.quantizer.name, f"kernel:{settings.kernel.name}", *tracking.tags],
         config=settings.model_dump(mode="json"),
-        resume="allow" if tracking.mode == "online" else None,
+        resume="allow",
         reinit="create_new",
         settings=wandb.Settings(silent=True, console="off"),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401  (before the tests import torchvision)
+
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +13,6 @@ import pytest
 import torch
 import yaml
 from torch import Tensor
-
-import bitexp.compat  # noqa: F401  (before the tests import torchvision)
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 

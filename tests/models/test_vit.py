@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bitexp.compat  # noqa: F401  must come before torchvision
+
 from typing import Any
 
 import pytest
@@ -9,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-import bitexp.compat  # noqa: F401  must come before torchvision
 from bitexp.models.vit import Block, ViT
 
 DIGITS: dict[str, Any] = {
