@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import bitexp.compat  # noqa: F401
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import nn
 
 from bitexp.callbacks.randomness import derived_seed
 from bitexp.data import DATA
-from bitexp.errors import UserError
+from bitexp.errors import UserError, nearest
 from bitexp.kernels import choose_kernel
 from bitexp.kernels.registry import Kernel
 from bitexp.models import MODELS
@@ -24,6 +24,7 @@ from bitexp.packed import Description
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import Conversion, prove, quantize
 from bitexp.quant.linear import quantized_layers
+from bitexp.quant.packing import choose_layout
 from bitexp.quant.registry import Quantizer
 from bitexp.registry import Registry
 from bitexp.settings import Settings, check_arguments
@@ -56,36 +57,40 @@ def build(settings: Settings) -> Parts:
     Raises:
         UserError: whatever in the config cannot work, before any training data or run folder is touched.
     """
-    with told():
+    problems = Problems()
+    with problems:
         kernel, kernel_name, reason = choose_kernel(settings.kernel.name, device_type(settings))
-        quantizer = construct("quantizer", QUANTIZERS, settings.quantizer.name, settings.quantizer.arguments)
-        check(settings, quantizer)
+    with problems:
+        chosen = settings.quantizer
+        quantizer = construct("quantizer", QUANTIZERS, chosen.name, chosen.arguments)
+        check_packing(settings, quantizer)
+    with problems:
+        check(settings)
+    with problems:
         data = construct("data", DATA, settings.data.name, settings.data.arguments, {"seed": settings.seed})
         data.locate()
         facts: dict[str, Any] = data.facts
         torch.manual_seed(derived_seed(settings.seed, "init"))
-        arguments = {**settings.model.arguments, **accepted(MODELS.get(settings.model.name), facts)}
         model = construct("model", MODELS, settings.model.name, settings.model.arguments, facts)
-        conversion = quantize(model, quantizer, settings.quantizer.include, settings.quantizer.exclude)
+    problems.tell()
+    with problems:
+        conversion = quantize(model, quantizer, chosen.include, chosen.exclude)
         for layer in quantized_layers(model).values():
             layer.product = kernel.product
         prove_forward(model, data.example())
-        task = construct(
-            "task",
-            TASKS,
-            settings.task.name,
-            settings.task.arguments,
-            {**facts, "model": model, "optimizer": settings.optimizer},
-        )
-        description = Description(
-            model=settings.model.name,
-            model_arguments=arguments,
-            quantizer=settings.quantizer.name,
-            quantizer_arguments=settings.quantizer.arguments,
-            include=list(settings.quantizer.include),
-            exclude=list(settings.quantizer.exclude),
-            preprocessing={},
-        )
+    given = {**facts, "model": model, "optimizer": settings.optimizer}
+    with problems:
+        task = construct("task", TASKS, settings.task.name, settings.task.arguments, given)
+    problems.tell()
+    description = Description(
+        model=settings.model.name,
+        model_arguments={**settings.model.arguments, **accepted(MODELS.get(settings.model.name), facts)},
+        quantizer=chosen.name,
+        quantizer_arguments=chosen.arguments,
+        include=list(chosen.include),
+        exclude=list(chosen.exclude),
+        preprocessing={},
+    )
     return Parts(data, task, quantizer, conversion, description, kernel, kernel_name, reason)
 
 
@@ -99,8 +104,13 @@ def construct(
     """Builds a registered thing from YAML arguments and those facts that its signature names."""
     target = registry.get(name)
     given = accepted(target, facts or {})
-    check_arguments(section, target, arguments, given)
-    return target(**given, **arguments)
+    checked = check_arguments(section, target, arguments, given)
+    try:
+        return target(**given, **checked)
+    except ValueError as error:  # it names the argument, the user knows the key
+        word = re.match(r"\w*", str(error))
+        prefix = f"{section}." if word and word[0] in arguments else ""
+        raise UserError(f"{prefix}{error}") from error
 
 
 def accepted(target: Callable[..., Any], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,23 +118,67 @@ def accepted(target: Callable[..., Any], facts: Mapping[str, Any]) -> dict[str, 
     return {name: facts[name] for name in inspect.signature(target).parameters if name in facts}
 
 
-def check(settings: Settings, quantizer: Quantizer) -> None:
-    """Combinations that would do nothing, or not what they say."""
-    bf16 = settings.trainer.precision == "bf16-true"
-    if settings.optimizer.stochastic_rounding and not bf16:
+def check(settings: Settings) -> None:
+    """Combinations that cannot run, that would do nothing, or not what they say."""
+    trainer, schedule = settings.trainer, settings.quantizer.lambda_schedule
+    if settings.optimizer.stochastic_rounding and trainer.precision != "bf16-true":
         raise UserError(
             "optimizer.stochastic_rounding=true rounds bf16 latents and there are none with "
-            f"trainer.precision={settings.trainer.precision}; use trainer.precision=bf16-true"
+            f"trainer.precision={trainer.precision}; use trainer.precision=bf16-true"
         )
-    schedule = settings.quantizer.lambda_schedule
     if schedule is not None and schedule.start > schedule.end:
         raise UserError(
-            f"quantizer.lambda_schedule starts at {schedule.start} and ends at {schedule.end}: "
-            "start must not be larger"
+            f"quantizer.lambda_schedule.start={schedule.start} is larger than its "
+            f"end={schedule.end}; give an end from {schedule.start} to 1.0"
         )
-    if settings.trainer.accelerator == "gpu" and not torch.cuda.is_available():
+    known = TASKS.get(settings.task.name).measures
+    for key, monitor in monitors(settings).items():
+        if monitor not in known:
+            raise UserError(
+                f"{key}={monitor} is not measured.{nearest(monitor, known)} Known: {', '.join(known)}"
+            )
+        if trainer.validate_every > trainer.epochs:
+            raise UserError(
+                f"{key}={monitor} is never measured: trainer.validate_every={trainer.validate_every} and "
+                f"trainer.epochs={trainer.epochs}; validate within the epochs"
+            )
+    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu, and torch finds no GPU here; use trainer=cpu")
     check_login(settings)
+
+
+def monitors(settings: Settings) -> dict[str, str]:
+    """The metrics that decide something, by the key that names them."""
+    stopping = settings.callbacks.early_stopping
+    named = {
+        "callbacks.checkpoint.monitor": settings.callbacks.checkpoint.monitor,
+        "callbacks.early_stopping.monitor": None if stopping is None else stopping.monitor,
+    }
+    return {key: monitor for key, monitor in named.items() if monitor is not None}
+
+
+def check_validation(settings: Settings, parts: Parts) -> None:
+    """Raises `UserError` where a metric decides something and no data are held out to measure it."""
+    if parts.data.sizes["val"] == 0:  # type: ignore[attr-defined]
+        for key, monitor in monitors(settings).items():
+            raise UserError(
+                f"{key}={monitor} needs validation data and there are none; set data.val_size=0.1"
+            )
+
+
+def check_packing(settings: Settings, quantizer: Quantizer) -> None:
+    """Raises `UserError` where the packed file could not hold what the quantizer gives."""
+    try:
+        choose_layout(settings.packing, possible_codes(quantizer))
+    except ValueError as error:
+        raise UserError(f"packing={settings.packing}: {error}; use packing=auto") from error
+
+
+def possible_codes(quantizer: Quantizer) -> torch.Tensor:
+    """Every code that a quantizer can give; none where it leaves the weights alone."""
+    if not quantizer.quantizes_weights:
+        return torch.empty(0, dtype=torch.int8)
+    return torch.arange(quantizer.low, quantizer.high + 1, 2 if quantizer.bits == 1 else 1)
 
 
 def device_type(settings: Settings) -> str:
@@ -145,10 +199,22 @@ def prove_forward(model: nn.Module, example: Any) -> None:
     model.train()
 
 
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Turns the core's ValueErrors into something the user is told without a traceback."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from error
+class Problems:
+    """Collects what is wrong, so that all of it is told at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> bool:
+        if not isinstance(error, ValueError | UserError):
+            return False
+        self.found.append(str(error))
+        return True
+
+    def tell(self) -> None:
+        """Raises `UserError` with all that was found, if anything."""
+        if self.found:
+            raise UserError("\n".join(dict.fromkeys(self.found)))

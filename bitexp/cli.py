@@ -88,8 +88,9 @@ def explain(problem: Exception) -> str:
         if options:
             return f"unknown {group} '{word}'.{nearest(word, options)} Known: {', '.join(options)}"
     if isinstance(problem, OverrideParseException):
+        why = [line for line in lines(problem.message) if not line.startswith(("See", "Error"))]
         return (
-            f"'{problem.override}' cannot be read: {lines(problem.message)[-1]}. Write key=value, "
+            f"'{problem.override}' cannot be read: {', '.join(why)}. Write key=value, "
             "and quote what the shell or YAML would take apart: 'model.hidden=[64, 64]'"
         )
     text = "\n".join(str(part) for part in (problem, problem.__cause__) if part is not None)

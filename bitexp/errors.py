@@ -42,7 +42,9 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
         section = section.rpartition(".")[0]
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == section]
     elsewhere = [name for name in known if name.rpartition(".")[2] == word]
-    hint = f" Did you mean '{elsewhere[0]}'?" if elsewhere else nearest(word, siblings)
+    close = difflib.get_close_matches(word, siblings, n=1, cutoff=0.5)
+    meant = elsewhere if len(elsewhere) == 1 else [f"{section}.{name}".lstrip(".") for name in close]
+    hint = f" Did you mean '{meant[0]}'?" if meant else ""
     where = f" in {section}" if section else ""
     return f"unknown key '{key}'.{hint} Known{where}: {', '.join(siblings)}"
 

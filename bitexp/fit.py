@@ -53,7 +53,9 @@ class Fit:
         if options.diagnostics and parts.quantizer.quantizes_weights:
             callbacks.append(Diagnostics())
         if (stopping := options.early_stopping) is not None:
-            callbacks.append(EarlyStopping(stopping.monitor, patience=stopping.patience, mode=stopping.mode))
+            # at validation, since at the end of an epoch it would come after the checkpoint
+            rule: dict[str, Any] = {"patience": stopping.patience, "mode": stopping.mode}
+            callbacks.append(EarlyStopping(stopping.monitor, check_on_train_epoch_end=False, **rule))
         callbacks.append(self.pace)
         kind = options.progress
         if kind == "auto":

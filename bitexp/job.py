@@ -6,7 +6,7 @@ import json
 import os
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from hydra.core.hydra_config import HydraConfig
@@ -22,6 +22,9 @@ from bitexp.ranks import FOLLOW, global_rank
 from bitexp.settings import read_settings
 from bitexp.sweep.tuned import apply_tuned
 
+if TYPE_CHECKING:
+    from bitexp.run import Outcome
+
 
 def make(config: DictConfig) -> float | None:
     """Makes the run of a job. In a multirun nothing but Ctrl-C escapes: the outcome is recorded.
@@ -32,7 +35,8 @@ def make(config: DictConfig) -> float | None:
     Progress.started = True
     hydra = HydraConfig.get()
     multirun = hydra.mode == RunMode.MULTIRUN
-    overrides = list(hydra.overrides.task)
+    typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    overrides = [str(word) for word in typed]
     record: dict[str, Any] = {"overrides": overrides, "tuned": bool(config.get("tuned"))}
     try:
         apply_tuned(config, hydra, overrides)
@@ -77,7 +81,7 @@ def reason(problem: Exception) -> str:
     return str(problem) if isinstance(problem, UserError) else explain(problem)
 
 
-def write_record(hydra: DictConfig, record: dict[str, Any]) -> None:
+def write_record(hydra: Any, record: dict[str, Any]) -> None:
     """A job's line in the index of its multirun: which run it was and how it ended."""
     folder = Path(hydra.sweep.dir) / "jobs"
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bitexp.build import Parts
+from bitexp.build import Parts, possible_codes
 from bitexp.callbacks.schedule import lr_factor, weight_decay_at
 from bitexp.cli import CONF
 from bitexp.console import Report, amount, duration, size
@@ -31,7 +29,7 @@ def header(
         "model": model_line(settings, parts),
         "quantizer": quantizer_line(settings, parts),
         "data": data_line(settings, parts),
-        "kernel": f"{parts.kernel_name} ({parts.kernel_reason})",
+        "kernel": kernel_line(parts),
         "train": train_line(settings, parts),
     }
     if checkpoint is not None:
@@ -75,8 +73,7 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
     if not quantizer.quantizes_weights:
         norm = "" if quantizer.norm == "none" else f", with the inner {quantizer.norm} norm"
         return f"{settings.quantizer.name}: 32 bits per weight{norm}; body {size(full)}"
-    codes = torch.arange(quantizer.low, quantizer.high + 1, 2 if quantizer.bits == 1 else 1)
-    name = choose_layout(settings.packing, codes)
+    name = choose_layout(settings.packing, possible_codes(quantizer))
     rows = [parts.model.get_parameter(f"{n}.weight") for n in parts.conversion.body]
     packed = sum(w.shape[0] * math.ceil(w[0].numel() / LAYOUTS[name].per_byte) for w in rows)
     return (
@@ -95,6 +92,13 @@ def batches(settings: Settings, parts: Parts) -> int:
 def world(settings: Settings) -> int:
     """Processes that train together."""
     return settings.trainer.devices if isinstance(settings.trainer.devices, int) else 1
+
+
+def kernel_line(parts: Parts) -> str:
+    """Which kernel multiplies codes, and why."""
+    if not parts.quantizer.quantizes_weights:
+        return "none: no layer has codes to multiply"
+    return f"{parts.kernel_name} ({parts.kernel_reason})"
 
 
 def data_line(settings: Settings, parts: Parts) -> str:
@@ -118,7 +122,7 @@ def train_line(settings: Settings, parts: Parts) -> str:
     )
     return (
         f"{optimizer.name} lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g} "
-        f"(lr x decay sums to {shrink:.3g}), {scheduler.name}; {options.epochs} epochs = {steps:,} steps, "
+        f"(lr x decay sums to {shrink:.3g}), {scheduler.name}; {options.epochs} epoch{'s' * (options.epochs != 1)} = {steps:,} steps, "
         f"{options.precision}, {options.devices} x {options.accelerator}, "
         f"{options.threads} thread{'s' * (options.threads != 1)}"
     )
@@ -206,6 +210,6 @@ def next_command(settings: Settings) -> str:
     words = ["python -m bitexp -m"]
     if (CONF / "experiment" / f"{settings.name}.yaml").is_file():
         words.append(f"+experiment={settings.name}")
-    if (CONF / "tuned" / f"{settings.name}.yaml").is_file():
+    if (CONF / "tuning" / f"{settings.name}.yaml").is_file():
         return " ".join([*words, "+sweeps=precisions"])
     return " ".join([*words, "quantizer=full,ternary_mean seed=0,1,2"])

@@ -7,22 +7,25 @@ up in the registries and nothing in it is executed, so a file from a stranger is
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from bitexp.errors import UserError
 from bitexp.files import write_atomic
 from bitexp.kernels import Kernel
-from bitexp.kernels.frozen import FrozenLayer, FrozenSpec
+from bitexp.kernels.frozen import FrozenLayer, FrozenSpec, blank_twin, put_twins
 from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import quantize
+from bitexp.quant.linear import quantized_layers
 
 FORMAT = 1
 
@@ -50,15 +53,37 @@ class Description:
 def save_packed(path: Path, model: nn.Module, description: Description, body: list[str]) -> None:
     """Writes a frozen model; `body` names the layers a quantizer speaks for. Floats are stored in fp32."""
     layers = {n: m.spec.to_json() for n, m in model.named_modules() if isinstance(m, FrozenLayer)}
-    header = {"format": FORMAT, "body": body, "layers": layers, "description": vars(description)}
-    tensors = {name: portable(tensor) for name, tensor in model.state_dict().items()}
+    state, owners = model.state_dict(), owner_names(model)
+    tensors = {name: portable(state[name]) for name in sorted(set(owners.values()))}
+    header = {
+        "format": FORMAT,
+        "body": body,
+        "layers": layers,
+        "description": vars(description),
+        "crc32": checksum(tensors),
+    }
     write_atomic(path, save(tensors, {"bitexp": json.dumps(header)}))
+
+
+def owner_names(model: nn.Module) -> dict[str, str]:
+    """For each name in the state the first one of the same tensor: what is tied is stored once."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    return {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
 
 
 def portable(tensor: Tensor) -> Tensor:
     """As it is stored: on the CPU, contiguous, not shared, floats in fp32."""
     tensor = tensor.detach().cpu().contiguous().clone()
     return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 over the bytes of all tensors in the order of their names; safetensors has none."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, crc)
+    return crc
 
 
 def load_packed(path: Path, kernel: Kernel) -> tuple[nn.Module, dict[str, Any]]:
@@ -71,18 +96,35 @@ def load_packed(path: Path, kernel: Kernel) -> tuple[nn.Module, dict[str, Any]]:
         UserError: the file is missing, damaged, or not of this format.
     """
     header, tensors = read_packed(path)
-    description = Description(**header["description"])
-    model = description.build().float()
-    for name, spec in header["layers"].items():
-        parts = {part: tensors.pop(f"{name}.{part}", None) for part in ("packed", "scale", "bias")}
-        if parts["packed"] is None or parts["scale"] is None:
-            raise UserError(f"{path} has no weights for the layer {name}: the file is damaged")
-        parent, _, child = name.rpartition(".")
-        layer = FrozenLayer(FrozenSpec.from_json(spec), kernel=kernel, **parts)  # type: ignore[arg-type]
-        setattr(model.get_submodule(parent), child, layer)
-        tensors.update({f"{name}.{part}": t for part, t in parts.items() if t is not None})
-    model.load_state_dict(tensors)
+    try:
+        description = Description(**header["description"])
+        model = description.build().float()
+        freeze_blank(model, header["layers"], kernel)
+        owners = owner_names(model)
+        if unknown := set(tensors) - set(owners.values()):
+            raise ValueError(f"the model has no place for {', '.join(sorted(unknown))}")
+        model.load_state_dict({name: tensors[owner] for name, owner in owners.items()})
+    except Exception as error:  # whatever a header can make the constructors of a model raise
+        raise UserError(f"{path} does not describe a model that can be built here: {error}") from error
     return model.eval(), description.preprocessing
+
+
+def freeze_blank(model: nn.Module, specs: Mapping[str, Any], kernel: Kernel) -> None:
+    """Replaces the quantized layers by frozen ones without content, as the header describes them.
+
+    Raises:
+        ValueError: the header describes other layers than the model has.
+    """
+    layers = quantized_layers(model)
+    if set(layers) != set(specs):
+        raise ValueError(f"its packed layers are {sorted(specs)}, those of the model {sorted(layers)}")
+    twins = {}
+    for name, layer in layers.items():
+        twin = blank_twin(layer, specs[name]["layout"], kernel)
+        if twin.spec != FrozenSpec.from_json(specs[name]):
+            raise ValueError(f"the layer {name} is {specs[name]}, in the model {twin.spec.to_json()}")
+        twins[id(layer)] = twin
+    put_twins(model, twins)
 
 
 def read_packed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -90,15 +132,17 @@ def read_packed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("bitexp", "null"))
-            # cloned: on storage that is not aligned some products have other bits
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"there is no packed file {path}") from None
-    except (safetensors.SafetensorError, ValueError) as error:
+    except Exception as error:  # whatever a damaged file can make its readers raise
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
-    if not isinstance(header, Mapping) or header.get("format") != FORMAT:
+    parts = {"format", "body", "layers", "description"}
+    if not isinstance(header, dict) or not parts <= set(header) or header["format"] != FORMAT:
         raise UserError(f"{path} is not a packed model of bitexp (format {FORMAT})")
-    return dict(header), tensors
+    if header.get("crc32") != checksum(tensors):
+        raise UserError(f"{path} is damaged: its weights are not those that were written")
+    return header, tensors
 
 
 def sizes(path: Path) -> dict[str, int]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bitexp.build import Parts, build
+from bitexp.build import Parts, build, check_validation
 from bitexp.callbacks.checkpoints import BEST, LAST, latest_checkpoint
 from bitexp.callbacks.guard import Diverged, Signals, Stopped
 from bitexp.console import Report
@@ -26,7 +26,6 @@ from bitexp.quiet import quiet_libraries
 from bitexp.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.settings import Settings, read_settings
 from bitexp.track.folder import RunFolder
-from bitexp.track.metrics import send
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.wandb import tracked_run
 
@@ -60,6 +59,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | No
     settings = read_settings(config)
     quiet_libraries(settings.trainer.threads)
     parts = build(settings)
+    check_validation(settings, parts)
     folder = RunFolder.of(settings, parts.data.fingerprint())  # type: ignore[attr-defined]
     if global_rank() > 0:
         return follow(settings, parts, folder, report)
@@ -148,8 +148,8 @@ def measure(settings: Settings, parts: Parts, folder: RunFolder, fit: Fit) -> di
     restore(parts, best if monitored else folder.checkpoints / LAST)
     metrics = evaluate(settings, parts, folder)
     validation = fit.metrics.values("val/", fit.checkpoints.best_step if monitored else None)
-    send(fit.trainer, metrics)
     for logger in fit.trainer.loggers:
+        logger.log_metrics(metrics, fit.trainer.global_step)
         logger.save()
     return {
         "metrics": {**validation, **metrics},

@@ -178,11 +178,14 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
 
 def check_arguments(
     section: str, target: Callable[..., Any], values: Mapping[str, Any], given: Collection[str] = ()
-) -> None:
+) -> dict[str, Any]:
     """Checks keyword arguments from YAML against the annotations of `target`.
 
     Args:
         given: parameters that the caller provides; YAML may not.
+
+    Returns:
+        the values in the types of the annotations: `1` where a float belongs becomes `1.0`.
 
     Raises:
         UserError: unknown or missing keys and values of the wrong type, all of them.
@@ -196,46 +199,48 @@ def check_arguments(
     ]
     init = target.__init__ if inspect.isclass(target) else target
     hints = get_type_hints(init, include_extras=True)
+    checked = {}
     for key, value in values.items():
         if key not in parameters:
             known = [section, *(f"{section}.{name}" for name in parameters)]
             problems.append(unknown_key(f"{section}.{key}", known))
             continue
         try:
-            TypeAdapter(hints.get(key, Any)).validate_python(value, strict=True)
+            checked[key] = TypeAdapter(hints.get(key, Any)).validate_python(value, strict=True)
         except ValidationError as error:
             problems.append(explain(error, f"{section}.{key}", value))
     if problems:
         raise UserError("\n".join(problems))
+    return checked
 
 
 def explain(error: ValidationError, prefix: str, config: Any) -> str:
     """The errors of pydantic, one line each: key=value, and what is allowed."""
     items = [(located(item["loc"], config, prefix), item) for item in error.errors()]
     extra = {where for where, item in items if item["type"] == "extra_forbidden"}
-    known = dotted(config) if isinstance(config, Mapping) else []
-    lines = []
+    known = [name for name in dotted(config) if name not in extra] if isinstance(config, Mapping) else []
+    said: dict[str, list[str]] = {}
     for where, item in items:
-        value, limits = item["input"], item.get("ctx", {})
         if item["type"] == "extra_forbidden":
-            lines.append(unknown_key(where, [name for name in known if name not in extra]))
+            said[unknown_key(where, known)] = []
         elif item["type"] == "missing":
-            lines.append(f"the key '{where}' is missing")
+            said[f"the key '{where}' is missing"] = []
         elif item["type"] == "union_tag_invalid":
-            words = [word.strip("' ") for word in limits["expected_tags"].split(",")]
-            near = nearest(limits["tag"], words)
-            lines.append(
-                f"{where}.name={limits['tag']} is unknown.{near} Known: {', '.join(words)}"
-            )
-        elif item["type"] == "model_type":
-            lines.append(f"{where}={shown(value)} should be a section: set its keys, {where}.KEY=...")
-        elif item["type"] == "string_pattern_mismatch":
-            lines.append(f"{where}={shown(value)} should be letters, digits, '_', '-' and '.'")
+            word, words = item["ctx"]["tag"], re.findall(r"\w+", item["ctx"]["expected_tags"])
+            hint = nearest(word, words)
+            said[f"{where}.name={word} is unknown.{hint} Known: {', '.join(words)}"] = []
         else:
-            message = re.sub(r"^(Input|List|String) ", "", item["msg"])
-            message = message.replace(" after validation", "")
-            lines.append(f"{where}={shown(value)} {message}")
-    return "\n".join(dict.fromkeys(lines))
+            said.setdefault(f"{where}={shown(item['input'])}", []).append(allowed(item["type"], item["msg"]))
+    return "\n".join(f"{subject} {' or '.join(rules)}".strip() for subject, rules in said.items())
+
+
+def allowed(kind: str, message: str) -> str:
+    """What a value should be, from pydantic's words."""
+    if kind == "model_type":
+        return "should be a section of keys"
+    if kind == "string_pattern_mismatch":
+        return "should be letters, digits, '_', '-' and '.'"
+    return re.sub(r"^(Input|List|String) ", "", message).replace(" after validation", "")
 
 
 def located(loc: tuple[int | str, ...], config: Any, prefix: str) -> str:

@@ -1,12 +1,21 @@
-"""What all tests share: one thread, examples without deadlines, quantizers as the YAML has them."""
+"""What all tests share: one thread, examples without deadlines, quantizers as the YAML has them, runs."""
 
 from __future__ import annotations
 
 import bitexp.compat  # noqa: F401  (before anything imports torchvision)
 
+import copy
 import functools
-from collections.abc import Callable
+import itertools
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 import torch
@@ -14,8 +23,12 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import OmegaConf
 
+from bitexp.console import Report
 from bitexp.quant import QUANTIZERS, Quantizer
 from bitexp.settings import QuantizerChoice
+
+if TYPE_CHECKING:
+    from bitexp.run import Outcome
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -42,3 +55,137 @@ def make_quantizer() -> Callable[..., Quantizer]:
         return QUANTIZERS.get(arguments.pop("name"))(**arguments)
 
     return make
+
+
+TINY = (
+    "logger=csv",
+    "callbacks.progress=none",
+    "trainer.epochs=2",
+    "trainer.train_batches=4",
+    "trainer.eval_batches=1",
+)
+SMALL = (*TINY, "model.hidden=[16]")
+"""A run of the default model on digits that takes a quarter of a second."""
+
+
+@pytest.fixture(autouse=True)
+def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where runs go: no test writes into the checkout."""
+    folder = tmp_path / "outputs"
+    monkeypatch.setenv("BITEXP_OUTPUTS", str(folder))
+    monkeypatch.delenv("BITEXP_FOLLOW", raising=False)
+    return folder
+
+
+@functools.cache
+def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+@pytest.fixture(scope="session")
+def compose_config() -> Callable[..., dict[str, Any]]:
+    """The resolved config for some overrides."""
+    return lambda *overrides: copy.deepcopy(composed(overrides))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> tuple[str, ...]:
+    """Overrides that make any run short."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    """Overrides for a small network on digits, trained in a quarter of a second."""
+    return SMALL
+
+
+@pytest.fixture
+def train() -> Callable[..., Outcome]:
+    """Makes the small run with further overrides, in this process."""
+    from bitexp.run import run
+
+    def make(*overrides: str, base: Sequence[str] = SMALL, report: Report | None = None) -> Outcome:
+        words = (*base, *overrides)
+        return run(copy.deepcopy(composed(words)), words, report or Report(quiet=True))
+
+    return make
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended: exit code (negative: the signal that killed it) and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Child:
+    """A function in a forked process: a real one, to be killed, that imports nothing a second time.
+
+    Its exit code is what the function returns or exits with (0 for no number), and 70 if it raises.
+    """
+
+    def __init__(self, work: Callable[[], Any], folder: Path) -> None:
+        folder.mkdir()
+        self.files = (folder / "out", folder / "err")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12, of a fork beside threads
+            self.pid = os.fork()
+        if self.pid == 0:
+            self._run(work)
+
+    def _run(self, work: Callable[[], Any]) -> NoReturn:
+        code = 70
+        try:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            for number, file in enumerate(self.files, start=1):
+                os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+            sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, "w" if n else "r") for n in range(3))
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            value = work()
+            code = value if isinstance(value, int) else 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait(self) -> Ended:
+        """Waits for its end."""
+        _, status = os.waitpid(self.pid, 0)
+        return Ended(os.waitstatus_to_exitcode(status), *(file.read_text() for file in self.files))
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[[Callable[[], Any]], Child]:
+    """Starts a function in a process of its own."""
+    numbers = itertools.count()
+    return lambda work: Child(work, tmp_path / f"child-{next(numbers)}")
+
+
+@pytest.fixture
+def command(start: Callable[[Callable[[], Any]], Child]) -> Callable[..., Ended]:
+    """`python -m bitexp WORDS...` in a process of its own; `first` runs before it, to arrange a fault."""
+
+    def call(*words: str, first: Callable[[], Any] = lambda: None) -> Ended:
+        def work() -> None:
+            from bitexp.__main__ import main
+
+            sys.argv = ["bitexp", *words]
+            first()
+            main()
+
+        return start(work).wait()
+
+    return call

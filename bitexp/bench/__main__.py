@@ -18,7 +18,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from bitexp.bench.step import Candidate, candidates, measure
+from bitexp.bench.step import Cost, candidates, measure
 from bitexp.cli import guarded
 from bitexp.console import Report, size
 
@@ -37,21 +37,29 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def table(results: dict[Candidate, tuple[float, float, int]]) -> Table:
+def table(results: dict[str, Cost]) -> Table:
     """A row per candidate."""
     out = Table(box=box.SIMPLE_HEAD)
     out.add_column("step of")
-    for name in ("CPU ms (median)", "x full", "saved for backward", "x full", "x full_norm"):
+    for name in (
+        "CPU ms (median)",
+        "x full",
+        "saved for backward",
+        "x full",
+        "in norm + layer",
+        "x full_norm",
+    ):
         out.add_column(name, justify="right")
-    saved = {candidate.name: held for candidate, (_, _, held) in results.items()}
-    for candidate, (seconds, ratio, held) in results.items():
+    full, control = results["full"], results["full_norm"]
+    for name, cost in results.items():
+        inside = (size(cost.in_layers), f"{cost.in_layers / control.in_layers:.2f}")
         out.add_row(
-            candidate.name,
-            f"{1000 * seconds:.1f}",
-            f"{ratio:.2f}",
-            size(held),
-            f"{held / saved['full']:.2f}",
-            f"{held / saved['full_norm']:.2f}",
+            name,
+            f"{1000 * cost.seconds:.1f}",
+            f"{cost.ratio:.2f}",
+            size(cost.saved),
+            f"{cost.saved / full.saved:.2f}",
+            *(inside if cost.in_layers else ("", "")),
         )
     return out
 

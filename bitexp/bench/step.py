@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from bitexp.kernels import choose_kernel
 from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import matches, quantize
-from bitexp.quant.linear import quantized_layers
+from bitexp.quant.linear import QuantizedLayer, quantized_layers
 from bitexp.settings import Settings, read_settings
 
 PEER = "bitlinear 2.4.6"
@@ -110,8 +111,22 @@ def candidate(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> Ca
     return Candidate(name, model, step, forward)
 
 
-def measure(found: list[Candidate], rounds: int) -> dict[Candidate, tuple[float, float, int]]:
-    """Median CPU seconds of a step, median ratio to `full` in the same round, bytes saved for backward."""
+@dataclass(frozen=True)
+class Cost:
+    """What a step costs: median CPU seconds, median ratio to `full` in the same round, bytes held.
+
+    `saved` is all that autograd holds between forward and backward; `in_layers` what the layers with a
+    norm of their own (quantized ones and the control's) hold besides their input and parameters.
+    """
+
+    seconds: float
+    ratio: float
+    saved: int
+    in_layers: int
+
+
+def measure(found: list[Candidate], rounds: int) -> dict[str, Cost]:
+    """Makes `rounds` steps with each candidate, in turn."""
     times: dict[str, list[float]] = {c.name: [] for c in found}
     for c in found:
         c.step()
@@ -124,14 +139,17 @@ def measure(found: list[Candidate], rounds: int) -> dict[Candidate, tuple[float,
     result = {}
     for c in found:
         ratios = [a / b for a, b in zip(times[c.name], times["full"], strict=True)]
-        result[c] = statistics.median(times[c.name]), statistics.median(ratios), saved_bytes(c)
+        median = statistics.median(times[c.name])
+        held = saved_bytes(c.forward, c.model, None)
+        result[c.name] = Cost(median, statistics.median(ratios), held, layer_bytes(c))
     return result
 
 
-def saved_bytes(c: Candidate) -> int:
-    """Bytes that autograd holds between forward and backward, parameters left out, each storage once."""
+def saved_bytes(forward: Callable[[], Tensor], model: nn.Module, given: Tensor | None) -> int:
+    """Bytes that autograd holds after a forward, each storage once; parameters and `given` left out."""
     held: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for p in c.model.parameters()}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    own |= set() if given is None else {given.untyped_storage().data_ptr()}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -140,7 +158,22 @@ def saved_bytes(c: Candidate) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = c.forward()
+        output = forward()
     total = sum(held.values())
-    loss.backward()
+    output.sum().backward()
+    return total
+
+
+def layer_bytes(c: Candidate) -> int:
+    """The sum of `saved_bytes` of each layer by itself, at the input it gets in the model."""
+    inputs: dict[nn.Module, Tensor] = {}
+    layers = [m for m in c.model.modules() if isinstance(m, QuantizedLayer)]
+    hooks = [m.register_forward_hook(lambda m, x, y: inputs.update({m: x[0].detach()})) for m in layers]
+    c.forward()
+    for hook in hooks:
+        hook.remove()
+    total = 0
+    for layer in layers:
+        x = inputs[layer].requires_grad_()
+        total += saved_bytes(functools.partial(layer, x), layer, x)
     return total

@@ -56,7 +56,7 @@ class Checkpoints(pl.Callback):
         self.best_step = 0
         self.seconds_before = 0.0
         self._began = self._saved_at = time.monotonic()
-        self._candidate = self._due = self._stop = False
+        self._candidate = self._due = self._stop = self._stopped_early = False
 
     @property
     def seconds(self) -> float:
@@ -65,6 +65,7 @@ class Checkpoints(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.catch()  # Lightning has put its own SIGTERM handler in place
+        trainer.should_stop = self._stopped_early
 
     def on_train_batch_end(
         self,
@@ -106,6 +107,7 @@ class Checkpoints(pl.Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         self.metrics.flush()
+        self._stopped_early = trainer.should_stop
         trainer.save_checkpoint(self.folder / NEW)
         if trainer.is_global_zero:
             if self._candidate:  # before last.ckpt, which says that it is there
@@ -124,11 +126,13 @@ class Checkpoints(pl.Callback):
             "best_step": self.best_step,
             "metrics": self.metrics.position(),
             "seconds": self.seconds,
+            "stopped_early": self._stopped_early,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self.seconds_before = state_dict["seconds"]
+        self._stopped_early = state_dict["stopped_early"]
 
 
 def damage(path: Path) -> str | None:

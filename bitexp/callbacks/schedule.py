@@ -8,7 +8,6 @@ import math
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
 from bitexp.quant.linear import set_lambda
 from bitexp.settings import Adam, Constant, Cosine, LambdaSchedule, Sgd, TwoStage
@@ -56,8 +55,8 @@ def lambda_at(settings: LambdaSchedule | None, step: int, total: int) -> float:
     t = (share - settings.start) / (settings.end - settings.start)
     if settings.name == "linear":
         return t
-    low, high = torch.sigmoid(torch.tensor([-5.0, 5.0])).tolist()
-    return (1 / (1 + math.exp(-10 * (t - 0.5))) - low) / (high - low)
+    edge = math.tanh(2.5)
+    return (1 + math.tanh(5 * (t - 0.5)) / edge) / 2  # the logistic curve, stretched to 0..1
 
 
 class Schedule(pl.Callback):

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from bitexp.data.found import FoundData
-from bitexp.data.images import Stored, stored
-from bitexp.data.module import Part
+from bitexp.data.images import Part, Stored, stored
 from bitexp.data.registry import DATA
 from bitexp.errors import UserError
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 
 from bitexp.data.augment import Augmentation
 from bitexp.errors import UserError
+
+Part = Literal["train", "val", "test"]
 
 
 class Images(Protocol):

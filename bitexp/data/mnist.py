@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from bitexp.data.found import FoundData
-from bitexp.data.images import Stored, stored
-from bitexp.data.module import Part
+from bitexp.data.images import Part, Stored, stored
 from bitexp.data.registry import DATA
 from bitexp.errors import UserError
 

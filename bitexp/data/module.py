@@ -6,7 +6,7 @@ import bitexp.compat  # noqa: F401
 
 import hashlib
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -14,11 +14,9 @@ from torch import Tensor
 
 from bitexp.data.augment import Augment, Augmentation, check_augment
 from bitexp.data.bounds import at_least, check_share, held_out_count
-from bitexp.data.images import Images, Prepared, channel_statistics
+from bitexp.data.images import Images, Part, Prepared, channel_statistics
 from bitexp.data.loader import Plan, ResumableLoader, evaluation_plan, training_plan
 from bitexp.data.split import stratified
-
-Part = Literal["train", "val", "test"]
 
 
 class ImageData(pl.LightningDataModule):
@@ -40,8 +38,7 @@ class ImageData(pl.LightningDataModule):
         normalize: subtract the mean and divide by the deviation of the training part, per channel.
         seed: of the run.
 
-    Raises:
-        ValueError: an argument out of its range.
+    An argument out of its range raises `ValueError`.
     """
 
     shape: tuple[int, int, int]  # [C, H, W]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -69,6 +69,10 @@ class FrozenLayer(nn.Module):
         self.use(self.kernel)  # the prepared weights follow the buffers to another device
         return self
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.use(self.kernel)
+
     def forward(self, x: Tensor) -> Tensor:
         spec, dtype = self.spec, result_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -86,26 +90,43 @@ def freeze_layer(layer: QuantizedLayer, layout: str, kernel: Kernel) -> FrozenLa
     """The frozen twin of a trained layer, in fp32; `layout` may be `auto`."""
     codes, scale = layer.quantizer.weights(layer.weight)
     name = choose_layout(layout, codes)
-    spec = FrozenSpec(
-        shape=tuple(codes.shape),
-        layout=name,
+    packed = LAYOUTS[name].pack(codes.flatten(1))
+    bias = None if layer.bias is None else layer.bias.detach().float().clone()
+    return FrozenLayer(spec_of(layer, name), packed, scale.clone(), bias, kernel)
+
+
+def blank_twin(layer: QuantizedLayer, layout: str, kernel: Kernel) -> FrozenLayer:
+    """A frozen twin that holds nothing yet, for `load_state_dict` to fill."""
+    codes, scale = layer.quantizer.weights(layer.weight)
+    shape = LAYOUTS[layout].packed_shape(*codes.flatten(1).shape)
+    packed = torch.zeros(shape, dtype=torch.uint8, device=codes.device)
+    bias = None if layer.bias is None else torch.zeros_like(layer.bias, dtype=torch.float32)
+    return FrozenLayer(spec_of(layer, layout), packed, torch.zeros_like(scale), bias, kernel)
+
+
+def spec_of(layer: QuantizedLayer, layout: str) -> FrozenSpec:
+    """What a layer's frozen twin is besides its tensors."""
+    return FrozenSpec(
+        shape=tuple(layer.weight.shape),
+        layout=layout,
         norm=layer.norm,
         act_qmax=layer.quantizer.act_qmax,
         scaled_bias=layer.quantizer.bias == "scaled",
         conv=layer.conv,
     )
-    bias = None if layer.bias is None else layer.bias.detach().float().clone()
-    return FrozenLayer(spec, LAYOUTS[name].pack(codes.flatten(1)), scale.clone(), bias, kernel)
 
 
 def freeze(model: nn.Module, layout: str, kernel: Kernel) -> dict[str, FrozenLayer]:
     """Replaces every quantized layer of the model, in place, by its frozen twin; returns them by name."""
-    frozen: dict[int, FrozenLayer] = {}
-    result = {}
-    for name, layer in quantized_layers(model).items():
-        frozen[id(layer)] = result[name] = freeze_layer(layer, layout, kernel)
+    layers = quantized_layers(model)
+    frozen = {name: freeze_layer(layer, layout, kernel) for name, layer in layers.items()}
+    put_twins(model, {id(layers[name]): twin for name, twin in frozen.items()})
+    return frozen
+
+
+def put_twins(model: nn.Module, twins: Mapping[int, FrozenLayer]) -> None:
+    """Replaces modules by the twin under their id, at every place where they stand."""
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if id(module) in frozen:
+        if id(module) in twins:
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, frozen[id(module)])
-    return result
+            setattr(model.get_submodule(parent), child, twins[id(module)])

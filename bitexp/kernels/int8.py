@@ -16,15 +16,16 @@ from bitexp.quant.product import ConvArgs, Product, float_product
 
 def int8_product(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:
     """Linear product of int8 codes by `torch._int_mm`; anything else by `float_product`."""
-    if conv is not None or x.dtype != torch.int8 or x.numel() == 0 or under_vmap(x, weight):
+    if conv is not None or x.dtype != torch.int8 or unfit(x, weight):
         return float_product(x, weight, conv)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     return torch._int_mm(rows, weight.t()).float().reshape(*x.shape[:-1], weight.shape[0])
 
 
-def under_vmap(*tensors: Tensor) -> bool:
-    """Whether `torch.func.vmap` batches one of them: it has no rule for the integer product."""
-    return any(torch._C._functorch.is_batchedtensor(tensor) for tensor in tensors)
+def unfit(x: Tensor, weight: Tensor) -> bool:
+    """Whether `torch._int_mm` fails: on nothing, under vmap, and on single inputs (2.13 misreads them)."""
+    batched = torch._C._functorch.is_batchedtensor
+    return x.numel() == 0 or x.shape[-1] == 1 or batched(x) or batched(weight)
 
 
 class Int8(Reference):

@@ -56,16 +56,17 @@ def quantize(
 
 def replace(model: nn.Module, body: dict[str, nn.Module], quantizer: Quantizer) -> None:
     """Swaps the layers of the body for quantized ones, moving declared norms into them."""
+    new: dict[int, nn.Module] = {}
+    for name, layer in body.items():  # all are made before the first is put in place
+        if id(layer) not in new:
+            new[id(layer)] = make(name, layer, quantizer)
     for name, module in list(model.named_modules()):
         prenorm: dict[str, str] = getattr(module, "prenorm", {})
         for norm in set(prenorm.values()):
             fed = [f"{name}.{linear}".lstrip(".") for linear, n in prenorm.items() if n == norm]
             if quantizer.norm != "none" and all(linear in body for linear in fed):
                 setattr(module, norm, nn.Identity())
-    new: dict[int, nn.Module] = {}
     for name, layer in body.items():
-        if id(layer) not in new:
-            new[id(layer)] = make(name, layer, quantizer)
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, new[id(layer)])
 
@@ -136,4 +137,7 @@ def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
     """Raises `ValueError` for a pattern that matches no module and no parameter of the model."""
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"no layer of the model is called '{pattern}'.{nearest(pattern, names)}")
+            raise ValueError(
+                f"no layer of the model is called '{pattern}', as quantizer.include or quantizer.exclude "
+                f"has it.{nearest(pattern, names)}"
+            )

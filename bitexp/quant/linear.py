@@ -14,6 +14,7 @@ import contextlib
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitexp.quant.activations import absmax_codes, normalize, normalize_backward
@@ -165,6 +166,8 @@ class QuantizedLayer(nn.Module):
         self.mix.fill_(value)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.quantizer.quantizes_weights:
+            return self._plain_forward(x)
         if not torch.is_autocast_enabled(x.device.type):
             y = self._forward(x)
             return y if y.dtype == x.dtype else y.to(x.dtype)
@@ -172,29 +175,37 @@ class QuantizedLayer(nn.Module):
             return self._forward(x).to(torch.get_autocast_dtype(x.device.type))
 
     def _forward(self, x: Tensor) -> Tensor:
+        if self.phasing:
+            return self._mixed_forward(x)
         quantizer, weight = self.quantizer, self.weight
-        if self.phasing or not quantizer.quantizes_weights:
-            return self._float_forward(x)
         codes, scale = quantizer.weights(weight)
         spec = Spec(self.conv, self.norm, quantizer.act_qmax, quantizer.bias == "scaled", self.product)
         return quantized_product(x, weight, self.bias, codes, scale, spec)
 
-    def _float_forward(self, x: Tensor) -> Tensor:
+    def _mixed_forward(self, x: Tensor) -> Tensor:
         at, quantizer = Geometry(self.conv), self.quantizer
         normed, _, _ = normalize(x.float(), self.norm, at.feature_dim)
         weight, bias = self.weight.float(), self.bias
+        codes, w_scale = quantizer.weights(self.weight)
+        weight = weight + self.mix * (dequantize(codes, w_scale) - weight).detach()
         if bias is not None:
-            bias = bias.float()
-        if quantizer.quantizes_weights:
-            codes, w_scale = quantizer.weights(self.weight)
-            weight = weight + self.mix * (dequantize(codes, w_scale) - weight).detach()
-            if quantizer.act_qmax:
-                x_codes, x_scale = absmax_codes(normed.detach(), quantizer.act_qmax, at.scale_dims)
-                normed = normed + self.mix * (x_codes * x_scale - normed).detach()
-                if bias is not None and quantizer.bias == "scaled":
-                    bias = bias * (x_scale * at.spread(w_scale))
+            bias = at.spread(bias.float())
+        if quantizer.act_qmax:
+            x_codes, x_scale = absmax_codes(normed.detach(), quantizer.act_qmax, at.scale_dims)
+            normed = normed + self.mix * (x_codes * x_scale - normed).detach()
+            if bias is not None and quantizer.bias == "scaled":
+                bias = bias * (x_scale * w_scale)
         y = float_product(normed, weight, self.conv)
-        return y if bias is None else y + at.spread(bias)
+        return y if bias is None else y + bias
+
+    def _plain_forward(self, x: Tensor) -> Tensor:
+        """The ordinary layer after the norm, in the precision that the ordinary layer would have."""
+        dim = Geometry(self.conv).feature_dim
+        normed = normalize(x.float(), self.norm, dim)[0].to(x.dtype)
+        if self.conv is None:
+            return F.linear(normed, self.weight, self.bias)
+        stride, padding, dilation, groups = self.conv
+        return F.conv2d(normed, self.weight, self.bias, stride, padding, dilation, groups)
 
     def extra_repr(self) -> str:
         return f"{list(self.weight.shape)}, bias={self.bias is not None}, norm={self.norm}"

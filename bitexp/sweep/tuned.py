@@ -1,4 +1,4 @@
-"""Each precision at its own tuned learning rate and weight decay: conf/tuned/EXPERIMENT.yaml.
+"""Each precision at its own tuned learning rate and weight decay: conf/tuning/EXPERIMENT.yaml.
 
 ternary_mean: {lr: 0.01, weight_decay: 0.0}
 """
@@ -31,11 +31,11 @@ def apply_tuned(config: DictConfig, hydra: Any, overrides: Sequence[str]) -> Non
     typed = [o for o in overrides if o.lstrip("+").split("=")[0] in {f"optimizer.{key}" for key in KEYS}]
     if typed:
         raise UserError(f"tuned=true sets what {typed[0]} sets: leave out one of the two")
-    places = [Path(s.path) / "tuned" / f"{config.name}.yaml" for s in hydra.runtime.config_sources if s.path]
+    places = [Path(s.path) / "tuning" / f"{config.name}.yaml" for s in hydra.runtime.config_sources if s.path]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise UserError(
-            f"tuned=true needs a file tuned/{config.name}.yaml beside the configs and there is none; "
+            f"tuned=true needs a file tuning/{config.name}.yaml beside the configs and there is none; "
             "write one with a line per quantizer (ternary_mean: {lr: 0.01, weight_decay: 0.0}), or use "
             "tuned=false to compare at one shared setting"
         )

@@ -25,6 +25,8 @@ class ImageClassification(Task):
             draws one of the two (arXiv 1710.09412, 1905.04899).
     """
 
+    measures = ("val/loss", "val/accuracy")
+
     def __init__(
         self,
         model: nn.Module,

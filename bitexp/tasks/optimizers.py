@@ -98,7 +98,8 @@ class Bf16Latents(torch.optim.Optimizer):
         self.inner.step()
         for latent, twin in self.twins.items():
             if twin.grad is not None:
-                latent.copy_(stochastic_bf16(twin) if self.stochastic else twin)
+                rounds = self.stochastic and latent.dtype == torch.bfloat16
+                latent.copy_(stochastic_bf16(twin) if rounds else twin)
             twin.grad = None
         return loss
 

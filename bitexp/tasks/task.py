@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import bitexp.compat  # noqa: F401
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -23,6 +24,9 @@ class Task(pl.LightningModule):
     Keyword arguments of a subclass come from the YAML of the task, or from the data where their names
     are among its facts (`classes`, say).
     """
+
+    measures: ClassVar[Sequence[str]] = ("val/loss",)
+    """What a validation measures: the names that may be monitored."""
 
     def __init__(self, model: nn.Module, optimizer: Adam | Sgd) -> None:
         super().__init__()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bitexp.compat  # noqa: F401  (before the tests import torchvision)
-
 import gzip
 from collections.abc import Callable
 from pathlib import Path

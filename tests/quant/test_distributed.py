@@ -1,0 +1,63 @@
+"""Distributed data parallel: the gradients of two processes are averaged, like those of any layer."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from bitexp.quant import QUANTIZERS
+from bitexp.quant.linear import BitConv2d, BitLinear
+
+RANKS = 2
+
+
+def build() -> nn.Module:
+    """A convolution and a linear layer, the same in every process."""
+    torch.manual_seed(0)
+    quantizer = QUANTIZERS.get("ternary_mean")(
+        norm="layer",
+        activations="int8",
+        act_qmax=127,
+        granularity="tensor",
+        group_size=None,
+        bias="plain",
+    )
+    conv, linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 4 * 4, 5)
+    return nn.Sequential(BitConv2d(conv, quantizer), nn.Flatten(), BitLinear(linear, quantizer))
+
+
+def gradients(model: nn.Module, rank: int) -> list[Tensor]:
+    """Those of all parameters after one backward of the rank's own batch."""
+    x = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(rank))
+    model(x).square().mean().backward()
+    found = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None for gradient in found)
+    return [gradient for gradient in found if gradient is not None]
+
+
+def train(rank: int, folder: str) -> None:
+    """What each process does."""
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
+    try:
+        torch.save(gradients(DistributedDataParallel(build()), rank), f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_gradients_of_two_processes_are_averaged(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(train, (str(tmp_path),), nprocs=RANKS)
+    alone = [gradients(build(), rank) for rank in range(RANKS)]
+    assert any(not torch.equal(a, b) for a, b in zip(*alone, strict=True))
+    for rank in range(RANKS):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        for averaged, one, other in zip(found, *alone, strict=True):
+            assert_close(averaged, (one + other) / 2, rtol=1e-6, atol=1e-8)
