@@ -48,7 +48,8 @@ class Fit:
         callbacks: list[pl.Callback] = [Randomness(settings.seed)]
         if options.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
-        schedule = Schedule(settings.scheduler, optimizer, settings.quantizer.lambda_schedule)
+        phasing, max_steps = settings.quantizer.lambda_schedule, settings.trainer.max_steps
+        schedule = Schedule(settings.scheduler, optimizer, phasing, max_steps)
         callbacks += [schedule, FiniteLoss(every)]
         if options.diagnostics and parts.quantizer.quantizes_weights:
             callbacks.append(Diagnostics())
@@ -96,7 +97,6 @@ def build_trainer(settings: Settings, callbacks: list[pl.Callback], loggers: lis
         strategy=options.strategy,
         precision=PRECISION[options.precision],  # type: ignore[arg-type]
         max_epochs=options.epochs,
-        max_steps=-1 if options.max_steps is None else options.max_steps,
         accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.gradient_clip,
         check_val_every_n_epoch=options.validate_every,

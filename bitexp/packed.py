@@ -28,6 +28,7 @@ from bitexp.quant.convert import quantize
 from bitexp.quant.linear import quantized_layers
 
 FORMAT = 1
+PARTS = {"format": int, "body": list, "layers": dict, "description": dict, "crc32": int}
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def save_packed(path: Path, model: nn.Module, description: Description, body: li
         "body": body,
         "layers": layers,
         "description": vars(description),
-        "crc32": checksum(tensors),
     }
+    header["crc32"] = checksum(header, tensors)
     write_atomic(path, save(tensors, {"bitexp": json.dumps(header)}))
 
 
@@ -78,11 +79,12 @@ def portable(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 over the bytes of all tensors in the order of their names; safetensors has none."""
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(tensors[name].flatten().view(torch.uint8).numpy().data, crc)
+def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 over the header and over all tensors by name; safetensors has none of its own."""
+    crc = zlib.crc32(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, crc)
     return crc
 
 
@@ -137,11 +139,11 @@ def read_packed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(f"there is no packed file {path}") from None
     except Exception as error:  # whatever a damaged file can make its readers raise
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
-    parts = {"format", "body", "layers", "description"}
-    if not isinstance(header, dict) or not parts <= set(header) or header["format"] != FORMAT:
+    parts = {key: type(part) for key, part in header.items()} if isinstance(header, dict) else {}
+    if parts != PARTS or header["format"] != FORMAT:
         raise UserError(f"{path} is not a packed model of bitexp (format {FORMAT})")
-    if header.get("crc32") != checksum(tensors):
-        raise UserError(f"{path} is damaged: its weights are not those that were written")
+    if header.pop("crc32") != checksum(header, tensors):
+        raise UserError(f"{path} is damaged: its contents are not those that were written")
     return header, tensors
 
 

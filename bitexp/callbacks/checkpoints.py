@@ -75,7 +75,7 @@ class Checkpoints(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        every, last = self.settings.every_steps, trainer.is_last_batch
+        every, last = self.settings.every_steps, trainer.is_last_batch or trainer.should_stop
         if not (last or (batch_idx + 1) % trainer.accumulate_grad_batches == 0):
             return  # between the batches of one step
         stop = self.signals.received is not None
@@ -100,8 +100,7 @@ class Checkpoints(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epochs = trainer.current_epoch + 1
         validated = epochs % (trainer.check_val_every_n_epoch or 1) == 0
-        steps_done = 0 <= trainer.max_steps <= trainer.global_step
-        final = epochs == trainer.max_epochs or trainer.should_stop or steps_done
+        final = epochs == trainer.max_epochs or trainer.should_stop
         if validated or final or self._due:
             self._save(trainer)
 

@@ -60,8 +60,7 @@ class Pace(pl.Callback):
 
     def summary(self, trainer: pl.Trainer, schedule: Schedule, metrics: dict[str, float]) -> str:
         """Where the run stands, on one line."""
-        total = int(trainer.estimated_stepping_batches)
-        left = (total - trainer.global_step) * self.step_seconds
+        left = (schedule.total(trainer) - trainer.global_step) * self.step_seconds
         shown = [
             f"loss {self.loss:.3f}",
             *(f"{name} {value:.4g}" for name, value in metrics.items()),
@@ -88,7 +87,7 @@ class ProgressLines(pl.Callback):
         self._next = 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        step, total = trainer.global_step, self.schedule.total(trainer)
         if trainer.sanity_checking or (step < self._next and step < total):
             return
         self._next = step + total / LINES
@@ -108,7 +107,7 @@ class ProgressBar(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.bar.start()
-        self.task = self.bar.add_task("", total=int(trainer.estimated_stepping_batches), text="")
+        self.task = self.bar.add_task("", total=self.schedule.total(trainer), text="")
 
     def on_train_batch_end(
         self,

@@ -62,7 +62,8 @@ def lambda_at(settings: LambdaSchedule | None, step: int, total: int) -> float:
 class Schedule(pl.Callback):
     """Sets learning rate, weight decay and lambda before every batch, and lambda before a validation.
 
-    It comes after the averaging of weights, which averages lambda too.
+    It comes after the averaging of weights, which averages lambda too. It also ends a run after
+    `max_steps`: Lightning's own option forgets the rest of a run that resumes at the end of an epoch.
     """
 
     def __init__(
@@ -70,14 +71,21 @@ class Schedule(pl.Callback):
         scheduler: Cosine | Constant | TwoStage,
         optimizer: Adam | Sgd,
         quantization: LambdaSchedule | None,
+        max_steps: int | None = None,
     ) -> None:
         self.scheduler, self.optimizer, self.quantization = scheduler, optimizer, quantization
+        self.max_steps = max_steps
         self.lr = optimizer.lr
+
+    def total(self, trainer: pl.Trainer) -> int:
+        """Steps in the whole run."""
+        steps = int(trainer.estimated_stepping_batches)
+        return min(steps, self.max_steps or steps)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        step, total = trainer.global_step, self.total(trainer)
         self.lr = self.optimizer.lr * lr_factor(self.scheduler, step, total)
         decay = weight_decay_at(self.scheduler, self.optimizer.weight_decay, step, total)
         for group in trainer.optimizers[0].param_groups:
@@ -85,10 +93,14 @@ class Schedule(pl.Callback):
             group["weight_decay"] = decay if group["decays"] else 0.0
         self._set_lambda(trainer, pl_module)
 
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.max_steps is not None and trainer.global_step >= self.max_steps:
+            trainer.should_stop = True
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._set_lambda(trainer, pl_module)
 
     def _set_lambda(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.quantization is not None:
-            step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
-            set_lambda(pl_module, lambda_at(self.quantization, step, total))
+            share = lambda_at(self.quantization, trainer.global_step, self.total(trainer))
+            set_lambda(pl_module, share)

@@ -90,8 +90,7 @@ class Bf16Latents(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for outer, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
-            inner.update({key: value for key, value in outer.items() if key != "params"})
+        self._hand_over()
         for latent, twin in self.twins.items():
             twin.data.copy_(latent)
             twin.grad = None if latent.grad is None else latent.grad.float()
@@ -103,7 +102,13 @@ class Bf16Latents(torch.optim.Optimizer):
             twin.grad = None
         return loss
 
+    def _hand_over(self) -> None:
+        """Gives learning rates and the like, which others set in our groups, to the inner optimizer."""
+        for outer, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
+            inner.update({key: value for key, value in outer.items() if key != "params"})
+
     def state_dict(self) -> dict[str, Any]:
+        self._hand_over()
         return self.inner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

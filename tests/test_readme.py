@@ -1,0 +1,135 @@
+"""Every command and every piece of code in the README runs, made short by the overlay `tiny`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import bitexp.run  # noqa: F401  (children that are forked do not import it again)
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+TINY = ("logger=csv", "trainer.epochs=1", "trainer.train_batches=1", "trainer.eval_batches=1")
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every `python -m bitexp...` in a code block, in a table or in the text, once."""
+    found = re.findall(r"^python -m bitexp[^\n#]*", "\n".join(blocks("bash")), re.MULTILINE)
+    found += re.findall(r"`(python -m bitexp[^`]*)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
+    return [c for c in dict.fromkeys(c.strip() for c in found) if c != "python -m bitexp"]
+
+
+def own_images(folder: Path) -> None:
+    """The user's images that the README speaks of."""
+    for number in range(24):
+        place = folder / "my_images" / "train" / ("cat", "dog")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (10 * number, 100, 50)).save(place / f"{number}.png")
+
+
+def own_experiment(folder: Path) -> None:
+    """The user's own experiment."""
+    place = folder / "my_configs" / "experiment"
+    place.mkdir(parents=True)
+    (place / "mine.yaml").write_text("# @package _global_\nname: mine\nmodel: {hidden: [16]}\n")
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if "ddp" not in c])
+def test_a_command_of_the_readme_runs(
+    line: str, command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own_images(tmp_path)
+    own_experiment(tmp_path)
+    module, *words = shlex.split(line)[2:]
+    if module == "bitexp.bench":
+        from bitexp.bench import __main__ as bench
+
+        def measure() -> None:
+            sys.argv = ["bench", *words, "--rounds", "1", "--batch", "2"]
+            bench.main()
+
+        ended = command("--version", first=measure)
+    else:
+        overlay = [] if "--cfg" in words else list(TINY)
+        overlay += ["seed=0", "model.depth=1"] if "-m" in words else []
+        online = "logger.wandb.mode=online" in words
+        ended = command(*words, *(overlay[1:] if online else overlay))
+        if online:
+            assert ended.code == 2
+            assert "wandb login" in ended.err
+            return
+    assert ended.code == 0, ended.out + ended.err
+
+
+def test_the_command_with_several_processes_runs(tmp_path: Path) -> None:
+    (line,) = [c for c in commands() if "ddp" in c]
+    words = [sys.executable, *shlex.split(line)[1:], *TINY]
+    env = {**os.environ, "BITEXP_OUTPUTS": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(words, env=env, capture_output=True, text=True, timeout=280, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert len(list(tmp_path.glob("vit_ternary/*/result.json"))) == 1
+
+
+def test_the_core_works_in_a_notebook() -> None:
+    (code,) = [block for block in blocks("python") if "quantize(model" in block]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    from bitexp.quant.linear import BitLinear
+
+    assert isinstance(names["model"][0], BitLinear)
+    assert isinstance(names["model"][2], torch.nn.Linear)
+    assert names["model"](torch.randn(3, 64)).shape == (3, 10)
+
+
+def test_the_packed_file_is_loaded_as_shown(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(train().folder)
+    (code,) = [block for block in blocks("python") if "load_packed" in block]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["model"](torch.randn(3, 1, 8, 8)).shape == (3, 10)
+    assert set(names["preprocessing"]) >= {"mean", "std", "class_names"}
+
+
+def test_adding_a_quantizer_is_one_class_and_one_yaml(tmp_path: Path) -> None:
+    for part in ("bitexp", "conf", "sweeps", "tests"):
+        shutil.copytree(ROOT / part, tmp_path / part, symlinks=True)
+    shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
+    (code,) = [block for block in blocks("python") if "QUANTIZERS.register" in block]
+    (text,) = blocks("yaml")
+    name = yaml.safe_load(text)["name"]
+    (tmp_path / "bitexp" / "quant" / "mine.py").write_text(code)
+    (tmp_path / "conf" / "quantizer" / f"{name}.yaml").write_text(text)
+    env = {**os.environ, "BITEXP_OUTPUTS": str(tmp_path / "runs"), "PYTHONPATH": str(tmp_path)}
+
+    def python(*words: str) -> str:
+        ended = subprocess.run(
+            [sys.executable, *words], env=env, capture_output=True, text=True, timeout=280, cwd=tmp_path
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
+    sweep = ("+experiment=vit_ternary", "+sweeps=precisions", "seed=0", "model.depth=1", "tuned=false")
+    table = python("-m", "bitexp", "-m", *sweep, *TINY).rpartition("vs full")[2]
+    assert name in table
+    collected = python("-m", "pytest", "--collect-only", "-q", "tests/quant/test_weights.py", "-k", name)
+    assert f"[{name}" in collected
