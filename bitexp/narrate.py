@@ -122,7 +122,8 @@ def train_line(settings: Settings, parts: Parts) -> str:
     )
     return (
         f"{optimizer.name} lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g} "
-        f"(lr x decay sums to {shrink:.3g}), {scheduler.name}; {options.epochs} epoch{'s' * (options.epochs != 1)} = {steps:,} steps, "
+        f"(lr x decay sums to {shrink:.3g}), {scheduler.name}; {options.epochs} "
+        f"epoch{'s' * (options.epochs != 1)} = {steps:,} steps, "
         f"{options.precision}, {options.devices} x {options.accelerator}, "
         f"{options.threads} thread{'s' * (options.threads != 1)}"
     )

@@ -174,8 +174,8 @@ def start(tmp_path: Path) -> Callable[[Callable[[], Any]], Child]:
     return lambda work: Child(work, tmp_path / f"child-{next(numbers)}")
 
 
-@pytest.fixture
-def command(start: Callable[[Callable[[], Any]], Child]) -> Callable[..., Ended]:
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
     """`python -m bitexp WORDS...` in a process of its own; `first` runs before it, to arrange a fault."""
 
     def call(*words: str, first: Callable[[], Any] = lambda: None) -> Ended:
@@ -186,6 +186,6 @@ def command(start: Callable[[Callable[[], Any]], Child]) -> Callable[..., Ended]
             first()
             main()
 
-        return start(work).wait()
+        return Child(work, tmp_path_factory.mktemp("command") / "child").wait()
 
     return call

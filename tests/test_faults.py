@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import bitexp.compat  # noqa: F401
-
 import json
 import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,10 +27,12 @@ from bitexp.callbacks.checkpoints import BEST, DAMAGED, LAST, PREVIOUS, damage, 
 from bitexp.console import Report
 from bitexp.errors import UserError
 from bitexp.files import write_atomic
+from bitexp.track.folder import RunFolder
 
 EVERY_STEP = "callbacks.checkpoint.every_steps=1"
 VARIANTS = {
     "plain": (),
+    "long": ("trainer.epochs=40",),
     "random": ("data.augment={crop: 1, flip: true}", "model.dropout=0.2", "task.mixup=0.4", "task.cutmix=1"),
     "accumulate": ("trainer.train_batches=7", "trainer.accumulate=2", "trainer.log_every=1"),
     "ema": ("callbacks.ema_decay=0.9", "quantizer.lambda_schedule={name: linear, start: 0.1, end: 0.9}"),
@@ -42,6 +43,9 @@ VARIANTS = {
     "patience": ("callbacks.early_stopping={monitor: val/loss, mode: max, patience: 1}", "trainer.epochs=9"),
     "two_stage": ("scheduler=two_stage", "trainer.max_steps=6", "quantizer=binary", "trainer.log_every=3"),
 }
+
+
+RANDOM = [name for name in VARIANTS if name not in ("plain", "long")]
 
 
 class At(pl.Callback):
@@ -145,30 +149,40 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, compose_config: Any, s
     return make
 
 
+@pytest.fixture(scope="module")
+def killed_run(tmp_path_factory: pytest.TempPathFactory, command: Any, small: Any) -> Path:
+    """An outputs folder with a small run that was killed after its sixth step, with two checkpoints."""
+    place = tmp_path_factory.mktemp("killed")
+    words = (*small, EVERY_STEP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITEXP_OUTPUTS", str(place / "outputs"))
+        ended = command(*words, first=at("on_train_batch_end", 6, signal.SIGKILL))
+    assert ended.code == -signal.SIGKILL
+    return place / "outputs"
+
+
 @pytest.fixture
-def interrupted(command: Any, outputs: Path, small: Any) -> Callable[..., Path]:
-    """The folder of a small run that was killed after its sixth step, with two checkpoints."""
-
-    def make(*overrides: str) -> Path:
-        words = (*small, EVERY_STEP, *overrides)
-        assert command(*words, first=at("on_train_batch_end", 6, signal.SIGKILL)).code == -signal.SIGKILL
-        (config,) = outputs.glob("*/*/config.yaml")
-        return config.parent
-
-    return make
+def interrupted(killed_run: Path, outputs: Path) -> Path:
+    """The folder of such a run."""
+    shutil.copytree(killed_run, outputs)
+    (config,) = outputs.glob("*/*/config.yaml")
+    return config.parent
 
 
 # killed
 
 MOMENTS = [
-    *(("on_train_batch_end", count) for count in range(1, 9)),
     ("on_train_batch_start", 1),
-    ("on_train_batch_start", 6),
-    ("on_validation_start", 1),
+    ("on_train_batch_end", 1),
+    ("on_train_batch_end", 4),
     ("on_validation_end", 1),
-    ("on_validation_end", 2),
     ("on_train_epoch_end", 1),
+    ("on_train_batch_start", 5),
+    ("on_train_batch_end", 7),
     ("on_train_epoch_end", 2),
+    *(pytest.param("on_train_batch_end", count, marks=pytest.mark.slow) for count in (2, 3, 5, 6, 8)),
+    pytest.param("on_validation_start", 1, marks=pytest.mark.slow),
+    pytest.param("on_validation_end", 2, marks=pytest.mark.slow),
 ]
 
 
@@ -187,10 +201,12 @@ def test_killed_at_any_moment_a_run_ends_as_if_nothing_had_happened(
 @pytest.mark.parametrize(
     ("variant", "hook", "count"),
     [
-        *((name, "on_train_batch_end", 6) for name in VARIANTS),
-        *((name, "on_train_epoch_end", 1) for name in VARIANTS),
+        *((name, "on_train_batch_end", 6) for name in RANDOM),
+        ("patience", "on_train_epoch_end", 1),
         ("patience", "on_train_epoch_end", 2),
-        ("two_stage", "on_train_epoch_end", 2),
+        ("two_stage", "on_train_epoch_end", 1),
+        *(pytest.param(name, "on_train_epoch_end", 1, marks=pytest.mark.slow) for name in RANDOM),
+        pytest.param("two_stage", "on_train_epoch_end", 2, marks=pytest.mark.slow),
     ],
 )
 def test_whatever_is_random_or_averaged_continues_to_the_bit(
@@ -207,8 +223,13 @@ def test_whatever_is_random_or_averaged_continues_to_the_bit(
     assert_same(outcome.folder, expected)
 
 
-@pytest.mark.parametrize("count", range(1, 8))
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("count", "after"),
+    [
+        *((count, False) for count in range(2, 7)),
+        *(pytest.param(count, True, marks=pytest.mark.slow) for count in range(1, 7)),
+    ],
+)
 def test_killed_while_a_checkpoint_is_written(
     count: int, after: bool, command: Any, train: Any, small: Any, undisturbed: Any
 ) -> None:
@@ -232,11 +253,13 @@ def test_killed_while_a_checkpoint_is_written(
 
 
 def test_killed_from_outside(train: Any, small: Any, outputs: Path, undisturbed: Any) -> None:
-    words = [sys.executable, "-m", "bitexp", *small, EVERY_STEP, "trainer.epochs=400"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = (*small, *VARIANTS["long"], EVERY_STEP)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bitexp", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not list(outputs.glob("*/*/checkpoints/previous.ckpt")):
         assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+        time.sleep(0.01)
     process.kill()
     out, err = process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -244,13 +267,11 @@ def test_killed_from_outside(train: Any, small: Any, outputs: Path, undisturbed:
     assert err == ""
     (folder,) = (path.parent for path in outputs.glob("*/*/checkpoints"))
     assert not (folder / "result.json").exists()
-    step = load_checkpoint(folder / "checkpoints" / LAST)["global_step"]
-    report = Report()
-    assert 0 < step < 1600
-    outcome = train("trainer.epochs=400", "trainer.max_steps=null", report=Report(quiet=True))
-    assert report is not None
-    assert outcome.result["steps"] == 1600
-    assert "resumes" in (folder / "train.log").read_text()
+    assert 0 < load_checkpoint(folder / "checkpoints" / PREVIOUS)["global_step"] < 160
+    outcome = train(*VARIANTS["long"])
+    assert outcome.folder == folder
+    assert "resumes    from " in (folder / "train.log").read_text()
+    assert_same(folder, undisturbed("long"))
 
 
 # stopped by a signal
@@ -259,7 +280,7 @@ def test_killed_from_outside(train: Any, small: Any, outputs: Path, undisturbed:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
     ("hook", "count"),
-    [("setup", 1), ("on_train_batch_start", 2), ("on_train_batch_start", 4), ("on_validation_start", 2)],
+    [("setup", 1), ("on_train_batch_start", 4), ("on_train_batch_start", 6), ("on_validation_start", 2)],
 )
 def test_a_signal_ends_a_run_after_a_checkpoint(
     number: int, hook: str, count: int, command: Any, train: Any, small: Any, outputs: Path, undisturbed: Any
@@ -350,12 +371,12 @@ DAMAGE = [truncate, flip_a_bit, empty, poison, poison_plainly, replace_by_anothe
 @pytest.mark.parametrize("spoil", DAMAGE)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     spoil: Callable[[Path], None],
-    interrupted: Any,
+    interrupted: Path,
     train: Any,
     undisturbed: Any,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder = interrupted()
+    folder = interrupted
     spoil(folder / "checkpoints" / LAST)
     outcome = train(report=Report())
     said = capsys.readouterr().out
@@ -366,13 +387,14 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert_same(outcome.folder, undisturbed("plain"))
 
 
-@pytest.mark.parametrize("spoil", DAMAGE)
+@pytest.mark.parametrize("spoil", [truncate, poison])
 def test_without_a_whole_checkpoint_nothing_is_touched(
-    spoil: Callable[[Path], None], interrupted: Any, command: Any, train: Any, small: Any, undisturbed: Any
+    spoil: Callable[[Path], None], interrupted: Path, command: Any, train: Any, small: Any, undisturbed: Any
 ) -> None:
-    folder = interrupted()
-    spoil(folder / "checkpoints" / LAST)
-    spoil(folder / "checkpoints" / PREVIOUS)
+    folder = interrupted
+    checkpoints = folder / "checkpoints"
+    spoil(checkpoints / LAST)
+    spoil(checkpoints / PREVIOUS)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     ended = command(*small)
     assert ended.code == 2
@@ -385,8 +407,8 @@ def test_without_a_whole_checkpoint_nothing_is_touched(
     assert [path.read_bytes() for path in kept] == [before[folder / "checkpoints" / LAST]]
 
 
-def test_no_flipped_bit_of_a_checkpoint_goes_unseen(interrupted: Any) -> None:
-    path = interrupted() / "checkpoints" / LAST
+def test_no_flipped_bit_of_a_checkpoint_goes_unseen(interrupted: Path) -> None:
+    path = interrupted / "checkpoints" / LAST
     whole, content = path.read_bytes(), load_checkpoint(path)
     draw = random.Random(0)
     for position in [*draw.sample(range(len(whole)), 200), *range(len(whole) - 60, len(whole))]:
@@ -421,32 +443,32 @@ GARBAGE = [
 
 
 @pytest.mark.parametrize("content", GARBAGE)
-def test_garbage_in_result_json_counts_as_none(
-    content: bytes, interrupted: Any, train: Any, undisturbed: Any
-) -> None:
-    folder = interrupted()
-    (folder / "result.json").write_bytes(content)
-    assert_same(train().folder, undisturbed("plain"))
+def test_garbage_in_result_json_counts_as_none(content: bytes, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "result.json").write_bytes(content)
+    assert folder.result() is None
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"\xff", b"[]", b'{"attempts": 3}', b'{"attempts": [1, null, {"versions": 3, "threads": "x"}]}'],
-)
-def test_garbage_in_provenance_json_is_survived(
-    content: bytes, interrupted: Any, train: Any, undisturbed: Any
-) -> None:
-    folder = interrupted()
-    (folder / "provenance.json").write_bytes(content)
+def test_garbage_in_a_run_folder_is_survived(interrupted: Path, train: Any, undisturbed: Any) -> None:
+    (interrupted / "result.json").write_bytes(b'{"status": "finished"}')
+    (interrupted / "provenance.json").write_bytes(b'{"attempts": [1, null, {"versions": 3, "threads": "x"}]}')
+    (interrupted / "config.yaml").write_bytes(b"!!python/object/apply:os.system [exit]")
+    (interrupted / "overrides.yaml").write_bytes(b"\xff")
     assert_same(train().folder, undisturbed("plain"))
-    attempts = json.loads((folder / "provenance.json").read_text())["attempts"]
-    assert attempts[-1]["pid"] == os.getpid()
+    attempts = json.loads((interrupted / "provenance.json").read_text())["attempts"]
+    assert [attempt.get("pid") for attempt in attempts] == [None, os.getpid()]
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[]", b'{"attempts": 3}', b'{"attempts": [3, null]}'])
+def test_garbage_in_provenance_json_is_no_attempt(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "provenance.json").write_bytes(content)
+    assert RunFolder(tmp_path).attempts() == []
 
 
 def test_a_resumption_under_other_conditions_says_so(
-    interrupted: Any, train: Any, capsys: pytest.CaptureFixture[str]
+    interrupted: Path, train: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = interrupted()
+    folder = interrupted
     provenance = json.loads((folder / "provenance.json").read_text())
     provenance["attempts"][-1] |= {"processor": "abacus", "versions": {"torch": "0.1"}}
     (folder / "provenance.json").write_text(json.dumps(provenance))

@@ -19,7 +19,8 @@ def int8_product(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:
     if conv is not None or x.dtype != torch.int8 or unfit(x, weight):
         return float_product(x, weight, conv)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    return torch._int_mm(rows, weight.t()).float().reshape(*x.shape[:-1], weight.shape[0])
+    sums = torch._int_mm(rows, weight.t()).reshape(*x.shape[:-1], weight.shape[0])
+    return sums.float()  # last, so that it is no view: autograd forbids in-place activations on one
 
 
 def unfit(x: Tensor, weight: Tensor) -> bool:

@@ -62,6 +62,7 @@ def command_line() -> str:
     return shlex.join([*start, *sys.argv[1:]])
 
 
+@cache
 def version(package: str) -> str | None:
     """The installed version of a package, or None."""
     try:
@@ -83,6 +84,7 @@ def git_state() -> dict[str, Any] | None:
         return None
 
 
+@cache
 def processor() -> str:
     """The processor's name where the system tells it, else its architecture."""
     try:

@@ -34,6 +34,15 @@ def test_codes_of_tokens_equal_the_formula_in_numpy(qmax: int, x: Tensor) -> Non
     assert np.array_equal(step.numpy(), absmax / np.float32(qmax))
 
 
+def test_the_reciprocal_is_multiplied_since_a_division_has_other_bits() -> None:
+    absmax = torch.linspace(0.5, 4, 300)[:, None]
+    x = torch.cat([absmax, absmax * (torch.arange(127) + 0.5) / 127], -1)
+    codes, _ = absmax_codes(x, 127, (-1,))
+    assert torch.equal(codes.float(), (x * (absmax.reciprocal() * 127)).round())
+    for other in (x * torch.full_like(absmax, 127).div(absmax), x / (absmax / 127)):
+        assert not torch.equal(codes.float(), other.round())
+
+
 @given(x=TOKENS)
 def test_the_largest_of_a_token_has_the_code_127_and_zeros_stay_zeros(x: Tensor) -> None:
     codes, _ = absmax_codes(x, 127, (-1,))

@@ -221,10 +221,13 @@ def test_under_autocast_the_sum_stays_exact_and_only_the_result_is_rounded(
     assert torch.equal(y, expected.bfloat16())
     out_grad = torch.randn_like(y)
     leaves = [x, layer.weight, layer.bias]
-    ours = torch.autograd.grad(y, leaves, out_grad)
-    for a, e in zip(ours, torch.autograd.grad(expected, leaves, out_grad.float()), strict=True):
-        assert a.dtype == torch.float32
-        assert torch.equal(a, e)
+    theirs = torch.autograd.grad(expected, leaves, out_grad.float())
+    for inside in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            ours = torch.autograd.grad(y, leaves, out_grad, retain_graph=True)
+        for a, e in zip(ours, theirs, strict=True):
+            assert a.dtype == torch.float32
+            assert torch.equal(a, e)
 
 
 @pytest.mark.parametrize("conv", [False, True])

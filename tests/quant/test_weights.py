@@ -208,6 +208,17 @@ def test_ternary_weights_equal_the_formula_in_numpy(make_quantizer: Make, name: 
     assert np.array_equal(codes.numpy(), np.clip(np.rint(weight.numpy() * reciprocal), -1, 1))
 
 
+def test_the_reciprocal_of_the_step_is_multiplied_since_a_division_has_other_bits(
+    make_quantizer: Make,
+) -> None:
+    step = torch.linspace(0.5, 4, 3000)
+    weight = torch.stack([(step / 2).nextafter(step), step, step * 3], -1)
+    codes, found = make_quantizer("ternary_median", granularity="channel").weights(weight)
+    assert torch.equal(found, weight[:, 1])
+    assert torch.equal(codes[:, 0], (weight[:, 0] * found.reciprocal()).round().to(torch.int8))
+    assert not torch.equal(codes[:, 0], (weight[:, 0] / found).round().to(torch.int8))
+
+
 @given(weight=LATENTS)
 def test_binary_weights_are_the_signs_around_the_mean(make_quantizer: Make, weight: Tensor) -> None:
     codes, step = make_quantizer("binary").weights(weight)

@@ -1,0 +1,202 @@
+"""Every YAML file composes, and what it chooses trains a batch."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import bitexp.__main__
+from bitexp.quant import QUANTIZERS
+from bitexp.settings import read_settings
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+FILES = sorted(path for path in CONF.rglob("*.yaml") if path != CONF / "config.yaml")
+FILES += sorted((ROOT / "sweeps").glob("*.yaml"))
+NO_CHOICE = ("tuning",)  # read by tuned=true
+ADDED = ("experiment", "sweeps")  # chosen with a +
+ONE_BATCH = ("logger=csv", "callbacks.progress=none", "trainer.epochs=1", "trainer.train_batches=1")
+ONE_BATCH += ("trainer.eval_batches=1", "data.val_size=0.1", "data.batch_size=8", "data.eval_batch_size=8")
+SLOW_MODELS = (
+    "cnn_2m", "convnext_tiny", "resnet18", "resnet50", "swin_t", "vit_48m", "vit_small", "vit_tiny",
+)  # fmt: skip
+
+
+def group(path: Path) -> str:
+    return path.parent.name
+
+
+def choice(path: Path) -> str:
+    return f"{'+' if group(path) in ADDED else ''}{group(path)}={path.stem}"
+
+
+def options(name: str, slow: tuple[str, ...] = ()) -> list[Any]:
+    """The words of a group, as parameters of a test."""
+    words = [path.stem for path in FILES if group(path) == name]
+    assert words
+    return [pytest.param(word, marks=[pytest.mark.slow] if word in slow else []) for word in words]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small data sets in the formats of the real ones."""
+    root = tmp_path_factory.mktemp("data")
+    draw = np.random.default_rng(0)
+    for name, names, counts in (
+        ("cifar-10-batches-py", "label_names", 10),
+        ("cifar-100-python", "fine_label_names", 100),
+    ):
+        folder = root / name
+        folder.mkdir()
+        key = "labels" if counts == 10 else "fine_labels"
+        parts = (
+            [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"] if counts == 10 else ["train", "test"]
+        )
+        for part in parts:
+            pixels = draw.integers(0, 256, (100, 3072), dtype=np.uint8)
+            (folder / part).write_bytes(pickle.dumps({"data": pixels, key: [n % counts for n in range(100)]}))
+        meta = folder / ("batches.meta" if counts == 10 else "meta")
+        meta.write_bytes(pickle.dumps({names: [str(n) for n in range(counts)]}))
+    for name in ("mnist", "fashion-mnist"):
+        (root / name).mkdir()
+        for part, count in (("train", 100), ("t10k", 20)):
+            images = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+            labels = (np.arange(count) % 10).astype(np.uint8)
+            for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+                sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+                content = bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+                (root / name / f"{part}-{kind}-ubyte").write_bytes(content)
+    for number in range(60):
+        path = root / "pictures" / f"class{number % 3}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (70, 65, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture
+def trains(train: Any, files: Path, compose_config: Any) -> Callable[..., None]:
+    """Trains one batch, tests, freezes and packs."""
+
+    def check(*words: str) -> None:
+        data = compose_config(*words)["data"]["name"]
+        places = {"digits": "null", "image_folder": files / "pictures"}
+        outcome = train(*words, *ONE_BATCH, f"data.data_dir={places.get(data, files)}", base=())
+        assert outcome.result["reason"] is None
+        assert outcome.result["steps"] == 1
+        metrics = outcome.result["metrics"]
+        assert metrics["test/loss"] == metrics["test_packed/loss"]
+
+    return check
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if group(p) not in NO_CHOICE], ids=choice)
+def test_every_file_composes_to_valid_settings(path: Path, compose_config: Any) -> None:
+    settings = read_settings(compose_config(choice(path)))
+    assert settings.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_says_what_it_is_and_executes_nothing(path: Path) -> None:
+    text = path.read_text()
+    assert isinstance(yaml.safe_load(text), dict)
+    assert "_target_" not in text
+    if group(path) == "experiment":
+        assert "hydra" not in text
+        assert f"python -m bitexp +experiment={path.stem}\n" in text
+        assert f"\nname: {path.stem}\n" in text
+    if group(path) == "sweeps":
+        assert f"+sweeps={path.stem}\n" in text
+
+
+def test_only_hydra_callbacks_are_instantiated() -> None:
+    text = (CONF / "config.yaml").read_text()
+    targets = re.findall(r"_target_: ([\w.]+)", text)
+    assert targets
+    callbacks = yaml.safe_load(text)["hydra"]["callbacks"].values()
+    assert targets == [callback["_target_"] for callback in callbacks]
+
+
+def test_every_quantizer_has_a_file() -> None:
+    files = {yaml.safe_load(p.read_text()).get("name") for p in FILES if group(p) == "quantizer"}
+    assert files - {None} == set(QUANTIZERS.names())
+
+
+@pytest.mark.parametrize("word", options("data"))
+def test_data(word: str, trains: Any) -> None:
+    workers = ["data.workers=0"] if word == "image_folder" else []
+    trains(f"data={word}", "model=cnn", *workers)
+
+
+@pytest.mark.parametrize("word", options("model", SLOW_MODELS))
+def test_models(word: str, trains: Any) -> None:
+    trains("data=cifar10", f"model={word}")
+
+
+@pytest.mark.parametrize("word", options("quantizer"))
+def test_quantizers(word: str, trains: Any) -> None:
+    trains(f"quantizer={word}", "model=vit", "model.depth=1")
+
+
+@pytest.mark.parametrize("word", options("optimizer"))
+@pytest.mark.parametrize("precision", ["32", "bf16-true"])
+def test_optimizers(word: str, precision: str, trains: Any) -> None:
+    trains(f"optimizer={word}", f"trainer.precision='{precision}'")
+
+
+@pytest.mark.parametrize("word", options("scheduler"))
+def test_schedulers(word: str, trains: Any) -> None:
+    trains(f"scheduler={word}")
+
+
+@pytest.mark.parametrize("word", options("kernel"))
+def test_kernels(word: str, trains: Any) -> None:
+    if word == "int8" and not torch.cpu._is_vnni_supported():
+        pytest.skip("this processor has no VNNI instructions")
+    trains(f"kernel={word}")
+
+
+@pytest.mark.parametrize("word", options("trainer"))
+def test_trainers(word: str, trains: Any) -> None:
+    if word == "ddp":
+        pytest.skip("test_ranks.py trains with several processes")
+    if word == "gpu" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    trains(f"trainer={word}")
+
+
+@pytest.mark.parametrize("word", options("experiment", ("fashion_mlp",)))
+def test_experiments(word: str, trains: Any) -> None:
+    trains(f"+experiment={word}")
+
+
+@pytest.mark.parametrize("experiment", options("experiment", ("fashion_cnn", "fashion_mlp", "fashion_vit")))
+@pytest.mark.parametrize("sweep", options("sweeps"))
+def test_sweeps(
+    experiment: str,
+    sweep: str,
+    files: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["-m", f"+experiment={experiment}", f"+sweeps={sweep}", *ONE_BATCH, "seed=0"]
+    if experiment.startswith("fashion"):
+        words += [f"data.data_dir={files}"]
+    if not (CONF / "tuning" / f"{experiment}.yaml").exists():
+        words += ["tuned=false"]
+    monkeypatch.setattr(sys, "argv", ["bitexp", *words])
+    with pytest.raises(SystemExit) as stop:
+        bitexp.__main__.main()
+    said = capsys.readouterr().out
+    assert stop.value.code == 0, said
+    count = len([path for path in FILES if group(path) == "quantizer"]) - 2  # without the two presets
+    assert f"{count} jobs: {count} trained, 0 finished before, 0 not finished" in said

@@ -1,0 +1,90 @@
+"""What is said before a job starts imports nothing heavy, so that it is said at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = (
+    "torch", "torchvision", "torchmetrics", "lightning_fabric", "pytorch_lightning", "wandb", "optuna",
+    "sklearn", "scipy", "numpy", "pandas", "PIL", "transformers", "pydantic",
+)  # fmt: skip
+PROGRAM = """
+import atexit, json, sys
+atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
+from bitexp.__main__ import main
+main()
+"""
+
+
+@pytest.fixture
+def imported() -> Callable[..., tuple[int, str, set[str]]]:
+    """Exit code and output of a command in a fresh interpreter, and the packages it imported."""
+
+    def call(*words: str) -> tuple[int, str, set[str]]:
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM, *words], cwd=ROOT, capture_output=True, text=True
+        )
+        lines = done.stderr.strip().splitlines()
+        return done.returncode, done.stdout, {name.partition(".")[0] for name in json.loads(lines[-1])}
+
+    return call
+
+
+def test_help(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
+    code, out, modules = imported("--help")
+    assert code == 0
+    assert not modules & set(HEAVY)
+    assert out.startswith("bitexp: what does it cost to train a network with 1, 1.58 or 32 bits")
+    for words in (
+        "python -m bitexp +experiment=vit_ternary ",
+        "python -m bitexp -m +experiment=vit_ternary +sweeps=precisions",
+        "--cfg job",
+        "quantizer: ",
+        "ternary_median",
+        "sweeps: precisions",
+        "BITEXP_OUTPUTS",
+        "Exit codes: ",
+    ):
+        assert words in out
+    assert "$" not in out
+    assert max(map(len, out.splitlines())) < 200
+
+
+def test_the_config_of_a_job(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
+    code, out, modules = imported("+experiment=vit_ternary", "--cfg", "job")
+    assert code == 0
+    assert not modules & set(HEAVY)
+    assert "name: vit_ternary" in out
+    assert "validate_every: 5" in out
+
+
+def test_a_typo(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
+    code, out, modules = imported("+experiment=vit_ternari")
+    assert (code, out) == (2, "")
+    assert not modules & set(HEAVY)
+
+
+def test_a_wrong_value_costs_the_schema_but_not_torch(
+    imported: Callable[..., tuple[int, str, set[str]]],
+) -> None:
+    code, out, modules = imported("optimizer.lr=abc")
+    assert (code, out) == (2, "")
+    assert modules & set(HEAVY) == {"pydantic"}
+
+
+@pytest.mark.parametrize(
+    "module", ["bitexp", "bitexp.cli", "bitexp.console", "bitexp.errors", "bitexp.settings"]
+)
+def test_light_modules(module: str) -> None:
+    program = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules and m != 'pydantic'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
