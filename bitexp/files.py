@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -16,17 +16,29 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full, say; the old file is intact and no scrap is left.
     """
-    handle, scrap = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    scrap = path.with_name(f".{path.name}.part")  # a killed process leaves one, the next one uses it
     try:
-        with os.fdopen(handle, "wb") as file:
+        with scrap.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(scrap, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(scrap)
+        scrap.unlink(missing_ok=True)
         raise
+
+
+def write_yaml(path: Path, value: Any) -> None:
+    """Writes YAML, atomically, in the order given."""
+    write_atomic(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+
+
+def read_yaml(path: Path) -> Any | None:
+    """The value in a YAML file, or None where there is none that can be read."""
+    try:
+        return yaml.safe_load(path.read_text())
+    except (FileNotFoundError, ValueError, yaml.YAMLError):
+        return None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -161,7 +161,8 @@ def closing(
         report.line(f"Stopped by {result['reason']} after a checkpoint. Folder: {where}")
         report.line("The same command continues.")
     elif status == "failed":
-        report.line(f"Failed{'' if trained else ' before'}: {result['reason']}. Folder: {where}")
+        reason = str(result["reason"]).rstrip(".")
+        report.line(f"Failed{'' if trained else ' before'}: {reason}. Folder: {where}")
         report.line(f"{HINTS.get(result['kind'], HINTS['crash'])}.")
     elif not trained and report.brief:
         accuracy = ", ".join(f"{n} {v:.4f}" for n, v in tested(result["metrics"]).items())

@@ -8,6 +8,8 @@ import warnings
 import torch
 
 NOISE = (
+    # Lightning, where data.val_size=0
+    r"Total length of `list` across ranks is zero.*",
     # Lightning: small images in memory load fastest without workers
     r".*does not have many workers.*",
     # Lightning: a few batches an epoch are what small data sets have

@@ -177,6 +177,7 @@ def start(tmp_path: Path) -> Callable[[Callable[[], Any]], Child]:
 @pytest.fixture(scope="session")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
     """`python -m bitexp WORDS...` in a process of its own; `first` runs before it, to arrange a fault."""
+    import bitexp.run  # noqa: F401  (else every process would)
 
     def call(*words: str, first: Callable[[], Any] = lambda: None) -> Ended:
         def work() -> None:

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ import bitexp.fit
 from bitexp.callbacks.checkpoints import BEST, DAMAGED, LAST, PREVIOUS, damage, load_checkpoint
 from bitexp.console import Report
 from bitexp.errors import UserError
-from bitexp.files import write_atomic
 from bitexp.track.folder import RunFolder
 
 EVERY_STEP = "callbacks.checkpoint.every_steps=1"
@@ -475,7 +475,7 @@ def test_a_resumption_under_other_conditions_says_so(
     train(report=Report())
     said = capsys.readouterr().out
     assert "processor abacus -> " in said
-    assert f"torch 0.1 -> {torch.__version__.partition('+')[0]}" in said
+    assert f"torch 0.1 -> {metadata.version('torch')}" in said
 
 
 # failures of the training itself
@@ -611,23 +611,8 @@ def test_a_file_that_may_not_grow_fails_the_run_likewise(
     assert "Failed: the disk is full (OSError: [Errno 27] File too large" in ended.out
     (checkpoint,) = outputs.glob("*/*/checkpoints/last.ckpt")
     assert damage(checkpoint) is None
-    assert not list(checkpoint.parent.glob(".*ckpt.*"))
+    assert not list(checkpoint.parent.glob(".*"))
     assert_same(train().folder, undisturbed("plain"))
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_scrap(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(number: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomic(path, b"new")
-    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["file"]
-    assert path.read_bytes() == b"old"
 
 
 # others

@@ -284,6 +284,18 @@ def test_a_flipped_bit_is_noticed_wherever_it_matters(
         assert_refused(spoiled)
 
 
+def test_every_byte_of_the_header_counts(original: tuple[bytes, Tensor, Tensor], spoiled: Path) -> None:
+    content = original[0]
+    end = 8 + int.from_bytes(content[:8], "little")
+    spaces = len(content[:end]) - len(content[:end].rstrip())
+    for at in range(end - spaces):
+        if content[at : at + 1] == b" ":  # between two words of JSON
+            continue
+        spoiled.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises(UserError):
+            sizes(spoiled)
+
+
 def rewrite(
     path: Path,
     content: bytes,

@@ -7,12 +7,13 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from bitexp.console import Report, size
-from bitexp.files import read_json
+from bitexp.files import read_json, read_yaml
+from bitexp.track.folder import RunFolder
 
 
 def summarize(sweep: Path, report: Report) -> None:
@@ -20,9 +21,7 @@ def summarize(sweep: Path, report: Report) -> None:
     records = [read_json(path) for path in sorted((sweep / "jobs").glob("*.json"), key=lambda p: int(p.stem))]
     jobs = [record for record in records if isinstance(record, dict)]
     finished = [job for job in jobs if job["status"] == "finished"]
-    runs = [
-        (job, read_json(Path(job["run"]) / "result.json"), read_config(Path(job["run"]))) for job in finished
-    ]
+    runs = [(job, *found) for job in finished if (found := read_run(Path(job["run"]))) is not None]
     if runs:
         report.line()
         report.table(precision_table(runs))
@@ -36,9 +35,11 @@ def summarize(sweep: Path, report: Report) -> None:
             report.line(f"  {job['status']}: {', '.join(job['overrides'])}: {job['reason']}{where}")
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """A run's config.yaml."""
-    return yaml.safe_load((run / "config.yaml").read_text()) or {}
+def read_run(path: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """A run's result and config; None where they have gone since."""
+    result = RunFolder(path).result()
+    config = read_yaml(path / "config.yaml")
+    return None if result is None or not isinstance(config, dict) else (result, config)
 
 
 def swept_keys(jobs: list[dict[str, Any]]) -> list[str]:
@@ -74,8 +75,9 @@ def precision_table(runs: list[tuple[dict[str, Any], Any, dict[str, Any]]]) -> T
         first, config = members[0]
         settings = {(c["optimizer"]["lr"], c["optimizer"]["weight_decay"]) for _, c in members}
         lr, decay = (f"{v:g}" for v in next(iter(settings))) if len(settings) == 1 else ("mixed", "mixed")
+        paces = [r["step_ms"] for r, _ in members if r["step_ms"] is not None]
         table.add_row(
-            *group,
+            *(escape(word) for word in group),
             spread(values),
             apart,
             str(len(values)),
@@ -83,7 +85,7 @@ def precision_table(runs: list[tuple[dict[str, Any], Any, dict[str, Any]]]) -> T
             decay,
             size(first["metrics"]["size/body_bytes"]),
             size(first["metrics"]["size/total_bytes"]),
-            f"{statistics.median(r['step_ms'] for r, _ in members):.1f}",
+            f"{statistics.median(paces):.1f}" if paces else "",
         )
     return table
 

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from bitexp.errors import UserError
-from bitexp.files import read_json, write_atomic, write_json
+from bitexp.files import read_json, write_json, write_yaml
 from bitexp.settings import Settings
 
 UNIMPORTANT = (
@@ -126,8 +125,3 @@ class RunFolder:
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the verdict. A run without one was killed."""
         write_json(self.path / "result.json", result)
-
-
-def write_yaml(path: Path, value: Any) -> None:
-    """Writes YAML, atomically, in the order given."""
-    write_atomic(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())

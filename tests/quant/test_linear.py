@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -175,6 +176,27 @@ def test_a_layer_that_is_used_twice_adds_both_gradients(make_quantizer: Make) ->
         assert ours.grad is not None
         assert theirs.grad is not None
         assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4 * float(theirs.grad.abs().max()))
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize(
+    ("shape", "variant"),
+    [
+        *itertools.product([(40,), (5, 40), (2, 3, 40), (0, 40)], LINEAR),
+        *itertools.product([(4, 7, 7), (2, 4, 7, 7)], VARIANTS),
+    ],
+)
+def test_an_activation_may_overwrite_the_output(
+    make_quantizer: Make, shape: tuple[int, ...], variant: str, product: Product
+) -> None:
+    layer, _ = small_of(make_quantizer, variant, conv=shape[-1] == 7)
+    layer.product = product
+    x = torch.randn(shape, requires_grad=True)
+    weights = torch.randn_like(layer(x))
+    expected = torch.autograd.grad((layer(x).relu() * weights).sum(), [x, layer.weight])
+    ours = torch.autograd.grad((F.relu_(layer(x)) * weights).sum(), [x, layer.weight])
+    for a, e in zip(ours, expected, strict=True):
+        assert torch.equal(a, e)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -447,7 +469,7 @@ def test_lambda_0_is_the_norm_and_the_ordinary_layer(
 
 @pytest.mark.parametrize("variant", LINEAR)
 def test_lambda_1_is_the_integer_path(make_quantizer: Make, variant: str) -> None:
-    layer, x = small_for(make_quantizer, variant)
+    layer, x = small_of(make_quantizer, variant, conv=False)
     expected = layer(x)
     layer.set_lambda(0.5)
     assert not torch.equal(layer(x), expected)
@@ -458,12 +480,12 @@ def test_lambda_1_is_the_integer_path(make_quantizer: Make, variant: str) -> Non
     assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
 
 
-def small_for(make_quantizer: Make, variant: str) -> tuple[QuantizedLayer, Tensor]:
-    """A small linear layer of a variant."""
+def small_of(make_quantizer: Make, variant: str, conv: bool) -> tuple[QuantizedLayer, Tensor]:
+    """A small layer of a variant."""
     changes = {**LINEAR[variant]}
     if "group_size" in changes:
         changes["group_size"] = 8
-    return small(make_quantizer("ternary_mean", **changes), conv=False)
+    return small(make_quantizer("ternary_mean", **changes), conv)
 
 
 @pytest.mark.parametrize("conv", [False, True])

@@ -1,0 +1,80 @@
+"""Where a result comes from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bitexp.track import provenance as ours
+
+
+def test_an_attempt_is_plain_json() -> None:
+    attempt = ours.provenance(seed=3, threads=2)
+    assert json.loads(json.dumps(attempt)) == attempt
+    assert (attempt["seed"], attempt["threads"], attempt["pid"]) == (3, 2, os.getpid())
+    assert attempt["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
+    assert attempt["versions"]["pytorch-lightning"]
+    assert attempt["python"] == platform.python_version()
+    assert len(attempt["gpus"]) == torch.cuda.device_count()
+    assert attempt["processor"]
+
+
+def test_the_command_as_one_would_type_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    main = SimpleNamespace(__spec__=SimpleNamespace(name="bitexp.__main__"))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["/path/__main__.py", "-m", "seed=0,1", "model.hidden=[1, 2]"])
+    assert ours.command_line() == "python -m bitexp -m seed=0,1 'model.hidden=[1, 2]'"
+    main.__spec__ = None
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/bitexp", "seed=0"])
+    assert ours.command_line() == "bitexp seed=0"
+
+
+def test_the_source_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ours.source_fingerprint()
+    copy = tmp_path / "bitexp"
+    shutil.copytree(ours.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(ours, "PACKAGE", copy)
+    assert ours.source_fingerprint.__wrapped__() == here
+    with (copy / "errors.py").open("a") as file:
+        file.write("\n")
+    assert ours.source_fingerprint.__wrapped__() != here
+
+
+def test_the_state_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "bitexp"
+    package.mkdir()
+    monkeypatch.setattr(ours, "PACKAGE", package)
+    assert ours.git_state() is None
+
+    def git(*words: str) -> str:
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        command = ["git", "-C", str(tmp_path), *identity, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q")
+    (package / "file.py").write_text("")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    assert ours.git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (package / "file.py").write_text("changed")
+    state = ours.git_state()
+    assert state is not None
+    assert state["dirty"]
+
+
+def test_without_git_there_is_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert ours.git_state() is None
+
+
+def test_a_package_that_is_not_there_has_no_version() -> None:
+    assert ours.version("no-such-package-at-all") is None

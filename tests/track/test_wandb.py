@@ -1,0 +1,190 @@
+"""wandb: offline, quiet, asks for nothing, is closed in every case, and costs no run when it fails."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bitexp.fit
+from bitexp.console import Report
+from bitexp.errors import UserError
+from bitexp.settings import read_settings
+from bitexp.track import wandb as ours
+
+KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_MODE", "NETRC")
+
+
+@pytest.fixture(autouse=True)
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Nobody is logged in, and there is nobody to ask."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "stdin", None)
+    return tmp_path
+
+
+@pytest.fixture
+def tracked(train: Any, small: Any) -> Callable[..., Any]:
+    """Makes a small run that wandb follows."""
+    words = [word for word in small if word != "logger=csv"]
+    return lambda *more, **options: train(*more, base=words, **options)
+
+
+def records(folder: Path) -> dict[str, list[Any]]:
+    """What is in the one wandb file of a run's folder, by type."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    command = [str(Path(sys.executable).with_name("wandb")), "leet", "inspect", "--json", str(path)]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    found: dict[str, list[Any]] = {}
+    for record in map(json.loads, lines):
+        found.setdefault(record["type"], []).append(record.get(record["type"]))
+    return found
+
+
+def test_a_run_is_written_offline_and_closed(tracked: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    outcome = tracked("seed=1", report=Report(quiet=True))
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    found = records(outcome.folder)
+    (run,) = found["run"]
+    assert run["run_id"] == outcome.folder.name
+    assert run["project"] == "bitexp"
+    assert run["run_group"] == "first_steps/ternary_mean"
+    assert run["display_name"] == f"first_steps-ternary_mean-seed1-{outcome.folder.name[:4]}"
+    assert {"ternary_mean", "kernel:auto"} <= set(run["tags"])
+    assert run["config"]["update"]["optimizer"]["name"] == "adamw"
+    assert found["exit"] == [{}]
+    text = json.dumps(found["history"])
+    for name in ("train/loss", "val/accuracy", "quant/flip_rate", "test/accuracy", "test_packed/accuracy"):
+        assert name in text
+
+
+def test_each_run_of_a_process_has_its_own_also_after_a_failure(tracked: Any) -> None:
+    import wandb
+
+    failed = tracked("optimizer.lr=1e30")
+    assert failed.result["kind"] == "diverged"
+    assert wandb.run is None
+    finished = tracked()
+    assert finished.status == "finished"
+    assert wandb.run is None
+    assert records(failed.folder)["exit"] == [{"exit_code": 1}]
+    assert records(finished.folder)["exit"] == [{}]
+    assert records(failed.folder)["run"][0]["run_id"] != records(finished.folder)["run"][0]["run_id"]
+
+
+def test_a_run_that_resumes_keeps_its_wandb_id(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(bitexp.run, "measure", lambda *_: 1 / 0)
+        assert tracked().status == "failed"
+    outcome = tracked()
+    assert outcome.status == "finished"
+    files = list(outcome.folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert {file.name for file in files} == {f"run-{outcome.folder.name}.wandb"}
+
+
+def test_a_run_goes_on_where_wandb_cannot_start(
+    tracked: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    def broken(**_: Any) -> None:
+        raise OSError("no socket")
+
+    monkeypatch.setattr(wandb, "init", broken)
+    outcome = tracked(report=Report())
+    assert outcome.status == "finished"
+    assert "wandb could not start, so metrics.csv is all that is kept: no socket" in capsys.readouterr().out
+    assert (outcome.folder / "metrics.csv").stat().st_size > 100
+
+
+def test_a_run_goes_on_where_wandb_cannot_write(
+    tracked: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = bitexp.run.RunFolder.begin
+
+    def begin_and_block(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
+        (self.path / "wandb").write_text("a file where wandb wants a folder")
+
+    monkeypatch.setattr(bitexp.run.RunFolder, "begin", begin_and_block)
+    outcome = tracked(report=Report())
+    assert outcome.status == "finished"
+    assert outcome.result["metrics"]["test/loss"] == outcome.result["metrics"]["test_packed/loss"]
+
+
+def test_a_run_counts_where_wandb_cannot_finish(
+    tracked: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    init = wandb.init
+
+    def init_badly(**options: Any) -> Any:
+        run = init(**options)
+        finish = run.finish
+
+        def finish_and_fail(exit_code: int) -> None:
+            finish(exit_code=exit_code)
+            raise ConnectionError("gone")
+
+        run.finish = finish_and_fail
+        return run
+
+    monkeypatch.setattr(wandb, "init", init_badly)
+    assert tracked(report=Report()).status == "finished"
+    assert "wandb could not finish: gone" in capsys.readouterr().out
+
+
+def test_csv_alone_imports_no_wandb(train: Any) -> None:
+    outcome = train()
+    assert not (outcome.folder / "wandb").exists()
+
+
+# the key
+
+
+def online(compose_config: Any) -> Any:
+    return read_settings(compose_config("logger.wandb.mode=online"))
+
+
+def test_online_without_a_key_is_refused(compose_config: Any) -> None:
+    with pytest.raises(UserError, match=r"needs a wandb key .* run `wandb login` once"):
+        ours.check_login(online(compose_config))
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"])
+def test_online_with_a_key_in_the_environment(
+    name: str, compose_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "x" * 40)
+    ours.check_login(online(compose_config))
+
+
+@pytest.mark.parametrize("place", [".netrc", "elsewhere"])
+def test_online_with_a_stored_key(
+    place: str, compose_config: Any, no_account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (no_account / place).write_text("machine api.wandb.ai\n  login user\n  password " + "x" * 40 + "\n")
+    (no_account / place).chmod(0o600)
+    if place != ".netrc":
+        monkeypatch.setenv("NETRC", str(no_account / place))
+    ours.check_login(online(compose_config))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080")
+    with pytest.raises(UserError, match="needs a wandb key"):
+        ours.check_login(online(compose_config))
+    (no_account / place).write_text("machine wandb.example.org:8080 login user password " + "x" * 40)
+    ours.check_login(online(compose_config))
+
+
+def test_a_broken_netrc_is_no_key(compose_config: Any, no_account: Path) -> None:
+    (no_account / ".netrc").write_text("no such word")
+    with pytest.raises(UserError, match="needs a wandb key"):
+        ours.check_login(online(compose_config))
