@@ -270,27 +270,18 @@ def test_a_truncated_file_is_refused(
 
 
 @given(data=st.data())
-def test_a_flipped_bit_is_noticed_wherever_it_matters(
+def test_a_flipped_bit_is_noticed(
     original: tuple[bytes, Tensor, Tensor], spoiled: Path, data: st.DataObject
 ) -> None:
-    content, x, expected = original
-    at = data.draw(st.integers(0, len(content) - 1))
-    changed = bytes([content[at] ^ (1 << data.draw(st.integers(0, 7)))])
-    spoiled.write_bytes(content[:at] + changed + content[at + 1 :])
-    if content[at : at + 1].isspace() and changed.isspace():
-        loaded, _ = load_packed(spoiled, REFERENCE)
-        assert torch.equal(loaded(x), expected)
-    else:
-        assert_refused(spoiled)
+    content = bytearray(original[0])
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    spoiled.write_bytes(content)
+    assert_refused(spoiled)
 
 
 def test_every_byte_of_the_header_counts(original: tuple[bytes, Tensor, Tensor], spoiled: Path) -> None:
     content = original[0]
-    end = 8 + int.from_bytes(content[:8], "little")
-    spaces = len(content[:end]) - len(content[:end].rstrip())
-    for at in range(end - spaces):
-        if content[at : at + 1] == b" ":  # between two words of JSON
-            continue
+    for at in range(8 + int.from_bytes(content[:8], "little")):
         spoiled.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         with pytest.raises(UserError):
             sizes(spoiled)

@@ -148,7 +148,7 @@ def test_a_table_in_a_file_has_whole_cells(record: Any, said: Any) -> None:
 
 
 def test_the_summary_of_real_runs_is_that_of_their_files(command: Any, small: Any, outputs: Path) -> None:
-    ended = command("-m", *small, "quantizer=full,binary", "seed=0,1,2")
+    ended = command("-m", *small, "quantizer=full,binary", "seed=0,1")
     assert ended.code == 0, ended.err
     found: dict[str, list[float]] = {}
     for path in outputs.glob("*/*/result.json"):
@@ -157,10 +157,10 @@ def test_the_summary_of_real_runs_is_that_of_their_files(command: Any, small: An
     table = {cells(line.strip())[0]: cells(line.strip()) for line in ended.out.splitlines() if "±" in line}
     for quantizer, values in found.items():
         assert table[quantizer][1] == f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
-    again = command("-m", *small, "quantizer=full,binary", "seed=0,1,2")
+    again = command("-m", *small, "quantizer=full,binary", "seed=0,1")
     lines = again.out.splitlines()
-    assert sum("finished before, test/accuracy" in line for line in lines) == 6
-    assert len([line for line in lines if line.strip()]) == 6 + 4 + 2
+    assert sum("finished before, test/accuracy" in line for line in lines) == 4
+    assert len([line for line in lines if line.strip()]) == 4 + 4 + 2
 
 
 # tuned settings

@@ -119,6 +119,8 @@ def spec_of(layer: QuantizedLayer, layout: str) -> FrozenSpec:
 def freeze(model: nn.Module, layout: str, kernel: Kernel) -> dict[str, FrozenLayer]:
     """Replaces every quantized layer of the model, in place, by its frozen twin; returns them by name."""
     layers = quantized_layers(model)
+    if "" in layers:
+        raise ValueError("the model is a single layer and cannot be replaced in place: wrap it in a module")
     frozen = {name: freeze_layer(layer, layout, kernel) for name, layer in layers.items()}
     put_twins(model, {id(layers[name]): twin for name, twin in frozen.items()})
     return frozen

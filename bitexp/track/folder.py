@@ -7,6 +7,7 @@ confusion_matrix.csv wandb/ result.json (written last)
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import socket
@@ -40,7 +41,7 @@ class Busy(UserError):
 
 def outputs() -> Path:
     """Where runs live: `outputs` in the current folder, or where BITEXP_OUTPUTS says."""
-    return Path(os.environ.get("BITEXP_OUTPUTS", "outputs")).absolute()
+    return Path(os.environ.get("BITEXP_OUTPUTS") or "outputs").absolute()
 
 
 def identity(config: dict[str, Any], data_fingerprint: str) -> str:
@@ -108,8 +109,9 @@ class RunFolder:
 
     def set_aside(self) -> Path:
         """Moves the folder out of the way, for a rerun; nothing is lost."""
-        aside = self.path.parent / ".replaced" / f"{self.id}-{time.strftime('%Y%m%d-%H%M%S')}"
-        aside.parent.mkdir(exist_ok=True)
+        place = self.path.parent / ".replaced"
+        place.mkdir(exist_ok=True)
+        aside = unused(place / f"{self.id}-{time.strftime('%Y%m%d-%H%M%S')}")
         os.replace(self.path, aside)
         return aside
 
@@ -125,3 +127,9 @@ class RunFolder:
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the verdict. A run without one was killed."""
         write_json(self.path / "result.json", result)
+
+
+def unused(path: Path) -> Path:
+    """The path, or where it is taken the same with a number."""
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], names) if not name.exists())

@@ -56,9 +56,12 @@ def provenance(seed: int, threads: int) -> dict[str, Any]:
 
 def command_line() -> str:
     """The command as one would type it."""
-    main = sys.modules["__main__"]
-    spec = getattr(main, "__spec__", None)
-    start = ["python", "-m", spec.name.removesuffix(".__main__")] if spec else ["python", sys.argv[0]]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None:
+        start = ["python", "-m", spec.name.removesuffix(".__main__")]
+    else:
+        script = Path(sys.argv[0])
+        start = ["python", str(script)] if script.suffix == ".py" else [script.name]
     return shlex.join([*start, *sys.argv[1:]])
 
 

@@ -381,6 +381,12 @@ def test_a_frozen_model_gives_the_bits_of_the_trained_one(make_quantizer: Make, 
     assert torch.equal(model(x), expected)
 
 
+def test_a_model_that_is_a_single_layer_is_refused(make_quantizer: Make) -> None:
+    layer = BitLinear(nn.Linear(8, 4), make_quantizer("ternary_mean"))
+    with pytest.raises(ValueError, match="wrap it in a module"):
+        freeze(layer, "auto", REFERENCE)
+
+
 @pytest.mark.parametrize("name", QUANTIZING)
 @pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
 def test_every_layout_that_holds_the_codes_gives_the_same_bits(

@@ -39,7 +39,7 @@ def test_the_command_as_one_would_type_it(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_source_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = ours.source_fingerprint()
+    here = ours.source_fingerprint.__wrapped__()
     copy = tmp_path / "bitexp"
     shutil.copytree(ours.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(ours, "PACKAGE", copy)
