@@ -37,6 +37,12 @@ settings.register_profile("bitexp", deadline=None, max_examples=40)
 settings.load_profile("bitexp")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides GPUs from all tests but those for them: a process that has seen one cannot be forked."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @functools.cache
 def choice(preset: str) -> QuantizerChoice:
     """What `quantizer=PRESET` composes to."""

@@ -44,7 +44,8 @@ def options(name: str, slow: tuple[str, ...] = ()) -> list[Any]:
     """The words of a group, as parameters of a test."""
     words = [path.stem for path in FILES if group(path) == name]
     assert words
-    return [pytest.param(word, marks=[pytest.mark.slow] if word in slow else []) for word in words]
+    marks = {**dict.fromkeys(slow, pytest.mark.slow), "gpu": pytest.mark.gpu}
+    return [pytest.param(word, marks=marks.get(word, ())) for word in words]
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +166,8 @@ def test_kernels(word: str, trains: Any) -> None:
     trains(f"kernel={word}")
 
 
-@pytest.mark.parametrize("word", options("trainer"))
+@pytest.mark.parametrize("word", [p for p in options("trainer") if p.values != ("ddp",)])  # test_ranks.py
 def test_trainers(word: str, trains: Any) -> None:
-    if word == "ddp":
-        pytest.skip("test_ranks.py trains with several processes")
-    if word == "gpu" and not torch.cuda.is_available():
-        pytest.skip("no GPU")
     trains(f"trainer={word}")
 
 

@@ -69,7 +69,8 @@ def test_a_command_of_the_readme_runs(
         ended = command("--version", first=measure)
     else:
         overlay = [] if "--cfg" in words else list(TINY)
-        overlay += ["seed=0", "model.depth=1"] if "-m" in words else []
+        overlay += ["seed=0"] if "-m" in words else []
+        overlay += ["model.depth=1"] if "-m" in words and "+experiment=vit_ternary" in words else []
         online = "logger.wandb.mode=online" in words
         ended = command(*words, *(overlay[1:] if online else overlay))
         if online:
