@@ -8,6 +8,7 @@ import copy
 import functools
 import itertools
 import os
+import pickle
 import signal
 import sys
 import traceback
@@ -17,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from omegaconf import OmegaConf
+from PIL import Image
 
 from bitexp.console import Report
 from bitexp.quant import QUANTIZERS, Quantizer
@@ -119,6 +122,42 @@ def train() -> Callable[..., Outcome]:
         return run(copy.deepcopy(composed(words)), words, report or Report(quiet=True))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small data sets in the formats of the real ones."""
+    root = tmp_path_factory.mktemp("data")
+    draw = np.random.default_rng(0)
+    for name, names, counts in (
+        ("cifar-10-batches-py", "label_names", 10),
+        ("cifar-100-python", "fine_label_names", 100),
+    ):
+        folder = root / name
+        folder.mkdir()
+        key = "labels" if counts == 10 else "fine_labels"
+        parts = (
+            [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"] if counts == 10 else ["train", "test"]
+        )
+        for part in parts:
+            pixels = draw.integers(0, 256, (100, 3072), dtype=np.uint8)
+            (folder / part).write_bytes(pickle.dumps({"data": pixels, key: [n % counts for n in range(100)]}))
+        meta = folder / ("batches.meta" if counts == 10 else "meta")
+        meta.write_bytes(pickle.dumps({names: [str(n) for n in range(counts)]}))
+    for name in ("mnist", "fashion-mnist"):
+        (root / name).mkdir()
+        for part, count in (("train", 100), ("t10k", 20)):
+            images = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+            labels = (np.arange(count) % 10).astype(np.uint8)
+            for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
+                sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+                content = bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
+                (root / name / f"{part}-{kind}-ubyte").write_bytes(content)
+    for number in range(60):
+        path = root / "pictures" / f"class{number % 3}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (70, 65, 3), dtype=np.uint8)).save(path)
+    return root
 
 
 @dataclass(frozen=True)

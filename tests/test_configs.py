@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 import bitexp.__main__
 from bitexp.quant import QUANTIZERS
@@ -48,50 +45,14 @@ def options(name: str, slow: tuple[str, ...] = ()) -> list[Any]:
     return [pytest.param(word, marks=marks.get(word, ())) for word in words]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small data sets in the formats of the real ones."""
-    root = tmp_path_factory.mktemp("data")
-    draw = np.random.default_rng(0)
-    for name, names, counts in (
-        ("cifar-10-batches-py", "label_names", 10),
-        ("cifar-100-python", "fine_label_names", 100),
-    ):
-        folder = root / name
-        folder.mkdir()
-        key = "labels" if counts == 10 else "fine_labels"
-        parts = (
-            [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"] if counts == 10 else ["train", "test"]
-        )
-        for part in parts:
-            pixels = draw.integers(0, 256, (100, 3072), dtype=np.uint8)
-            (folder / part).write_bytes(pickle.dumps({"data": pixels, key: [n % counts for n in range(100)]}))
-        meta = folder / ("batches.meta" if counts == 10 else "meta")
-        meta.write_bytes(pickle.dumps({names: [str(n) for n in range(counts)]}))
-    for name in ("mnist", "fashion-mnist"):
-        (root / name).mkdir()
-        for part, count in (("train", 100), ("t10k", 20)):
-            images = draw.integers(0, 256, (count, 28, 28), dtype=np.uint8)
-            labels = (np.arange(count) % 10).astype(np.uint8)
-            for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-                sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
-                content = bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
-                (root / name / f"{part}-{kind}-ubyte").write_bytes(content)
-    for number in range(60):
-        path = root / "pictures" / f"class{number % 3}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 256, (70, 65, 3), dtype=np.uint8)).save(path)
-    return root
-
-
 @pytest.fixture
-def trains(train: Any, files: Path, compose_config: Any) -> Callable[..., None]:
+def trains(train: Any, data_sets: Path, compose_config: Any) -> Callable[..., None]:
     """Trains one batch, tests, freezes and packs."""
 
     def check(*words: str) -> None:
         data = compose_config(*words)["data"]["name"]
-        places = {"digits": "null", "image_folder": files / "pictures"}
-        outcome = train(*words, *ONE_BATCH, f"data.data_dir={places.get(data, files)}", base=())
+        places = {"digits": "null", "image_folder": data_sets / "pictures"}
+        outcome = train(*words, *ONE_BATCH, f"data.data_dir={places.get(data, data_sets)}", base=())
         assert outcome.result["reason"] is None
         assert outcome.result["steps"] == 1
         metrics = outcome.result["metrics"]
@@ -181,13 +142,13 @@ def test_experiments(word: str, trains: Any) -> None:
 def test_sweeps(
     experiment: str,
     sweep: str,
-    files: Path,
+    data_sets: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["-m", f"+experiment={experiment}", f"+sweeps={sweep}", *ONE_BATCH, "seed=0"]
     if experiment.startswith("fashion"):
-        words += [f"data.data_dir={files}"]
+        words += [f"data.data_dir={data_sets}"]
     if not (CONF / "tuning" / f"{experiment}.yaml").exists():
         words += ["tuned=false"]
     monkeypatch.setattr(sys, "argv", ["bitexp", *words])

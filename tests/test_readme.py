@@ -53,9 +53,14 @@ def own_experiment(folder: Path) -> None:
 
 @pytest.mark.parametrize("line", [c for c in commands() if "ddp" not in c])
 def test_a_command_of_the_readme_runs(
-    line: str, command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: str,
+    command: Callable[..., Any],
+    data_sets: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BITEXP_DATA", str(data_sets))
     own_images(tmp_path)
     own_experiment(tmp_path)
     module, *words = shlex.split(line)[2:]
@@ -70,6 +75,7 @@ def test_a_command_of_the_readme_runs(
     else:
         overlay = [] if "--cfg" in words else list(TINY)
         overlay += ["seed=0"] if "-m" in words else []
+        overlay += ["data.val_size=0.1"] if "fashion" in line and overlay else []
         overlay += ["model.depth=1"] if "-m" in words and "+experiment=vit_ternary" in words else []
         online = "logger.wandb.mode=online" in words
         ended = command(*words, *(overlay[1:] if online else overlay))
