@@ -69,10 +69,10 @@ clean: ## remove caches and build products; keeps .venv/ and outputs/
 	@find bitexp tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
 # One environment, two stamps: who only trains does not install the tools and oracles of the tests.
-# $(call install,EXTRAS) shows pip's own words only when it fails, and leaves compiling to the first import.
+# $(call install,EXTRAS) shows pip's own words only when it fails.
 define install
 @echo "Installing bitexp$(1) into $(VENV) (a few minutes the first time) ..."
-@$(PY) -m pip install --disable-pip-version-check --no-input --no-compile -c constraints.txt -e '.$(1)' \
+@$(PY) -m pip install --disable-pip-version-check --no-input -c constraints.txt -e '.$(1)' \
 	>$(VENV)/install.log 2>&1 || { tail -n 40 $(VENV)/install.log >&2; exit 1; }
 endef
 

@@ -70,10 +70,12 @@ def make(config: DictConfig) -> float | None:
 
 
 def run(config: dict[str, Any], overrides: list[str], multirun: bool) -> Outcome:
-    """Takes the road; torch and Lightning are imported here."""
-    from bitexp.run import run as take_the_road
+    """Takes the road; torch and Lightning are imported here, which takes seconds: a terminal is told."""
+    report = Report(quiet=global_rank() > 0, brief=multirun)
+    with report.console.status("loading torch and Lightning"):
+        from bitexp.run import run as take_the_road
 
-    return take_the_road(config, overrides, Report(quiet=global_rank() > 0, brief=multirun))
+    return take_the_road(config, overrides, report)
 
 
 def reason(problem: Exception) -> str:
