@@ -23,7 +23,7 @@ from bitexp.models import MODELS
 from bitexp.packed import Description
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import Conversion, prove, quantize
-from bitexp.quant.linear import quantized_layers
+from bitexp.quant.linear import set_product
 from bitexp.quant.packing import choose_layout
 from bitexp.quant.registry import Quantizer
 from bitexp.registry import Registry
@@ -75,8 +75,7 @@ def build(settings: Settings) -> Parts:
     problems.tell()
     with problems:
         conversion = quantize(model, quantizer, chosen.include, chosen.exclude)
-        for layer in quantized_layers(model).values():
-            layer.product = kernel.product
+        set_product(model, kernel.product)
         prove_forward(model, data.example())
     given = {**facts, "model": model, "optimizer": settings.optimizer}
     with problems:

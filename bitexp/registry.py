@@ -11,8 +11,10 @@ things when it is imported (and brings its YAML in a folder `conf` beside it).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from importlib.metadata import entry_points
+from pkgutil import iter_modules
 from typing import Any, Generic, TypeVar
 
 from bitexp.errors import nearest
@@ -66,3 +68,9 @@ def load_plugins() -> None:
         _loaded = True
         for point in entry_points(group="bitexp"):
             point.load()
+
+
+def load_modules(package: str, path: Iterable[str]) -> None:
+    """Imports every module of a package, so that what they register is known: a new file needs no list."""
+    for module in iter_modules(path):
+        import_module(f"{package}.{module.name}")

@@ -29,8 +29,6 @@ from bitexp.track.folder import RunFolder
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.wandb import tracked_run
 
-EXIT = {"finished": 0, "failed": 1, "stopped": 130}
-
 
 @dataclass
 class Outcome:

@@ -22,8 +22,9 @@ from bitexp.kernels import choose_kernel
 from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import matches, quantize
-from bitexp.quant.linear import QuantizedLayer, quantized_layers
+from bitexp.quant.linear import QuantizedLayer, set_product
 from bitexp.settings import Settings, read_settings
+from bitexp.sweep.table import order
 
 PEER = "bitlinear 2.4.6"
 
@@ -44,14 +45,13 @@ def candidates(options: argparse.Namespace) -> list[Candidate]:
     images = torch.randn(options.batch, *options.shape)
     labels = torch.randint(0, options.classes, (options.batch,))
     names = [name for name in QUANTIZERS.names() if (CONF / "quantizer" / f"{name}.yaml").exists()]
-    for name in sorted(names, key=lambda n: (n != "full", n != "full_norm", n)):
+    for name in sorted(names, key=order):
         settings = composed(options.model, name)
         model = build_model(settings, options)
         quantizer = QUANTIZERS.get(name)(**settings.quantizer.arguments)
         quantize(model, quantizer, settings.quantizer.include, settings.quantizer.exclude)
         kernel, _, _ = choose_kernel(options.kernel, "cpu")
-        for layer in quantized_layers(model).values():
-            layer.product = kernel.product
+        set_product(model, kernel.product)
         found.append(candidate(name, model, images, labels))
     if (peer := peer_model(options)) is not None:
         found.append(candidate(PEER, peer, images, labels))

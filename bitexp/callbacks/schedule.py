@@ -73,7 +73,9 @@ class Schedule(pl.Callback):
         quantization: LambdaSchedule | None,
         max_steps: int | None = None,
     ) -> None:
-        self.scheduler, self.optimizer, self.quantization = scheduler, optimizer, quantization
+        self.scheduler, self.optimizer = scheduler, optimizer
+        constant = quantization is None or quantization.name == "constant"
+        self.quantization = None if constant else quantization  # a lambda of 1 is what layers begin with
         self.max_steps = max_steps
         self.lr = optimizer.lr
 

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import bitexp.compat  # noqa: F401  (before the first import of pytorch_lightning)
 
-import importlib
-import pkgutil
-
 from bitexp.data.registry import DATA
+from bitexp.registry import load_modules
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+load_modules(__name__, __path__)
 
 __all__ = ["DATA"]

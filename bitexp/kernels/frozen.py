@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bitexp.kernels.registry import Kernel
 from bitexp.quant.activations import normalize
-from bitexp.quant.linear import QuantizedLayer, quantized_layers, result_dtype
+from bitexp.quant.linear import QuantizedLayer, no_autocast, quantized_layers, result_dtype
 from bitexp.quant.packing import LAYOUTS, choose_layout
 from bitexp.quant.product import ConvArgs, Geometry
 from bitexp.quant.registry import Norm
@@ -75,7 +75,7 @@ class FrozenLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         spec, dtype = self.spec, result_dtype(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             normed, _, _ = normalize(x.float(), spec.norm, Geometry(spec.conv).feature_dim)
             options = (self.prepared, self.bias, spec.act_qmax, spec.scaled_bias)
             if spec.conv is None:

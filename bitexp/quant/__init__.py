@@ -5,12 +5,9 @@ Every module of this folder is loaded, so that a new quantizer is one file (or o
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 from bitexp.quant.registry import QUANTIZERS, Quantizer
+from bitexp.registry import load_modules
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+load_modules(__name__, __path__)
 
 __all__ = ["QUANTIZERS", "Quantizer"]

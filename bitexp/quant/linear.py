@@ -275,6 +275,12 @@ def set_lambda(model: nn.Module, value: float) -> None:
             module.set_lambda(value)
 
 
+def set_product(model: nn.Module, product: Product) -> None:
+    """Sets how every quantized layer of the model sums over codes while it trains."""
+    for layer in quantized_layers(model).values():
+        layer.product = product
+
+
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     """The quantized layers of a model by dotted name, those without a weight quantizer left out."""
     return {
@@ -284,4 +290,4 @@ def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
     }
 
 
-__all__ = ["BitConv2d", "BitLinear", "QuantizedLayer", "quantized_layers", "set_lambda"]
+__all__ = ["BitConv2d", "BitLinear", "QuantizedLayer", "quantized_layers", "set_lambda", "set_product"]

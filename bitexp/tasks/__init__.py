@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from bitexp.registry import load_modules
 from bitexp.tasks.task import TASKS, Task
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+load_modules(__name__, __path__)
 
 __all__ = ["TASKS", "Task"]
