@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from torch import nn
 
 from bitexp.callbacks.randomness import derived_seed
 from bitexp.data import DATA
+from bitexp.data.base import Data
 from bitexp.errors import UserError, nearest
 from bitexp.kernels import choose_kernel
 from bitexp.kernels.registry import Kernel
@@ -27,7 +27,7 @@ from bitexp.quant.linear import set_product
 from bitexp.quant.packing import choose_layout
 from bitexp.quant.registry import Quantizer
 from bitexp.registry import Registry
-from bitexp.settings import Settings, check_arguments
+from bitexp.settings import Settings, check_arguments, keywords
 from bitexp.tasks import TASKS, Task
 from bitexp.track.wandb import check_login
 
@@ -36,7 +36,7 @@ from bitexp.track.wandb import check_login
 class Parts:
     """What a run is made of."""
 
-    data: pl.LightningDataModule
+    data: Data
     task: Task
     quantizer: Quantizer
     conversion: Conversion
@@ -67,9 +67,12 @@ def build(settings: Settings) -> Parts:
     with problems:
         check(settings)
     with problems:
-        data = construct("data", DATA, settings.data.name, settings.data.arguments, {"seed": settings.seed})
+        data: Data = construct(
+            "data", DATA, settings.data.name, settings.data.arguments, {"seed": settings.seed}
+        )
         data.locate()
         facts: dict[str, Any] = data.facts
+        check_match(settings, facts)
         torch.manual_seed(derived_seed(settings.seed, "init"))
         model = construct("model", MODELS, settings.model.name, settings.model.arguments, facts)
     problems.tell()
@@ -114,7 +117,32 @@ def construct(
 
 def accepted(target: Callable[..., Any], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts that the signature of `target` has a parameter for."""
-    return {name: facts[name] for name in inspect.signature(target).parameters if name in facts}
+    return {name: facts[name] for name in keywords(target) if name in facts}
+
+
+FACTS = ("shape", "classes", "vocabulary", "context")
+"""All that a data set may tell models and tasks about itself."""
+
+
+def check_match(settings: Settings, facts: Mapping[str, Any]) -> None:
+    """Raises `UserError` where the model or the task needs to know what the data do not tell."""
+    problems = []
+    for section, registry, name in (
+        ("model", MODELS, settings.model.name),
+        ("task", TASKS, settings.task.name),
+    ):
+        needed = [
+            fact
+            for fact, parameter in keywords(registry.get(name)).items()
+            if fact in FACTS and fact not in facts and parameter.default is inspect.Parameter.empty
+        ]
+        if needed:
+            problems.append(
+                f"{section}={name} and data={settings.data.name} do not go together: the {section} needs "
+                f"{' and '.join(needed)}, and these data have {' and '.join(facts)}"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def check(settings: Settings) -> None:
@@ -158,7 +186,7 @@ def monitors(settings: Settings) -> dict[str, str]:
 
 def check_validation(settings: Settings, parts: Parts) -> None:
     """Raises `UserError` where a metric decides something and no data are held out to measure it."""
-    if parts.data.sizes["val"] == 0:  # type: ignore[attr-defined]
+    if parts.data.sizes["val"] == 0:
         for key, monitor in monitors(settings).items():
             raise UserError(
                 f"{key}={monitor} needs validation data and there are none; set data.val_size=0.1"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "wandb", "py.warnings")
@@ -67,6 +69,15 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """The disk is full: the run says so itself."""
+
+
+@contextlib.contextmanager
+def counting(what: str, unit: str) -> Iterator[Callable[[float], None]]:
+    """A line on a terminal while work of unknown length runs; call what it gives with the amount so far."""
+    columns = (SpinnerColumn(), TextColumn(what), TextColumn("{task.completed:,.1f} " + unit))
+    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda amount: progress.update(task, completed=amount)
 
 
 def error(message: str) -> None:

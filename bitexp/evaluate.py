@@ -56,8 +56,7 @@ def evaluate(settings: Settings, parts: Parts, folder: RunFolder) -> dict[str, f
 
     frozen = copy.deepcopy(parts.task.model).cpu().eval()
     freeze(frozen, settings.packing, Reference())
-    preprocessing = parts.data.preprocessing()  # type: ignore[attr-defined]
-    description = replace(parts.description, preprocessing=preprocessing)
+    description = replace(parts.description, preprocessing=parts.data.preprocessing())
     save_packed(folder.packed, frozen, description, parts.conversion.body)
 
     packed_task = copy.copy(parts.task)

@@ -85,7 +85,7 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
 
 def batches(settings: Settings, parts: Parts) -> int:
     """Training batches in an epoch, over all processes' share of one."""
-    count = parts.data.sizes["train"] // parts.data.batch_size // world(settings)  # type: ignore[attr-defined]
+    count = parts.data.sizes["train"] // parts.data.batch_size // world(settings)
     return max(1, min(count, settings.trainer.train_batches or count))
 
 
@@ -103,10 +103,10 @@ def kernel_line(parts: Parts) -> str:
 
 def data_line(settings: Settings, parts: Parts) -> str:
     """Sizes of the parts, and the arithmetic of batches."""
-    data: Any = parts.data
+    data = parts.data
     counts = " / ".join(f"{count:,} {part}" for part, count in data.sizes.items())
-    epoch = f"batch {data.batch_size} = {batches(settings, parts)} batches an epoch"
-    return f"{settings.data.name}, {counts}; {epoch}"
+    epoch = f"batch {data.batch_size} = {batches(settings, parts):,} batches an epoch"
+    return "; ".join([f"{settings.data.name}, {counts} {data.unit}", epoch, *filter(None, [data.remarks()])])
 
 
 def train_line(settings: Settings, parts: Parts) -> str:

@@ -58,7 +58,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | No
     quiet_libraries(settings.trainer.threads)
     parts = build(settings)
     check_validation(settings, parts)
-    folder = RunFolder.of(settings, parts.data.fingerprint())  # type: ignore[attr-defined]
+    folder = RunFolder.of(settings, parts.data.fingerprint())
     if global_rank() > 0:
         return follow(settings, parts, folder, report)
     folder.acquire()
@@ -151,6 +151,7 @@ def measure(settings: Settings, parts: Parts, folder: RunFolder, fit: Fit) -> di
         logger.save()
     return {
         "metrics": {**validation, **metrics},
+        "headline": f"test/{parts.task.headline}",
         "steps": fit.trainer.global_step,
         "weights": "best validation" if monitored else "last step",
         "kernel": parts.kernel_name,

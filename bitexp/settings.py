@@ -190,28 +190,45 @@ def check_arguments(
     Raises:
         UserError: unknown or missing keys and values of the wrong type, all of them.
     """
-    signature = inspect.signature(target).parameters
-    parameters = [name for name in signature if name not in given]
+    known = keywords(target)
+    parameters = [name for name in known if name not in given]
     problems = [
         f"the key '{section}.{name}' is missing"
         for name in parameters
-        if name not in values and signature[name].default is inspect.Parameter.empty
+        if name not in values and known[name].default is inspect.Parameter.empty
     ]
-    init = target.__init__ if inspect.isclass(target) else target
-    hints = get_type_hints(init, include_extras=True)
     checked = {}
     for key, value in values.items():
         if key not in parameters:
-            known = [section, *(f"{section}.{name}" for name in parameters)]
-            problems.append(unknown_key(f"{section}.{key}", known))
+            near = [section, *(f"{section}.{name}" for name in parameters)]
+            problems.append(unknown_key(f"{section}.{key}", near))
             continue
         try:
-            checked[key] = TypeAdapter(hints.get(key, Any)).validate_python(value, strict=True)
+            checked[key] = TypeAdapter(known[key].annotation).validate_python(value, strict=True)
         except ValidationError as error:
             problems.append(explain(error, f"{section}.{key}", value))
     if problems:
         raise UserError("\n".join(problems))
     return checked
+
+
+def keywords(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The parameters of a function or class by name, their annotations evaluated.
+
+    Where a constructor hands `**options` on, those of the class above it count as well.
+    """
+    inits = [vars(cls)["__init__"] for cls in getattr(target, "__mro__", ()) if "__init__" in vars(cls)]
+    found: dict[str, inspect.Parameter] = {}
+    for function in inits or [target]:
+        parameters = list(inspect.signature(function).parameters.values())[bool(inits) :]
+        hints = get_type_hints(function, include_extras=True)
+        for parameter in parameters:
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+                annotated = parameter.replace(annotation=hints.get(parameter.name, Any))
+                found.setdefault(parameter.name, annotated)
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            break
+    return found
 
 
 def explain(error: ValidationError, prefix: str, config: Any) -> str:

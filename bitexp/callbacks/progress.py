@@ -18,7 +18,7 @@ LINES = 20  # about so many in a whole run
 
 
 class Pace(pl.Callback):
-    """Sends what the task measured to the loggers, with the time per step: `time/step_ms`.
+    """Sends what the task measured to the loggers, with the pace: `time/step_ms`, `time/UNIT_per_second`.
 
     Training every so many steps and at the end of an epoch, validation after it, both under the number
     of steps taken. Lightning's own logging writes a batch's metrics only after the hooks that save a
@@ -30,12 +30,16 @@ class Pace(pl.Callback):
         self.loss = float("nan")
         self.step_seconds = 0.0
         self._mark = (0, 0.0)
+        self._amount = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._mark = (trainer.global_step, time.monotonic())
+        self._begin(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._mark = (trainer.global_step, time.monotonic())
+        self._begin(trainer)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        self._mark, self._amount = (trainer.global_step, time.monotonic()), 0
 
     def on_train_batch_end(
         self,
@@ -47,11 +51,16 @@ class Pace(pl.Callback):
     ) -> None:
         step, now = trainer.global_step, time.monotonic()
         mark, then = self._mark
+        self._amount += pl_module.amount(batch)  # type: ignore[operator]
         if step > mark and (trainer.is_last_batch or step % self.every == 0):
             self.loss = float(outputs["loss"])
             self.step_seconds = (now - then) / (step - mark)
-            self._mark = (step, now)
-            pace = {"time/step_ms": 1000 * self.step_seconds}
+            throughput = self._amount * trainer.world_size / (now - then)
+            self._begin(trainer)
+            pace = {
+                "time/step_ms": 1000 * self.step_seconds,
+                f"time/{pl_module.unit}_per_second": throughput,
+            }
             send(trainer, {"train/loss": self.loss, **pace})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -20,6 +20,12 @@ def check_share(key: str, value: int | float) -> None:
         )
 
 
+def check_fraction(key: str, value: float) -> None:
+    """Raises `ValueError` for what is no fraction below 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{key}={value} is no fraction from 0.0 to below 1.0; use {key}=0.1 for a tenth")
+
+
 def held_out_count(size: int | float, count: int, key: str) -> int:
     """How many of `count` images a fraction or a count means.
 

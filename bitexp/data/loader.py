@@ -18,33 +18,44 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from bitexp.data.draws import generator
 from bitexp.errors import UserError
 
-Plan = Callable[[int], list[list[int]]]  # an epoch -> the image indices of each batch
+Plan = Callable[[int], list[list[int]]]  # an epoch -> the indices of the samples in each batch
 
 
-def training_plan(indices: Tensor, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> Plan:
+def training_plan(
+    indices: Tensor, *, batch_size: int, seed: int, rank: int = 0, world: int = 1, limit: int | None = None
+) -> Plan:
     """Shuffled batches of `batch_size`, as many on every rank; an incomplete rest is dropped.
 
     Where `indices` `[N]` do not fill one batch on each rank, there is one short batch. The `world`
-    batches of a step are one stretch of the order, which does not depend on `world`.
+    batches of a step are one stretch of the order, which does not depend on `world`. With a `limit` of
+    batches an epoch goes on where the one before it ended, so that all samples are seen before one is
+    seen again.
 
     Raises:
-        UserError: fewer images than ranks.
+        UserError: fewer samples than ranks.
     """
     size = min(batch_size, len(indices) // world)
     if size == 0:
-        raise UserError(f"{len(indices)} training images are too few for {world} processes")
-    return partial(_shuffled, indices, size, seed, rank, world)
+        raise UserError(f"{len(indices)} training samples are too few for {world} processes")
+    whole = len(indices) // (size * world)
+    return partial(_stretch, indices, size, seed, rank, world, whole, min(whole, limit or whole))
 
 
-def _shuffled(indices: Tensor, size: int, seed: int, rank: int, world: int, epoch: int) -> list[list[int]]:
-    order = torch.randperm(len(indices), generator=generator("order", seed, epoch))
-    shuffled = indices[order].tolist()
-    starts = range(rank * size, len(shuffled) // (size * world) * size * world, size * world)
-    return [shuffled[start : start + size] for start in starts]
+def _stretch(
+    indices: Tensor, size: int, seed: int, rank: int, world: int, whole: int, count: int, epoch: int
+) -> list[list[int]]:
+    """Batches number epoch * count and on, of the passes over the data laid end to end; a pass has `whole`."""
+    batches: list[list[int]] = []
+    while len(batches) < count:
+        number, first = divmod(epoch * count + len(batches), whole)
+        order = torch.randperm(len(indices), generator=generator("order", seed, number))
+        shuffled = indices[order[: whole * size * world]].reshape(whole, world, size)[:, rank]
+        batches += shuffled[first : first + count - len(batches)].tolist()
+    return batches
 
 
 def evaluation_plan(indices: Tensor, *, batch_size: int, rank: int = 0, world: int = 1) -> Plan:
-    """The images in order, each on one rank only, in nearly equal batches up to `batch_size`.
+    """The samples in order, each on one rank only, in nearly equal batches up to `batch_size`.
 
     Equal sizes give every rank as many batches without padding, and leave no tiny last batch.
     """
@@ -60,7 +71,7 @@ def _in_order(batches: list[list[int]], epoch: int) -> list[list[int]]:
 
 
 class Requests(Sampler[tuple[int, list[int]]]):
-    """Yields (epoch, image indices) for each batch of an epoch that has not been delivered yet."""
+    """Yields (epoch, sample indices) for each batch of an epoch that has not been delivered yet."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -115,9 +126,9 @@ class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
             self.requests.delivered = 0
         self._resumed = False
         try:
-            for images, labels in super().__iter__():
+            for inputs, targets in super().__iter__():
                 self.requests.delivered += 1
-                yield images, labels
+                yield inputs, targets
         except UserError as error:  # a worker puts its traceback before the message
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 

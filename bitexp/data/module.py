@@ -8,18 +8,18 @@ import hashlib
 from functools import cached_property
 from typing import Any, ClassVar
 
-import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from bitexp.data.augment import Augment, Augmentation, check_augment
+from bitexp.data.base import Data
 from bitexp.data.bounds import at_least, check_share, held_out_count
 from bitexp.data.images import Images, Part, Prepared, channel_statistics
-from bitexp.data.loader import Plan, ResumableLoader, evaluation_plan, training_plan
+from bitexp.data.loader import ResumableLoader
 from bitexp.data.split import stratified
 
 
-class ImageData(pl.LightningDataModule):
+class ImageData(Data):
     """Images of one shape with one label each. Everything is read on first use and only then.
 
     Batches are float32 `[B, C, H, W]` and int64 `[B]`. Their order and augmentation follow from
@@ -43,7 +43,7 @@ class ImageData(pl.LightningDataModule):
 
     shape: tuple[int, int, int]  # [C, H, W]
     classes: int
-    title: ClassVar[str]  # for people
+    unit = "images"
     divide_by: ClassVar[int] = 255  # the value of a white pixel
     statistics_limit: ClassVar[int | None] = None  # images that mean and deviation are taken from
 
@@ -62,23 +62,17 @@ class ImageData(pl.LightningDataModule):
         normalize: bool,
         seed: int,
     ) -> None:
-        super().__init__()
-        at_least("batch_size", batch_size, 1)
-        at_least("eval_batch_size", eval_batch_size, 1)
+        super().__init__(
+            batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed
+        )
         at_least("split_seed", split_seed, 0)
-        at_least("workers", workers, 0)
         if limit is not None:
             at_least("limit", limit, 1)
         check_share("val_size", val_size)
         check_augment(augment, self.shape)
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.val_size, self.split_seed, self.limit = val_size, split_seed, limit
-        self.data_dir, self.download, self.workers = data_dir, download, workers
-        self.augment, self.normalize, self.seed = augment, normalize, seed
-
-    def locate(self) -> str:
-        """Where the data are; fetches them if asked to. `UserError` says how to get them."""
-        raise NotImplementedError
+        self.data_dir, self.download = data_dir, download
+        self.augment, self.normalize = augment, normalize
 
     def read(self, part: Part) -> Images | None:
         """One part as it is published; None for a validation part cut from the training part."""
@@ -122,23 +116,19 @@ class ImageData(pl.LightningDataModule):
         return channel_statistics(self._train, training[::step], self.divide_by)
 
     def fingerprint(self) -> str:
-        """A hash of the data themselves, wherever they lie and however they are compressed."""
         parts = [self._train, self.read("val"), self._test]
         digests = "/".join("" if part is None else part.digest for part in parts)
         return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What models and tasks have to know: `shape` [C, H, W] and `classes`."""
         return {"shape": self.shape, "classes": self.classes}
 
     def example(self) -> Tensor:
-        """A batch of blank images, to send through a model before the data are read."""
         return torch.zeros(2, *self.shape)
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Images in each part."""
         training, _, validation = self._split
         return {"train": len(training), "val": len(validation), "test": len(self._test.labels)}
 
@@ -154,24 +144,12 @@ class ImageData(pl.LightningDataModule):
             "class_names": self.class_names,
         }
 
-    def prepare_data(self) -> None:
-        """Fetches the data, in one process."""
-        self.locate()
-
-    def setup(self, stage: str | None = None) -> None:
-        """Reads and splits. The test part waits for `test_dataloader`."""
-        self.preprocessing()
-
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled and augmented; every process gets as many batches."""
         augmentation = None
         if self.augment["crop"] or self.augment["flip"]:
             augmentation = Augmentation(self.augment, len(self._train.labels), self.seed)
-        rank, world = self._rank_and_world
-        plan = training_plan(
-            self._split[0], batch_size=self.batch_size, seed=self.seed, rank=rank, world=world
-        )
-        return self._loader(plan, self._train, augmentation)
+        return self.training_loader(self._prepared(self._train, augmentation), self._split[0])
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
         """In order, not augmented; no loader where nothing is held out."""
@@ -183,17 +161,8 @@ class ImageData(pl.LightningDataModule):
         return self._evaluation(self._test, torch.arange(len(self._test.labels)))
 
     def _evaluation(self, images: Images, indices: Tensor) -> ResumableLoader:
-        rank, world = self._rank_and_world
-        plan = evaluation_plan(indices, batch_size=self.eval_batch_size, rank=rank, world=world)
-        return self._loader(plan, images, None)
+        return self.evaluation_loader(self._prepared(images, None), indices)
 
-    def _loader(self, plan: Plan, images: Images, augmentation: Augmentation | None) -> ResumableLoader:
+    def _prepared(self, images: Images, augmentation: Augmentation | None) -> Prepared:
         mean, std = self._statistics
-        prepared = Prepared(images, self.divide_by, mean, std, augmentation)
-        pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return ResumableLoader(prepared, plan, workers=self.workers, pin_memory=pin)
-
-    @property
-    def _rank_and_world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        return Prepared(images, self.divide_by, mean, std, augmentation)

@@ -15,6 +15,13 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name}={size} must be at least 1")
 
 
+def check_positive(**values: float) -> None:
+    """Raises `ValueError` for the first value that is not a finite number above 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{name}={value} must be above 0")
+
+
 def check_list(name: str, sizes: Sequence[int]) -> None:
     """Raises `ValueError` for an empty list of sizes or one that holds a size below 1."""
     if not sizes:

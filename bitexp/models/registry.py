@@ -9,4 +9,5 @@ from torch import nn
 from bitexp.registry import Registry
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
-"""name -> a class or function that takes `shape`, `classes` and the keys of its YAML as keywords"""
+"""name -> a class or function that takes what it needs of the data (`shape` and `classes`, or `vocabulary`
+and `context`) and the keys of its YAML as keywords"""

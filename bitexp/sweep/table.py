@@ -60,7 +60,7 @@ def precision_table(runs: list[tuple[dict[str, Any], Any, dict[str, Any]]]) -> T
         typed = dict(o.lstrip("+").partition("=")[::2] for o in job["overrides"])
         precision = typed.get("quantizer", config["quantizer"]["name"])
         groups[precision, *(typed.get(key, "") for key in keys)].append((result, config))
-    metric = next(m for m in runs[0][1]["metrics"] if m.startswith("test/") and m != "test/loss")
+    metric = runs[0][1]["headline"]
 
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("precision", *keys):

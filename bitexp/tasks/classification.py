@@ -26,6 +26,8 @@ class ImageClassification(Task):
     """
 
     measures = ("val/loss", "val/accuracy")
+    headline = "accuracy"
+    unit = "images"
 
     def __init__(
         self,

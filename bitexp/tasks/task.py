@@ -27,6 +27,10 @@ class Task(pl.LightningModule):
 
     measures: ClassVar[Sequence[str]] = ("val/loss",)
     """What a validation measures: the names that may be monitored."""
+    headline: ClassVar[str] = "loss"
+    """The metric that tables compare by."""
+    unit: ClassVar[str] = "samples"
+    """What `amount` counts: `time/UNIT_per_second` is measured."""
 
     def __init__(self, model: nn.Module, optimizer: Adam | Sgd) -> None:
         super().__init__()
@@ -39,6 +43,10 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.optimizer_settings)
+
+    def amount(self, batch: Any) -> int:
+        """How much a training batch holds, in the task's unit."""
+        return len(batch[0])
 
     def test_tables(self) -> dict[str, list[list[int]]]:
         """Tables of the last test by name, to be kept as CSV files in the run's folder."""

@@ -96,7 +96,10 @@ class RunFolder:
         value = read_json(self.path / "result.json")
         if not isinstance(value, dict) or not set(RESULT) <= set(value):
             return None
-        complete = value["status"] != "finished" or isinstance(value.get("metrics"), dict)
+        metrics = value.get("metrics")
+        complete = value["status"] != "finished" or (
+            isinstance(metrics, dict) and value.get("headline") in metrics
+        )
         return value if complete else None
 
     def attempts(self) -> list[dict[str, Any]]:

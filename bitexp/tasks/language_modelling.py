@@ -1,0 +1,61 @@
+"""Causal language modelling: cross entropy of the next token, perplexity, bits per byte of text."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from bitexp.settings import Adam, Sgd
+from bitexp.tasks.task import TASKS, Task
+
+
+@TASKS.register("language_modelling")
+class LanguageModelling(Task):
+    """Trains a model `[B, T] -> [B, T, vocabulary]` to predict the token after each.
+
+    `loss` is in nats per token and `perplexity` its exponential; `bits_per_byte` does not depend on the
+    tokenizer: loss / ln 2 times the tokens per byte of the whole part. Every window is read by itself, so
+    that its first tokens are predicted from little.
+    """
+
+    measures = ("val/loss", "val/perplexity", "val/bits_per_byte")
+    headline = "bits_per_byte"
+    unit = "tokens"
+
+    def __init__(self, model: nn.Module, optimizer: Adam | Sgd, *, vocabulary: int) -> None:
+        super().__init__(model, optimizer)
+        self.vocabulary = vocabulary
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+
+    def amount(self, batch: tuple[Tensor, Tensor]) -> int:
+        return batch[1].numel()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        tokens, targets = batch
+        return F.cross_entropy(self(tokens).float().flatten(0, 1), targets.flatten())
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.val_loss.update(self.training_step(batch, batch_idx), batch[1].numel())
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.test_loss.update(self.training_step(batch, batch_idx), batch[1].numel())
+
+    def on_validation_epoch_end(self) -> None:
+        self._tell("val", self.val_loss)
+
+    def on_test_epoch_end(self) -> None:
+        self._tell("test", self.test_loss)
+
+    def _tell(self, part: str, mean: MeanMetric) -> None:
+        loss = float(mean.compute())
+        mean.reset()
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        bits = loss / math.log(2) / data.bytes_per_token(part)
+        self.log_dict({f"{part}/loss": loss, f"{part}/perplexity": math.exp(min(loss, 700.0))})
+        self.log(f"{part}/bits_per_byte", bits)
