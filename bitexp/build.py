@@ -16,11 +16,11 @@ from torch import nn
 from bitexp.callbacks.randomness import derived_seed
 from bitexp.data import DATA
 from bitexp.data.base import Data
+from bitexp.description import Description
 from bitexp.errors import UserError, nearest
 from bitexp.kernels import choose_kernel
 from bitexp.kernels.registry import Kernel
 from bitexp.models import MODELS
-from bitexp.packed import Description
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import Conversion, prove, quantize
 from bitexp.quant.linear import set_product

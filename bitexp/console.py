@@ -21,10 +21,10 @@ UNLIMITED = 10_000  # columns of what is no terminal: a table in a file keeps it
 class Report:
     """Prints calm lines for people, and keeps them in a file once the run has a folder."""
 
-    def __init__(self, quiet: bool = False, brief: bool = False) -> None:
+    def __init__(self, quiet: bool = False, brief: bool = False, stderr: bool = False) -> None:
         """`quiet` prints nothing; `brief` has a line for what was done before, and not a block."""
         self.brief = brief
-        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet)
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=stderr)
         if not self.console.is_terminal:
             self.console.width = UNLIMITED
         self._file: logging.FileHandler | None = None
@@ -78,6 +78,11 @@ def counting(what: str, unit: str) -> Iterator[Callable[[float], None]]:
     with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
         yield lambda amount: progress.update(task, completed=amount)
+
+
+def write(text: str) -> None:
+    """A piece of an answer as it comes, to stdout."""
+    print(text, end="", flush=True)
 
 
 def error(message: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from bitexp.build import Parts
 from bitexp.callbacks.checkpoints import damage, load_checkpoint
 from bitexp.callbacks.progress import measured
+from bitexp.description import Description
 from bitexp.errors import UserError
 from bitexp.files import write_atomic
 from bitexp.kernels.frozen import freeze
@@ -42,6 +43,11 @@ def restore(parts: Parts, checkpoint: Path) -> None:
     set_lambda(parts.task, 1.0)
 
 
+def described(parts: Parts) -> Description:
+    """How to build this model again, with what the data say about its inputs."""
+    return replace(parts.description, preprocessing=parts.data.preprocessing())
+
+
 def evaluate(settings: Settings, parts: Parts, folder: RunFolder) -> dict[str, float]:
     """Tests the restored model and its packed file.
 
@@ -56,8 +62,7 @@ def evaluate(settings: Settings, parts: Parts, folder: RunFolder) -> dict[str, f
 
     frozen = copy.deepcopy(parts.task.model).cpu().eval()
     freeze(frozen, settings.packing, Reference())
-    description = replace(parts.description, preprocessing=parts.data.preprocessing())
-    save_packed(folder.packed, frozen, description, parts.conversion.body)
+    save_packed(folder.packed, frozen, described(parts), parts.conversion.body)
 
     packed_task = copy.copy(parts.task)
     packed_task._modules = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,37 +17,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from bitexp.description import Description
 from bitexp.errors import UserError
 from bitexp.files import write_atomic
 from bitexp.kernels import Kernel
 from bitexp.kernels.frozen import FrozenLayer, FrozenSpec, blank_twin, put_twins
-from bitexp.models import MODELS
-from bitexp.quant import QUANTIZERS
-from bitexp.quant.convert import quantize
 from bitexp.quant.linear import quantized_layers
 
 FORMAT = 1
 PARTS = {"format": int, "body": list, "layers": dict, "description": dict, "crc32": int}
-
-
-@dataclass(frozen=True)
-class Description:
-    """How to build the model again: registry names with their arguments, and the layers' patterns."""
-
-    model: str
-    model_arguments: dict[str, Any]
-    quantizer: str
-    quantizer_arguments: dict[str, Any]
-    include: list[str]
-    exclude: list[str]
-    preprocessing: dict[str, Any]
-
-    def build(self) -> nn.Module:
-        """The model with its quantized layers, untrained."""
-        model = MODELS.get(self.model)(**self.model_arguments)
-        quantizer = QUANTIZERS.get(self.quantizer)(**self.quantizer_arguments)
-        quantize(model, quantizer, self.include, self.exclude)
-        return model
 
 
 def save_packed(path: Path, model: nn.Module, description: Description, body: list[str]) -> None:

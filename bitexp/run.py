@@ -19,7 +19,8 @@ from bitexp.callbacks.checkpoints import BEST, LAST, latest_checkpoint
 from bitexp.callbacks.guard import Diverged, Signals, Stopped
 from bitexp.console import Report
 from bitexp.errors import UserError, describe_crash
-from bitexp.evaluate import evaluate, restore
+from bitexp.evaluate import described, evaluate, restore
+from bitexp.files import write_json
 from bitexp.fit import Fit
 from bitexp.narrate import closing, header, setting_changes
 from bitexp.quiet import quiet_libraries
@@ -69,6 +70,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | No
         attempt = provenance(settings.seed, settings.trainer.threads)
         remarks += setting_changes(folder.attempts(), attempt, resumed=checkpoint is not None)
         folder.begin(settings, overrides, attempt)
+        write_json(folder.model, vars(described(parts)))
         with own_environment():
             announce(folder.path, checkpoint)
             report.keep(folder.path / "train.log")

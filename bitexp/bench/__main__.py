@@ -2,6 +2,7 @@
 
     python -m bitexp.bench
     python -m bitexp.bench --model vit_tiny --shape 3 32 32 --batch 16 --rounds 20
+    python -m bitexp.bench --model decoder --batch 8 --context 128
 
 All candidates take turns in one process, step by step; what is printed are ratios to `full` pair by
 pair, since the machine may be shared.
@@ -28,8 +29,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bitexp.bench", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", default="vit", help="a name in conf/model (default: vit)")
-    parser.add_argument("--shape", type=int, nargs=3, default=[1, 8, 8], metavar=("C", "H", "W"))
-    parser.add_argument("--classes", type=int, default=10)
+    images = parser.add_argument_group("for models of images")
+    images.add_argument("--shape", type=int, nargs=3, default=[1, 8, 8], metavar=("C", "H", "W"))
+    images.add_argument("--classes", type=int, default=10)
+    text = parser.add_argument_group("for models of text")
+    text.add_argument("--context", type=int, default=128, help="tokens at once (default: 128)")
+    text.add_argument("--vocabulary", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=40, help="steps of each candidate (default: 40)")
     parser.add_argument("--threads", type=int, default=1)
@@ -73,7 +78,7 @@ def main() -> None:
     def work() -> None:
         found = candidates(options)
         report.line(
-            f"{options.model} on {options.batch} x {'x'.join(map(str, options.shape))}, "
+            f"{options.model} on {' x '.join(map(str, found[0].inputs.shape))}, "
             f"{options.rounds} rounds, {options.threads} thread(s), AdamW, torch {torch.__version__}"
         )
         report.table(table(measure(found, options.rounds)))

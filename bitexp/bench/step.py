@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from bitexp.build import accepted
 from bitexp.cli import CONF
 from bitexp.errors import UserError
 from bitexp.kernels import choose_kernel
@@ -23,7 +24,7 @@ from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import matches, quantize
 from bitexp.quant.linear import QuantizedLayer, set_product
-from bitexp.settings import Settings, read_settings
+from bitexp.settings import Settings, keywords, read_settings
 from bitexp.sweep.table import order
 
 PEER = "bitlinear 2.4.6"
@@ -35,6 +36,7 @@ class Candidate:
 
     name: str
     model: nn.Module
+    inputs: Tensor
     step: Callable[[], None]
     forward: Callable[[], Tensor]
 
@@ -42,8 +44,7 @@ class Candidate:
 def candidates(options: argparse.Namespace) -> list[Candidate]:
     """Every registered quantizer that has a YAML of its name, and the peer where it is installed."""
     found = []
-    images = torch.randn(options.batch, *options.shape)
-    labels = torch.randint(0, options.classes, (options.batch,))
+    batch = random_batch(options)
     names = [name for name in QUANTIZERS.names() if (CONF / "quantizer" / f"{name}.yaml").exists()]
     for name in sorted(names, key=order):
         settings = composed(options.model, name)
@@ -52,10 +53,24 @@ def candidates(options: argparse.Namespace) -> list[Candidate]:
         quantize(model, quantizer, settings.quantizer.include, settings.quantizer.exclude)
         kernel, _, _ = choose_kernel(options.kernel, "cpu")
         set_product(model, kernel.product)
-        found.append(candidate(name, model, images, labels))
+        found.append(candidate(name, model, *batch))
     if (peer := peer_model(options)) is not None:
-        found.append(candidate(PEER, peer, images, labels))
+        found.append(candidate(PEER, peer, *batch))
     return found
+
+
+def reads_text(options: argparse.Namespace) -> bool:
+    """Whether the model reads tokens; else it reads images."""
+    return "vocabulary" in keywords(MODELS.get(composed(options.model, "full").model.name))
+
+
+def random_batch(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Inputs and targets in the model's shapes."""
+    if reads_text(options):
+        shape = (options.batch, options.context)
+        return torch.randint(options.vocabulary, shape), torch.randint(options.vocabulary, shape)
+    images = torch.randn(options.batch, *options.shape)
+    return images, torch.randint(0, options.classes, (options.batch,))
 
 
 def composed(model: str, quantizer: str) -> Settings:
@@ -69,9 +84,10 @@ def composed(model: str, quantizer: str) -> Settings:
 def build_model(settings: Settings, options: argparse.Namespace) -> nn.Module:
     """The same initial weights every time."""
     torch.manual_seed(0)
-    facts = {"shape": tuple(options.shape), "classes": options.classes}
+    target = MODELS.get(settings.model.name)
+    facts = {**vars(options), "shape": tuple(options.shape)}
     try:
-        return MODELS.get(settings.model.name)(**facts, **settings.model.arguments)
+        return target(**accepted(target, facts), **settings.model.arguments)
     except ValueError as error:
         raise UserError(str(error)) from error
 
@@ -96,19 +112,19 @@ def peer_model(options: argparse.Namespace) -> nn.Module | None:
     return model
 
 
-def candidate(name: str, model: nn.Module, images: Tensor, labels: Tensor) -> Candidate:
+def candidate(name: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> Candidate:
     """With AdamW, one fused step per call."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def forward() -> Tensor:
-        return F.cross_entropy(model(images), labels)
+        return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
 
     def step() -> None:
         optimizer.zero_grad()
         forward().backward()
         optimizer.step()
 
-    return Candidate(name, model, step, forward)
+    return Candidate(name, model, inputs, step, forward)
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,7 @@ class ImageData(Data):
         normalize: bool,
         seed: int,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed
-        )
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
         at_least("split_seed", split_seed, 0)
         if limit is not None:
             at_least("limit", limit, 1)

@@ -92,9 +92,7 @@ class TextData(Data):
         workers: int,
         seed: int,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed
-        )
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, workers=workers, seed=seed)
         at_least("context", context, 1)
         check_fraction("val_size", val_size)
         check_fraction("test_size", test_size)

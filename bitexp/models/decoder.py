@@ -155,7 +155,9 @@ class Decoder(nn.Module):
         if init_std is not None:
             checks.check_positive(init_std=init_std)
         if (dim // heads) % 2:
-            raise ValueError(f"heads={heads} gives heads of {dim // heads}: rotary positions need an even size")
+            raise ValueError(
+                f"heads={heads} gives heads of {dim // heads}: rotary positions need an even size"
+            )
         super().__init__()
         self.context, self.rope_base = context, rope_base
         self.embed = nn.Embedding(vocabulary, dim)

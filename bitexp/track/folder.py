@@ -1,7 +1,7 @@
 """A run's folder and identity: outputs/<experiment>/<id>/, one folder for one config on one data set.
 
-config.yaml overrides.yaml provenance.json metrics.csv train.log checkpoints/ packed.safetensors
-confusion_matrix.csv wandb/ result.json (written last)
+config.yaml overrides.yaml provenance.json model.json metrics.csv train.log checkpoints/
+packed.safetensors confusion_matrix.csv wandb/ result.json (written last)
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.csv"
         self.packed = path / "packed.safetensors"
+        self.model = path / "model.json"
         self._lock = FileLock(path.parent / ".locks" / f"{path.name}.lock")
 
     @staticmethod
