@@ -79,12 +79,13 @@ class Counted:
     """Passes tokens on, counts them and takes their time; the first, which reads the prompt, apart."""
 
     def __init__(self, tokens: Iterator[int]) -> None:
-        self.tokens, self.count, self.seconds = tokens, 0, 0.0
+        self.tokens, self.count = tokens, 0
+        self.began = self.seconds = 0.0
 
     def __iter__(self) -> Iterator[int]:
         for token in self.tokens:
             now = time.monotonic()
-            self.began = now if self.count == 0 else self.began
+            self.began = self.began or now
             self.seconds = now - self.began
             self.count += 1
             yield token

@@ -1,4 +1,4 @@
-"""Text for language models: windows of tokens from a corpus that lies on disk, in an order that can be resumed."""
+"""Text for language models: windows of tokens from a corpus on disk, in an order that can be resumed."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class TextData(Data):
         self.val_windows = val_windows
 
     def documents(self, part: Part) -> Iterator[str] | None:
-        """The texts of a part; None where it is cut from the training text. `UserError`: it cannot be read."""
+        """The texts of a part; None where it is cut from the training text. Raises `UserError`."""
         raise NotImplementedError
 
     def content_key(self) -> str:

@@ -39,7 +39,7 @@ class TextFiles(TextData):
                 "data=text needs the files of your text: 'data.files=[books/*.txt]' (text files, JSONL "
                 "files, folders or patterns). Without text of your own: data=stdlib is embedded"
             )
-        return str([self.paths(part) for part in PARTS][0][0].parent)
+        return ", ".join(sorted({str(path.parent) for path in self.paths("train")}))
 
     def paths(self, part: Part) -> list[Path]:
         """The files of a part."""

@@ -26,9 +26,8 @@ class Cache:
     """
 
     def __init__(self, model: Decoder, batch: int = 1) -> None:
-        attention, weight = model.blocks[0].attn, model.embed.weight
-        heads, dim = attention.kv_heads, attention.head_dim
-        shape = (len(model.blocks), 2, batch, heads, model.context, dim)
+        weight = model.embed.weight
+        shape = (len(model.blocks), 2, batch, model.kv_heads, model.context, model.head_dim)
         self.store = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.length = 0
 
@@ -160,6 +159,7 @@ class Decoder(nn.Module):
             )
         super().__init__()
         self.context, self.rope_base = context, rope_base
+        self.kv_heads, self.head_dim = kv_heads, dim // heads
         self.embed = nn.Embedding(vocabulary, dim)
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
         if end > self.context:
             raise ValueError(f"{end} tokens are more than the context of {self.context}")
         x = self.drop(self.embed(tokens))
-        turn = rotation(start, end, self.blocks[0].attn.head_dim, self.rope_base, x)
+        turn = rotation(start, end, self.head_dim, self.rope_base, x)
         for layer, block in enumerate(self.blocks):
             x = block(x, turn, cache, layer)
         if cache is not None:

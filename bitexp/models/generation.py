@@ -1,4 +1,4 @@
-"""Text from a decoder, token by token: greedy, or drawn with temperature, top-k and top-p. Imports torch only."""
+"""Tokens from a decoder, one by one: the likeliest, or drawn with temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Sampling:
             raise ValueError("temperature=0 takes the most likely token, so top_k and top_p would do nothing")
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What is drawn from, `[vocabulary]`, for a temperature above 0. Top-k first, then top-p of the rest."""
+        """What is drawn from, `[vocabulary]`, for a temperature above 0: top-k first, top-p of the rest."""
         logits = logits.float() / self.temperature
         if self.top_k is not None and self.top_k < len(logits):
             least = logits.topk(self.top_k).values[-1]

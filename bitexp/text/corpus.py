@@ -28,6 +28,7 @@ from bitexp.text.tokenizers import Tokenizer, load_tokenizer
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
+HELD: tuple[Part, ...] = ("test", "val")  # in the order in which they are held out
 Documents = Callable[[Part], Iterator[str] | None]
 """The documents of a part, as often as asked; None for a part that is cut from the training text."""
 
@@ -187,8 +188,7 @@ def parted(documents: Documents, shares: Mapping[Part, float]) -> Iterator[tuple
     Parts without documents of their own take an even selection of the training documents, `test` first;
     of fewer than 20 documents, the end of their text.
     """
-    held = [part for part in ("test", "val") if documents(part) is None]
-    cuts = {part: shares[part] for part in held}
+    cuts = {part: shares[part] for part in HELD if documents(part) is None}
     source = (text for text in documents("train") or () if text)
     first = list(itertools.islice(source, FEW))
     if len(first) < FEW:
@@ -196,8 +196,8 @@ def parted(documents: Documents, shares: Mapping[Part, float]) -> Iterator[tuple
     else:
         for number, text in enumerate(itertools.chain(first, source)):
             yield choose_part(number, cuts), text
-    for part in PARTS[1:]:
-        if part not in held:
+    for part in HELD:
+        if part not in cuts:
             yield from ((part, text) for text in documents(part) or () if text)
 
 

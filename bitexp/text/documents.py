@@ -46,7 +46,7 @@ def matching_files(patterns: Sequence[str], key: str) -> list[Path]:
         if not here:
             raise UserError(
                 f"{key}: there is no file '{pattern}' (looked for {path.absolute()}); name a text file, a "
-                "JSONL file, a folder, or a pattern such as 'books/*.txt'. Without files: data=stdlib is embedded"
+                "JSONL file, a folder, or a pattern such as 'books/*.txt'. Without any: data=stdlib is embedded"
             )
         found |= here
     return sorted(found)
@@ -88,8 +88,8 @@ def decode(content: bytes, where: str) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{where} is not UTF-8: byte 0x{content[error.start]:02x} at position {error.start:,}. Convert it, "
-            "for example with `iconv -f latin1 -t utf-8`, or leave it out"
+            f"{where} is not UTF-8: byte 0x{content[error.start]:02x} at position {error.start:,}. Convert "
+            "it, for example with `iconv -f latin1 -t utf-8`, or leave it out"
         ) from None
 
 

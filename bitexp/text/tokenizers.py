@@ -1,4 +1,4 @@
-"""Tokenizers: bytes as they are, or byte pairs by the library `tokenizers`, trained here or loaded from a file.
+"""Tokenizers: bytes as they are, or byte pairs by the library `tokenizers`, trained here or loaded.
 
 Every document ends with one token of its own: the byte 0, or a special token.
 """
@@ -109,8 +109,8 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return load_tokenizer(path.read_text(encoding="utf-8"), path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"the tokenizer {path} cannot be read: {error}. Known: bytes, bpe, or the path of a tokenizer.json"
-            f"{nearest(str(path), ['bytes', 'bpe'])}"
+            f"the tokenizer {path} cannot be read: {error}.{nearest(str(path), ['bytes', 'bpe'])} "
+            "Known: bytes, bpe, or the path of a tokenizer.json"
         ) from None
 
 
