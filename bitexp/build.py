@@ -27,7 +27,7 @@ from bitexp.quant.linear import set_product
 from bitexp.quant.packing import choose_layout
 from bitexp.quant.registry import Quantizer
 from bitexp.registry import Registry
-from bitexp.settings import Settings, check_arguments, keywords
+from bitexp.settings import LambdaSchedule, Settings, check_arguments, keywords
 from bitexp.tasks import TASKS, Task
 from bitexp.track.wandb import check_login
 
@@ -158,6 +158,13 @@ def check(settings: Settings) -> None:
             f"quantizer.lambda_schedule.start={schedule.start} is larger than its "
             f"end={schedule.end}; give an end from {schedule.start} to 1.0"
         )
+    if schedule is not None and schedule.name != "constant":
+        check_phasing(settings, schedule)
+    elif schedule is not None and schedule.reset_optimizer:
+        raise UserError(
+            "quantizer.lambda_schedule.reset_optimizer=true forgets the moments where quantization begins, "
+            "and with name=constant it begins at once; use name=step or linear"
+        )
     known = TASKS.get(settings.task.name).measures
     for key, monitor in monitors(settings).items():
         if monitor not in known:
@@ -172,6 +179,20 @@ def check(settings: Settings) -> None:
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu, and torch finds no GPU here; use trainer=cpu")
     check_login(settings)
+
+
+def check_phasing(settings: Settings, schedule: LambdaSchedule) -> None:
+    """Raises `UserError` where there is nothing to phase in, or no training before it."""
+    if not QUANTIZERS.get(settings.quantizer.name).quantizes_weights:
+        raise UserError(
+            f"quantizer.lambda_schedule.name={schedule.name} phases quantization in, and "
+            f"quantizer={settings.quantizer.name} quantizes nothing; leave it out or choose another quantizer"
+        )
+    if schedule.reset_optimizer and (schedule.end if schedule.name == "step" else schedule.start) == 0:
+        raise UserError(
+            "quantizer.lambda_schedule.reset_optimizer=true would forget nothing: quantization begins with "
+            "the training; let it begin later (start, or end with name=step)"
+        )
 
 
 def monitors(settings: Settings) -> dict[str, str]:

@@ -44,7 +44,10 @@ class Fit:
         self.parts = parts
         self.metrics = MetricsCsv(folder.metrics)
         self.pace = Pace(every)
-        self.checkpoints = Checkpoints(folder.checkpoints, options.checkpoint, self.metrics, signals)
+        directions = parts.task.measures
+        self.checkpoints = Checkpoints(
+            folder.checkpoints, options.checkpoint, directions, self.metrics, signals
+        )
         callbacks: list[pl.Callback] = [Randomness(settings.seed)]
         if options.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
@@ -55,7 +58,8 @@ class Fit:
             callbacks.append(Diagnostics())
         if (stopping := options.early_stopping) is not None:
             # at validation, since at the end of an epoch it would come after the checkpoint
-            rule: dict[str, Any] = {"patience": stopping.patience, "mode": stopping.mode}
+            mode = stopping.mode or directions[stopping.monitor]
+            rule: dict[str, Any] = {"patience": stopping.patience, "mode": mode}
             callbacks.append(EarlyStopping(stopping.monitor, check_on_train_epoch_end=False, **rule))
         callbacks.append(self.pace)
         kind = options.progress

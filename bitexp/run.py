@@ -22,11 +22,11 @@ from bitexp.errors import UserError, describe_crash
 from bitexp.evaluate import described, evaluate, restore
 from bitexp.files import write_json
 from bitexp.fit import Fit
-from bitexp.narrate import closing, header, setting_changes
+from bitexp.narrate import closing, header, setting_changes, shown
 from bitexp.quiet import quiet_libraries
 from bitexp.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.settings import Settings, read_settings
-from bitexp.track.folder import RunFolder
+from bitexp.track.folder import RunFolder, unfinished_runs
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.wandb import tracked_run
 
@@ -59,15 +59,18 @@ def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | No
     quiet_libraries(settings.trainer.threads)
     parts = build(settings)
     check_validation(settings, parts)
-    folder = RunFolder.of(settings, parts.data.fingerprint())
+    data = parts.data.fingerprint()
+    folder = RunFolder.of(settings, data)
     if global_rank() > 0:
         return follow(settings, parts, folder, report)
     folder.acquire()
     try:
         if (done := finished_before(settings, folder, report)) is not None:
             return done
+        if not (settings.rerun or folder.path.exists()):
+            check_same_data(settings, data)
         checkpoint, remarks = latest_checkpoint(folder.checkpoints)
-        attempt = provenance(settings.seed, settings.trainer.threads)
+        attempt = provenance(settings.seed, settings.trainer.threads, data)
         remarks += setting_changes(folder.attempts(), attempt, resumed=checkpoint is not None)
         folder.begin(settings, overrides, attempt)
         write_json(folder.model, vars(described(parts)))
@@ -80,6 +83,17 @@ def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | No
     finally:
         report.close()
         folder.release()
+
+
+def check_same_data(settings: Settings, data: str) -> None:
+    """Raises `UserError` where this run was begun on other data and is not finished: nothing is lost."""
+    for other in unfinished_runs(settings):
+        if other.attempts()[-1].get("data") != data:
+            raise UserError(
+                f"the data have changed since this run was begun in {shown(other.path)}, where it stands "
+                "unfinished. Put the data back as they were, and the same command continues it; "
+                "rerun=true begins a new run on the data as they are and leaves that folder as it is"
+            )
 
 
 def finished_before(settings: Settings, folder: RunFolder, report: Report) -> Outcome | None:

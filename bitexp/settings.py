@@ -50,6 +50,7 @@ class LambdaSchedule(Section):
     name: Literal["constant", "linear", "sigmoid", "step"]
     start: Share
     end: Share
+    reset_optimizer: bool = False
 
 
 class QuantizerChoice(Named):
@@ -125,14 +126,14 @@ class Logger(Section):
 
 class Checkpoint(Section):
     monitor: str | None
-    mode: Literal["max", "min"]
+    mode: Literal["max", "min"] | None
     every_steps: Count | None
     every_minutes: Positive
 
 
 class EarlyStopping(Section):
     monitor: str
-    mode: Literal["max", "min"]
+    mode: Literal["max", "min"] | None = None
     patience: Count
 
 

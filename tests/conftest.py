@@ -13,7 +13,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -84,6 +84,14 @@ def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("BITEXP_OUTPUTS", str(folder))
     monkeypatch.delenv("BITEXP_FOLLOW", raising=False)
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tokens of text are kept for the session, not in the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITEXP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import io
 import os
 import time
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,17 @@ class Checkpoints(pl.Callback):
     waits for the epoch's end: Lightning would skip a validation that follows upon a checkpoint.
     """
 
-    def __init__(self, folder: Path, settings: Checkpoint, metrics: MetricsCsv, signals: Signals) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Checkpoint,
+        directions: Mapping[str, str],
+        metrics: MetricsCsv,
+        signals: Signals,
+    ) -> None:
+        """`directions` says of each metric that may be monitored whether `min` or `max` is better."""
         self.folder, self.settings, self.metrics, self.signals = folder, settings, metrics, signals
+        self.mode = settings.mode or directions.get(settings.monitor or "")
         self.best: float | None = None
         self.best_step = 0
         self.seconds_before = 0.0
@@ -93,7 +103,7 @@ class Checkpoints(pl.Callback):
         if trainer.sanity_checking or monitor is None or monitor not in trainer.callback_metrics:
             return
         score = float(trainer.callback_metrics[monitor])
-        sign = 1 if self.settings.mode == "max" else -1
+        sign = 1 if self.mode == "max" else -1
         if self.best is None or sign * score > sign * self.best:
             self.best, self.best_step, self._candidate = score, trainer.global_step, True
 

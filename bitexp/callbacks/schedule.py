@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 
 from bitexp.quant.linear import set_lambda
 from bitexp.settings import Adam, Constant, Cosine, LambdaSchedule, Sgd, TwoStage
+from bitexp.tasks.optimizers import forget
 
 
 def lr_factor(settings: Cosine | Constant | TwoStage, step: int, total: int) -> float:
@@ -59,6 +60,11 @@ def lambda_at(settings: LambdaSchedule | None, step: int, total: int) -> float:
     return (1 + math.tanh(5 * (t - 0.5)) / edge) / 2  # the logistic curve, stretched to 0..1
 
 
+def switch_step(settings: LambdaSchedule | None, total: int) -> int:
+    """The step at which quantization begins: 0 where the training is quantized from the start."""
+    return next(step for step in range(total + 1) if step == total or lambda_at(settings, step, total) > 0)
+
+
 class Schedule(pl.Callback):
     """Sets learning rate, weight decay and lambda before every batch, and lambda before a validation.
 
@@ -77,6 +83,7 @@ class Schedule(pl.Callback):
         constant = quantization is None or quantization.name == "constant"
         self.quantization = None if constant else quantization  # a lambda of 1 is what layers begin with
         self.max_steps = max_steps
+        self._switch: int | None = None
         self.lr = optimizer.lr
 
     def total(self, trainer: pl.Trainer) -> int:
@@ -94,6 +101,11 @@ class Schedule(pl.Callback):
             group["lr"] = self.lr
             group["weight_decay"] = decay if group["decays"] else 0.0
         self._set_lambda(trainer, pl_module)
+        if self.quantization is not None and self.quantization.reset_optimizer:
+            if self._switch is None:
+                self._switch = switch_step(self.quantization, total)
+            if step == self._switch:
+                forget(trainer.optimizers[0])
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if self.max_steps is not None and trainer.global_step >= self.max_steps:

@@ -44,7 +44,7 @@ def training_plan(
 def _stretch(
     indices: Tensor, size: int, seed: int, rank: int, world: int, whole: int, count: int, epoch: int
 ) -> list[list[int]]:
-    """`count` batches from number epoch * count on, of passes over the data that have `whole` batches each."""
+    """`count` batches from number epoch * count on, of passes over the data of `whole` batches each."""
     batches: list[list[int]] = []
     while len(batches) < count:
         number, first = divmod(epoch * count + len(batches), whole)

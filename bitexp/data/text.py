@@ -209,7 +209,7 @@ class TextData(Data):
 
 
 def cache_folder() -> Path:
-    """Where tokens are kept: below $BITEXP_DATA, or ~/.cache/bitexp."""
-    named = os.environ.get("BITEXP_DATA")
+    """Where tokens are kept: below $BITEXP_CACHE, or ~/.cache/bitexp."""
+    named = os.environ.get("BITEXP_CACHE")
     root = Path(named).expanduser() if named else Path.home() / ".cache" / "bitexp"
     return root.absolute() / "tokens"

@@ -126,6 +126,8 @@ class Decoder(nn.Module):
             0.02 for the embedding.
     """
 
+    prenorm: ClassVar[dict[str, str]] = {"head": "norm"}
+
     def __init__(
         self,
         *,

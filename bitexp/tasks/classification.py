@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -25,7 +26,7 @@ class ImageClassification(Task):
             draws one of the two (arXiv 1710.09412, 1905.04899).
     """
 
-    measures = ("val/loss", "val/accuracy")
+    measures: ClassVar[Mapping[str, Literal["min", "max"]]] = {"val/loss": "min", "val/accuracy": "max"}
     headline = "accuracy"
     unit = "images"
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,9 @@ class LanguageModelling(Task):
     that its first tokens are predicted from little.
     """
 
-    measures = ("val/loss", "val/perplexity", "val/bits_per_byte")
+    measures: ClassVar[Mapping[str, Literal["min", "max"]]] = dict.fromkeys(
+        ("val/loss", "val/perplexity", "val/bits_per_byte"), "min"
+    )
     headline = "bits_per_byte"
     unit = "tokens"
 

@@ -117,6 +117,11 @@ class Bf16Latents(torch.optim.Optimizer):
             outer.update({key: value for key, value in inner.items() if key != "params"})
 
 
+def forget(optimizer: torch.optim.Optimizer) -> None:
+    """Drops an optimizer's moments and step counts: it goes on as if it were new."""
+    (optimizer.inner if isinstance(optimizer, Bf16Latents) else optimizer).state.clear()
+
+
 def stochastic_bf16(x: Tensor) -> Tensor:
     """Rounds fp32 to one of its two bf16 neighbours, with E[result] = x.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bitexp.compat  # noqa: F401
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -25,8 +25,8 @@ class Task(pl.LightningModule):
     are among its facts (`classes`, say).
     """
 
-    measures: ClassVar[Sequence[str]] = ("val/loss",)
-    """What a validation measures: the names that may be monitored."""
+    measures: ClassVar[Mapping[str, Literal["min", "max"]]] = {"val/loss": "min"}
+    """What a validation measures and may be monitored, and which end of it is the better one."""
     headline: ClassVar[str] = "loss"
     """The metric that tables compare by."""
     unit: ClassVar[str] = "samples"

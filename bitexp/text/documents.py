@@ -46,7 +46,7 @@ def matching_files(patterns: Sequence[str], key: str) -> list[Path]:
         if not here:
             raise UserError(
                 f"{key}: there is no file '{pattern}' (looked for {path.absolute()}); name a text file, a "
-                "JSONL file, a folder, or a pattern such as 'books/*.txt'. Without any: data=stdlib is embedded"
+                "JSONL file, a folder, or a pattern such as 'books/*.txt'. Without one: data=stdlib"
             )
         found |= here
     return sorted(found)

@@ -12,14 +12,14 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from bitexp.errors import UserError
-from bitexp.files import read_json, write_json, write_yaml
+from bitexp.files import read_json, read_yaml, write_json, write_yaml
 from bitexp.settings import Settings
 
 UNIMPORTANT = (
@@ -131,6 +131,20 @@ class RunFolder:
     def finish(self, result: dict[str, Any]) -> None:
         """Writes the verdict. A run without one was killed."""
         write_json(self.path / "result.json", result)
+
+
+def unfinished_runs(settings: Settings) -> Iterator[RunFolder]:
+    """Begun and unfinished runs of these very settings, on whatever data."""
+    config = settings.model_dump(mode="json")
+    for path in sorted((outputs() / settings.name).glob("*/config.yaml")):
+        folder = RunFolder(path.parent)
+        result = folder.result()
+        over = result is not None and (result["status"] == "finished" or result["kind"] == "diverged")
+        if over or not folder.attempts():
+            continue
+        stored = read_yaml(path)
+        if isinstance(stored, dict) and identity(stored, "") == identity(config, ""):
+            yield folder
 
 
 def unused(path: Path) -> Path:

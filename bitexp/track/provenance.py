@@ -31,8 +31,8 @@ def source_fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def provenance(seed: int, threads: int) -> dict[str, Any]:
-    """All of it as JSON values, for one attempt at a run."""
+def provenance(seed: int, threads: int, data: str) -> dict[str, Any]:
+    """All of it as JSON values, for one attempt at a run on data with this fingerprint."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -43,6 +43,7 @@ def provenance(seed: int, threads: int) -> dict[str, Any]:
         "pid": os.getpid(),
         "seed": seed,
         "threads": threads,
+        "data": data,
         "source": source_fingerprint(),
         "git": git_state(),
         "python": platform.python_version(),
