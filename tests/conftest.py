@@ -7,6 +7,7 @@ import bitexp.compat  # noqa: F401  (before anything imports torchvision)
 import copy
 import functools
 import itertools
+import json
 import os
 import pickle
 import signal
@@ -161,6 +162,11 @@ def data_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
                 content = bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
                 (root / name / f"{part}-{kind}-ubyte").write_bytes(content)
+    words = np.array(["one", "two", "three", "four", "five", "six", "seven", "\u00e9ight"])
+    documents = [" ".join(draw.choice(words, 60)) for _ in range(60)]
+    (root / "texts").mkdir()
+    lines = "".join(json.dumps({"text": document}) + "\n" for document in documents)
+    (root / "texts" / "train.jsonl").write_text(lines)
     for number in range(60):
         path = root / "pictures" / f"class{number % 3}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,12 +20,15 @@ ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path != CONF / "config.yaml")
 FILES += sorted((ROOT / "sweeps").glob("*.yaml"))
+TEXT_DATA = ("stdlib", "text", "huggingface")
 NO_CHOICE = ("tuning",)  # read by tuned=true
-ADDED = ("experiment", "sweeps")  # chosen with a +
+ADDED = ("experiment", "recipe", "sweeps")  # chosen with a +
+TEXT = ("task=language_modelling", "data=stdlib", "model=decoder", "data.context=16")  # what reads text
 ONE_BATCH = ("logger=csv", "callbacks.progress=none", "trainer.epochs=1", "trainer.train_batches=1")
 ONE_BATCH += ("trainer.eval_batches=1", "data.val_size=0.1", "data.batch_size=8", "data.eval_batch_size=8")
 SLOW_MODELS = (
-    "cnn_2m", "convnext_tiny", "resnet18", "resnet50", "swin_t", "vit_48m", "vit_small", "vit_tiny",
+    "cnn_2m", "convnext_tiny", "reloaded_64", "reloaded_128", "reloaded_256", "resnet18", "resnet50",
+    "swin_t", "vit_48m", "vit_small", "vit_tiny",
 )  # fmt: skip
 
 
@@ -51,8 +54,15 @@ def trains(train: Any, data_sets: Path, compose_config: Any) -> Callable[..., No
 
     def check(*words: str) -> None:
         data = compose_config(*words)["data"]["name"]
-        places = {"digits": "null", "image_folder": data_sets / "pictures"}
-        outcome = train(*words, *ONE_BATCH, f"data.data_dir={places.get(data, data_sets)}", base=())
+        places = {
+            "digits": [],
+            "image_folder": [f"data.data_dir={data_sets}/pictures"],
+            "stdlib": [],
+            "text": [f"data.files=[{data_sets}/texts]"],
+            "huggingface": [f"data.path={data_sets}/texts"],
+        }
+        where = places.get(data, [f"data.data_dir={data_sets}"])
+        outcome = train(*words, *ONE_BATCH, *where, base=())
         assert outcome.result["reason"] is None
         assert outcome.result["steps"] == 1
         metrics = outcome.result["metrics"]
@@ -76,8 +86,8 @@ def test_every_file_says_what_it_is_and_executes_nothing(path: Path) -> None:
         assert "hydra" not in text
         assert f"python -m bitexp +experiment={path.stem}\n" in text
         assert f"\nname: {path.stem}\n" in text
-    if group(path) == "sweeps":
-        assert f"+sweeps={path.stem}\n" in text
+    if group(path) in ("recipe", "sweeps"):
+        assert f"+{group(path)}={path.stem}\n" in text
 
 
 def test_only_hydra_callbacks_are_instantiated() -> None:
@@ -95,13 +105,27 @@ def test_every_quantizer_has_a_file() -> None:
 
 @pytest.mark.parametrize("word", options("data"))
 def test_data(word: str, trains: Any) -> None:
+    if word in TEXT_DATA:
+        trains(*TEXT, f"data={word}", "model.depth=1")
+        return
     workers = ["data.workers=0"] if word == "image_folder" else []
     trains(f"data={word}", "model=cnn", *workers)
 
 
 @pytest.mark.parametrize("word", options("model", SLOW_MODELS))
-def test_models(word: str, trains: Any) -> None:
-    trains("data=cifar10", f"model={word}")
+def test_models(word: str, trains: Any, compose_config: Any) -> None:
+    reads_text = compose_config(f"model={word}")["model"]["name"] == "decoder"
+    trains(*(TEXT if reads_text else ["data=cifar10"]), f"model={word}")
+
+
+@pytest.mark.parametrize("word", options("task"))
+def test_tasks(word: str, trains: Any) -> None:
+    trains(*(TEXT if word == "language_modelling" else []), f"task={word}")
+
+
+@pytest.mark.parametrize("word", options("recipe"))
+def test_recipes(word: str, trains: Any) -> None:
+    trains(*TEXT, f"+recipe={word}", "model.depth=1")
 
 
 @pytest.mark.parametrize("word", options("quantizer"))

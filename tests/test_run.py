@@ -141,8 +141,8 @@ def test_the_folder_of_a_run_says_everything(train: Any, small: Any) -> None:
     outcome = train("trainer.log_every=2", "callbacks.checkpoint.monitor=val/accuracy")
     folder, result = outcome.folder, outcome.result
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoints", "config.yaml", "confusion_matrix.csv", "metrics.csv", "overrides.yaml",
-        "packed.safetensors", "provenance.json", "result.json", "train.log",
+        "checkpoints", "config.yaml", "confusion_matrix.csv", "metrics.csv", "model.json",
+        "overrides.yaml", "packed.safetensors", "provenance.json", "result.json", "train.log",
     }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result
     assert result["status"] == "finished"
@@ -229,7 +229,7 @@ def test_the_time_of_all_attempts_counts(train: Any, outputs: Path, monkeypatch:
     checkpoint = load_checkpoint(path)
     checkpoint["callbacks"]["Checkpoints"]["seconds"] = 1000.0
     torch.save(checkpoint, path)
-    assert train().result["seconds"] > 1000
+    assert train().result["seconds"] >= 1000  # what the second attempt adds may round to nothing
 
 
 # what is deployed is what was trained
@@ -338,7 +338,7 @@ def test_what_a_run_says(train: Any, capsys: pytest.CaptureFixture[str]) -> None
     for words in (
         "mlp, 1,210 parameters: body 1,024 in 1 layer",
         "ternary_mean: 1.58 bits per weight, activations int8, norm layer; body 208 B as pack5",
-        "digits, 1,293 train / 144 val / 360 test; batch 64 = 4 batches an epoch",
+        "digits, 1,293 train / 144 val / 360 test images; batch 64 = 4 batches an epoch",
         "kernel     ",
         "2 epochs = 8 steps",
         "epoch 1/2  step 4/8  loss ",

@@ -43,7 +43,8 @@ def record(tmp_path: Path) -> Callable[..., None]:
             metrics |= {"size/body_bytes": 26_700.0, "size/total_bytes": 1_234_567.0}
             run.mkdir(parents=True)
             result = {"status": "finished", "kind": None, "reason": None, "source": "x", "seconds": 1.0}
-            write_json(run / "result.json", {**result, "metrics": metrics, "step_ms": 12.5})
+            result |= {"metrics": metrics, "headline": "test/accuracy", "step_ms": 12.5}
+            write_json(run / "result.json", result)
             typed = dict(word.partition("=")[::2] for word in overrides)
             optimizer = {"lr": float(typed.get("optimizer.lr", 0.001)), "weight_decay": 0.0}
             write_yaml(run / "config.yaml", {"quantizer": {"name": "ternary_mean"}, "optimizer": optimizer})

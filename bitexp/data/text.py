@@ -21,7 +21,7 @@ from bitexp.data.base import Data
 from bitexp.data.bounds import at_least, check_fraction
 from bitexp.data.draws import generator
 from bitexp.data.loader import ResumableLoader
-from bitexp.text.corpus import Corpus, Part, check_length, open_corpus
+from bitexp.text.corpus import PARTS, Corpus, Part, check_length, open_corpus
 from bitexp.text.tokenizers import Bytes, Tokenizer, read_tokenizer, train_bpe
 
 
@@ -126,7 +126,8 @@ class TextData(Data):
         found = open_corpus(
             cache_folder(), key, self.documents, self.make_tokenizer, self.shares, self.describe()
         )
-        check_length(found, self.context)
+        validates = self.shares["val"] > 0 or self.documents("val") is not None
+        check_length(found, self.context, [part for part in PARTS if part != "val" or validates])
         return found
 
     def describe(self) -> str:

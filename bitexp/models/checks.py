@@ -46,6 +46,13 @@ def check_dropout(dropout: float) -> None:
         raise ValueError(f"dropout={dropout} must be at least 0 and below 1")
 
 
+def hidden_width(dim: int, mlp_ratio: float) -> int:
+    """`dim * mlp_ratio`, rounded. Raises `ValueError` where that leaves no hidden unit."""
+    if not (math.isfinite(mlp_ratio) and dim * mlp_ratio >= 1):
+        raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden units at dim={dim}; 2 to 4 is usual")
+    return round(dim * mlp_ratio)
+
+
 def check_choice(name: str, word: str, known: Sequence[str]) -> None:
     """Raises `ValueError` for a word that is not among the known ones."""
     if word not in known:

@@ -116,7 +116,7 @@ class Decoder(nn.Module):
 
     Args:
         vocabulary, context: of the data.
-        hidden: width of the gated feed-forward layer.
+        mlp_ratio: width of the gated feed-forward layer over dim.
         kv_heads: heads of keys and values; each serves heads / kv_heads heads of queries.
         activation: of the gate: silu (SwiGLU) or relu2 (squared ReLU).
         sub_norm: RMSNorm before the output projections `o` and `down`, as in BitNet.
@@ -137,7 +137,7 @@ class Decoder(nn.Module):
         depth: int,
         heads: int,
         kv_heads: int,
-        hidden: int,
+        mlp_ratio: float,
         activation: Activation,
         sub_norm: bool,
         tied: bool,
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
         dropout: float,
     ) -> None:
         checks.check_sizes(vocabulary=vocabulary, context=context, dim=dim, depth=depth)
-        checks.check_sizes(heads=heads, kv_heads=kv_heads, hidden=hidden)
+        checks.check_sizes(heads=heads, kv_heads=kv_heads)
         checks.check_choice("activation", activation, ("silu", "relu2"))
         checks.check_dropout(dropout)
         checks.check_divides("heads", heads, dim, f"dim={dim}")
@@ -155,6 +155,7 @@ class Decoder(nn.Module):
         checks.check_positive(rope_base=rope_base, norm_eps=norm_eps)
         if init_std is not None:
             checks.check_positive(init_std=init_std)
+        hidden = checks.hidden_width(dim, mlp_ratio)
         if (dim // heads) % 2:
             raise ValueError(
                 f"heads={heads} gives heads of {dim // heads}: rotary positions need an even size"

@@ -96,8 +96,7 @@ class ViT(nn.Module):
         channels, height, width = shape
         checks.check_divides("patch", patch, math.gcd(height, width), f"the {height}x{width} image")
         checks.check_divides("heads", heads, dim, f"dim={dim}")
-        if not (math.isfinite(mlp_ratio) and dim * mlp_ratio >= 1):
-            raise ValueError(f"mlp_ratio={mlp_ratio} leaves no hidden units at dim={dim}; 2 to 4 is usual")
+        hidden = checks.hidden_width(dim, mlp_ratio)
         super().__init__()
         self.patch = patch
         tokens = (height // patch) * (width // patch) + (pool == "cls")
@@ -105,7 +104,6 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(dim)) if pool == "cls" else None
         self.pos_embed = nn.Parameter(torch.empty(tokens, dim))
         self.drop = nn.Dropout(dropout)
-        hidden = int(dim * mlp_ratio)
         self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.head = nn.Linear(dim, classes)

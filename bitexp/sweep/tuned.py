@@ -1,8 +1,6 @@
 """Each precision at its own tuned learning rate and weight decay: conf/tuning/EXPERIMENT.yaml.
 
 ternary_mean: {lr: 0.01, weight_decay: 0.0}
-
-A file may also have a section for each model, with such lines in it.
 """
 
 from __future__ import annotations
@@ -42,7 +40,6 @@ def apply_tuned(config: DictConfig, hydra: Any, overrides: Sequence[str]) -> Non
             "tuned=false to compare at one shared setting"
         )
     table: dict[str, Any] = yaml.safe_load(found.read_text()) or {}
-    table = table.get(hydra.runtime.choices.model, table)
     for key, value in (table.get(hydra.runtime.choices.quantizer) or {}).items():
         if key not in KEYS:
             raise UserError(f"{found}: '{key}' is not a tuned setting. Known: {', '.join(KEYS)}")

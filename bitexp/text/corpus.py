@@ -245,15 +245,15 @@ def batched(texts: Iterable[tuple[Part, str]]) -> Iterator[tuple[Part, list[str]
             yield part, batch
 
 
-def check_length(corpus: Corpus, context: int) -> None:
+def check_length(corpus: Corpus, context: int, parts: Iterable[Part] = PARTS) -> None:
     """Raises `UserError` where a part has no room for one window of `context` tokens and the next one."""
-    for part in PARTS:
-        count = corpus.about["tokens"][part]
-        if part == "val" and count == 0:
-            continue
+    for part in parts:
+        title, count = corpus.about["title"], corpus.about["tokens"][part]
+        if count == 0:
+            held = "" if part == "train" else f", or a larger data.{part}_size"
+            raise UserError(f"the {part} part of {title} is empty; use more text{held}")
         if count <= context:
             raise UserError(
-                f"the {part} part of {corpus.about['title']} has {count:,} tokens"
-                f"{'' if count else ' (it is empty)'}, and data.context={context} needs at least "
-                f"{context + 1:,}; use a smaller data.context or more text"
+                f"the {part} part of {title} has {count:,} tokens, and data.context={context} needs at "
+                f"least {context + 1:,}; use a smaller data.context or more text"
             )

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import sysconfig
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,9 @@ def matching_files(patterns: Sequence[str], key: str) -> list[Path]:
     found: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        names = [str(path / "**" / "*")] if path.is_dir() else [str(path)]
-        here = {Path(name) for name in glob.glob(names[0], recursive=True) if Path(name).is_file()}
+        plain = glob.escape(str(path))  # a name may hold brackets itself
+        wanted = f"{plain}/**/*" if path.is_dir() else plain if path.exists() else str(path)
+        here = {Path(name) for name in glob.glob(wanted, recursive=True) if Path(name).is_file()}
         if not here:
             raise UserError(
                 f"{key}: there is no file '{pattern}' (looked for {path.absolute()}); name a text file, a "
@@ -73,12 +75,17 @@ def read_lines(path: Path, field: str) -> Iterator[str]:
                 continue
             where = f"{path}, line {number}"
             try:
-                record = json.loads(decode(line, where))
+                record = json.loads(decode(line.rstrip(), where))
             except ValueError as error:
-                raise UserError(f"{where} is no JSON: {error}") from None
+                reason = str(error).replace("line 1 column", "column")
+                raise UserError(f"{where} is no JSON: {reason}") from None
             if not isinstance(record, dict) or not isinstance(record.get(field), str):
                 keys = ", ".join(record) if isinstance(record, dict) else "none"
                 raise UserError(f"{where} has no text under '{field}' (data.field). Its keys: {keys}")
+            try:
+                record[field].encode()
+            except UnicodeEncodeError:  # JSON can write it, UTF-8 cannot
+                raise UserError(f"{where} has half a character (a lone surrogate) under '{field}'") from None
             yield record[field]
 
 
@@ -128,9 +135,9 @@ def stream_huggingface(
     except UserError:
         raise
     except Exception as error:  # network, missing names, broken files: each library layer has its own
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        reason = textwrap.shorten(str(error), 400) or type(error).__name__
         raise UserError(
-            f"the Hugging Face data set {path} (split {split}) cannot be read: {reason[0]} "
+            f"the Hugging Face data set {path} (split {split}) cannot be read: {reason.rstrip('.')}. "
             "Without network: data=stdlib is embedded"
         ) from None
 
@@ -140,6 +147,9 @@ def open_huggingface(datasets: Any, path: str, name: str | None, split: str, rev
     folder = Path(path).expanduser()
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         saved = datasets.load_from_disk(str(folder))
-        return (saved[split] if isinstance(saved, dict) else saved).to_iterable_dataset()
+        parts = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
+        if split not in parts:
+            raise UserError(f"{path} has no split '{split}'. Its splits: {', '.join(parts)}")
+        return parts[split].to_iterable_dataset()
     where = str(folder) if folder.exists() else path
     return datasets.load_dataset(where, name, split=split, revision=revision, streaming=True)

@@ -62,8 +62,10 @@ class Pieces:
     """A tokenizer of the library `tokenizers`."""
 
     def __init__(self, inner: Any, origin: object) -> None:
+        inner.no_truncation()  # published files may cut texts to the length of a model, or fill them up
+        inner.no_padding()
         self.inner = inner
-        self.size = inner.get_vocab_size()
+        self.size = 1 + max(inner.get_vocab().values(), default=-1)  # ids may have gaps
         found = [inner.token_to_id(word) for word in ENDS]
         ends = [token for token in found if token is not None]
         if not ends:
@@ -78,10 +80,14 @@ class Pieces:
         from tokenizers.decoders import DecodeStream
 
         decoder = DecodeStream(skip_special_tokens=True)
+        held: list[int] = []
         for token in ids:
             if token == self.end:
                 break
-            yield decoder.step(self.inner, token) or ""  # None: the bytes so far are no whole character
+            piece = decoder.step(self.inner, token)  # None: the bytes so far are no whole character
+            held = [*held, token] if piece is None else []
+            yield piece or ""
+        yield self.inner.decode(held)
 
     def to_json(self) -> str:
         return str(self.inner.to_str())

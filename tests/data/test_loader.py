@@ -44,6 +44,53 @@ def test_training_gives_every_rank_as_many_full_batches(count, batch_size, world
         assert together == alone
 
 
+@given(**sizes, limit=st.integers(1, 30))
+def test_a_limited_epoch_goes_on_where_the_last_one_ended(count, batch_size, world, limit):
+    count += world
+    indices = torch.arange(count) * 3
+    plans = [
+        training_plan(indices, batch_size=batch_size, seed=1, rank=rank, world=world, limit=limit)
+        for rank in range(world)
+    ]
+    size = min(batch_size, count // world) * world
+    whole = count // size
+    per_epoch = min(limit, whole)
+    epochs = 2 * whole // per_epoch + 1  # they see everything at least twice
+    steps = []
+    for epoch in range(epochs):
+        ranks = [plan(epoch) for plan in plans]
+        assert [len(batches) for batches in ranks] == [per_epoch] * world
+        steps += [list(chain(*batches)) for batches in zip(*ranks, strict=True)]
+    for begin in range(0, 2 * whole, whole):
+        seen = list(chain(*steps[begin : begin + whole]))
+        assert len(set(seen)) == len(seen) == whole * size  # all before one is seen again
+    # neither the limit nor the number of processes changes what is seen, only where an epoch ends
+    unlimited = training_plan(indices, batch_size=size, seed=1)
+    assert steps == list(chain(*map(unlimited, range(epochs))))[: len(steps)]
+
+
+def test_a_limit_beyond_the_data_is_none():
+    indices = torch.arange(50)
+    plain, large = (training_plan(indices, batch_size=8, seed=1, limit=limit) for limit in (None, 7))
+    assert [plain(epoch) for epoch in range(3)] == [large(epoch) for epoch in range(3)]
+
+
+def test_a_limited_epoch_continues_at_the_exact_batch():
+    def limited():
+        whole = loader(count=40)
+        plan = training_plan(torch.arange(40), batch_size=5, seed=1, limit=3)
+        return ResumableLoader(whole.dataset, plan)
+
+    going = limited()
+    going.sampler.set_epoch(2)  # batches 6, 7 and, of the next pass, 0
+    expected = epoch_of(going)
+    assert len(going) == len(expected) == 3
+    stopped = limited()
+    stopped.load_state_dict({"epoch": 2, "batches": 1})
+    stopped.sampler.set_epoch(2)
+    assert epoch_of(stopped) == expected[1:]
+
+
 def test_each_epoch_and_seed_has_an_order_of_its_own():
     plan = training_plan(torch.arange(50), batch_size=10, seed=1)
     orders = [plan(0), plan(1), training_plan(torch.arange(50), batch_size=10, seed=2)(0)]

@@ -109,7 +109,9 @@ def test_processes_share_the_images(arguments):
     for rank in range(3):
         data = Digits(**arguments(batch_size=50, val_size=100))
         device = SimpleNamespace(root_device=torch.device("cpu"))
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=3, strategy=device)
+        data.trainer = SimpleNamespace(
+            global_rank=rank, world_size=3, strategy=device, limit_train_batches=1.0
+        )
         seen["train"] += data.train_dataloader().sampler.plan(0)
         seen["val"] += data.val_dataloader().sampler.plan(0)
     training = list(chain(*seen["train"]))

@@ -1,6 +1,5 @@
 """The YAML of the group `data`: each file lists every key of its data set."""
 
-import inspect
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from bitexp.data import DATA
-from bitexp.settings import check_arguments
+from bitexp.settings import check_arguments, keywords
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
 
@@ -33,9 +32,9 @@ def test_lists_every_key(composed, name):
     assert values.pop("name") == name
     kind = DATA.get(name)
     check_arguments("data", kind, values, given=["seed"])
-    parameters = inspect.signature(kind).parameters.values()
-    assert set(values) == {parameter.name for parameter in parameters} - {"seed"}
-    for parameter in parameters:
+    parameters = keywords(kind)
+    assert set(values) == set(parameters) - {"seed"}
+    for parameter in parameters.values():
         assert parameter.kind is parameter.KEYWORD_ONLY
         assert parameter.default is parameter.empty
     kind(**values, seed=0)
