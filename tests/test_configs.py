@@ -32,6 +32,12 @@ SLOW_MODELS = (
 )  # fmt: skip
 
 
+SHRUNK = {"lm_reloaded": ["data.context=32", "data.vocabulary=300"]}
+SLOW_SWEEPS = (
+    "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median", "lm_reloaded",
+)  # fmt: skip
+
+
 def group(path: Path) -> str:
     return path.parent.name
 
@@ -158,19 +164,21 @@ def test_trainers(word: str, trains: Any) -> None:
 
 @pytest.mark.parametrize("word", options("experiment", ("fashion_mlp",)))
 def test_experiments(word: str, trains: Any) -> None:
-    trains(f"+experiment={word}")
+    trains(f"+experiment={word}", *SHRUNK.get(word, []))
 
 
-@pytest.mark.parametrize("experiment", options("experiment", ("fashion_cnn", "fashion_mlp", "fashion_vit")))
+@pytest.mark.parametrize("experiment", options("experiment", SLOW_SWEEPS))
 @pytest.mark.parametrize("sweep", options("sweeps"))
 def test_sweeps(
     experiment: str,
     sweep: str,
     data_sets: Path,
+    compose_config: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["-m", f"+experiment={experiment}", f"+sweeps={sweep}", *ONE_BATCH, "seed=0"]
+    words += SHRUNK.get(experiment, [])
     if experiment.startswith("fashion"):
         words += [f"data.data_dir={data_sets}"]
     if not (CONF / "tuning" / f"{experiment}.yaml").exists():
@@ -178,7 +186,12 @@ def test_sweeps(
     monkeypatch.setattr(sys, "argv", ["bitexp", *words])
     with pytest.raises(SystemExit) as stop:
         bitexp.__main__.main()
-    said = capsys.readouterr().out
+    said, wrong = capsys.readouterr()
+    if sweep == "doubling" and "dim" not in compose_config(f"+experiment={experiment}")["model"]:
+        assert stop.value.code == 2
+        assert "unknown key 'model.dim'" in wrong
+        return
     assert stop.value.code == 0, said
-    count = len([path for path in FILES if group(path) == "quantizer"]) - 2  # without the two presets
+    presets = len([path for path in FILES if group(path) == "quantizer"])
+    count = {"precisions": presets - 2, "doubling": 4}[sweep]
     assert f"{count} jobs: {count} trained, 0 finished before, 0 not finished" in said

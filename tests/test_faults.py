@@ -42,7 +42,18 @@ VARIANTS = {
     "best": ("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min", "optimizer.lr=0.3"),
     "patience": ("callbacks.early_stopping={monitor: val/loss, mode: max, patience: 1}", "trainer.epochs=9"),
     "two_stage": ("scheduler=two_stage", "trainer.max_steps=6", "quantizer=binary", "trainer.log_every=3"),
+    "text": ("model.dropout=0.1",),
+    "text_continual": ("+recipe=continual_reset",),
+    "text_bf16": ("+recipe=bf16_latents_stochastic", "data.workers=1"),
 }
+TEXT = ("task=language_modelling", "data=stdlib", "model=decoder", "model.dim=16", "model.depth=1")
+TEXT += ("data.context=16", "data.val_windows=20", "optimizer.lr=0.01")
+
+
+@pytest.fixture(scope="session")
+def base(tiny: tuple[str, ...], small: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
+    """What a variant changes: the small run on digits, or a small language model."""
+    return lambda variant: (*tiny, *TEXT) if variant.startswith("text") else small
 
 
 RANDOM = [name for name in VARIANTS if name not in ("plain", "long")]
@@ -130,15 +141,15 @@ def assert_same(folder: Path, expected: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, compose_config: Any, small: Any) -> Any:
-    """What remains of a variant of the small run when nothing happens to it; each is made once."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, compose_config: Any, base: Any) -> Any:
+    """What remains of a variant of its run when nothing happens to it; each is made once."""
     from bitexp.run import run
 
     made: dict[str, dict[str, Any]] = {}
 
     def make(name: str) -> dict[str, Any]:
         if name not in made:
-            words = (*small, *VARIANTS[name])
+            words = (*base(name), *VARIANTS[name])
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("BITEXP_OUTPUTS", str(tmp_path_factory.mktemp("undisturbed")))
                 outcome = run(compose_config(*words), words, Report(quiet=True))
@@ -210,14 +221,14 @@ def test_killed_at_any_moment_a_run_ends_as_if_nothing_had_happened(
     ],
 )
 def test_whatever_is_random_or_averaged_continues_to_the_bit(
-    variant: str, hook: str, count: int, command: Any, train: Any, small: Any, undisturbed: Any
+    variant: str, hook: str, count: int, command: Any, train: Any, base: Any, undisturbed: Any
 ) -> None:
     words = VARIANTS[variant]
     every = "callbacks.checkpoint.every_steps=3" if variant == "accumulate" else EVERY_STEP
     expected = undisturbed(variant)
-    ended = command(*small, *words, every, first=at(hook, count, signal.SIGKILL))
+    ended = command(*base(variant), *words, every, first=at(hook, count, signal.SIGKILL))
     assert ended.code == -signal.SIGKILL, ended.err
-    outcome = train(*words)
+    outcome = train(*words, base=base(variant))
     assert outcome.result["reason"] is None
     assert "resumes    from last.ckpt" in (outcome.folder / "train.log").read_text()
     assert_same(outcome.folder, expected)
@@ -250,6 +261,44 @@ def test_killed_while_a_checkpoint_is_written(
     assert command(*small, *words, first=arrange_kill).code == -signal.SIGKILL
     outcome = train(*words)
     assert_same(outcome.folder, undisturbed("best"))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_language_model_killed_at_any_step_continues_to_the_bit(
+    count: int, command: Any, train: Any, base: Any, undisturbed: Any
+) -> None:
+    words = VARIANTS["text_continual"]
+    ended = command(*base("text"), *words, EVERY_STEP, first=at("on_train_batch_end", count, signal.SIGKILL))
+    assert ended.code == -signal.SIGKILL, ended.err
+    outcome = train(*words, base=base("text"))
+    assert "resumes    from last.ckpt" in (outcome.folder / "train.log").read_text()
+    assert_same(outcome.folder, undisturbed("text_continual"))
+
+
+def test_text_that_changed_meanwhile_is_told_and_nothing_is_lost(
+    command: Any, train: Any, base: Any, tmp_path: Path, outputs: Path
+) -> None:
+    text = tmp_path / "book.txt"
+    text.write_text("It was the best of times, it was the worst of times. " * 100)
+    words = ("data=text", f"data.files=[{text}]")
+    ended = command(*base("text"), *words, EVERY_STEP, first=at("on_train_batch_end", 3, signal.SIGKILL))
+    assert ended.code == -signal.SIGKILL, ended.err
+    (folder,) = (path.parent for path in outputs.glob("*/*/config.yaml"))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    original = text.read_text()
+    text.write_text(original.replace("best", "Best"))
+    ended = command(*base("text"), *words)
+    assert ended.code == 2
+    assert "the data have changed since this run was begun in" in ended.err
+    assert folder.name in ended.err
+    assert "rerun=true begins a new run on the data as they are" in ended.err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    new = train(*words, "rerun=true", base=base("text"))
+    assert new.folder != folder
+    text.write_text(original)
+    continued = train(*words, base=base("text"))
+    assert continued.folder == folder
+    assert "resumes    from last.ckpt" in (folder / "train.log").read_text()
 
 
 def test_killed_from_outside(train: Any, small: Any, outputs: Path, undisturbed: Any) -> None:

@@ -38,10 +38,13 @@ class Sampling:
             raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
         if self.temperature == 0 and (self.top_k, self.top_p) != (None, None):
             raise ValueError("temperature=0 takes the most likely token, so top_k and top_p would do nothing")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed={self.seed} must be at least 0 and below 2**64")
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """What is drawn from, `[vocabulary]`, for a temperature above 0: top-k first, top-p of the rest."""
-        logits = logits.float() / self.temperature
+        logits = logits.double()
+        logits = ((logits - logits.max()) / self.temperature).float()  # none is inf, however low it is
         if self.top_k is not None and self.top_k < len(logits):
             least = logits.topk(self.top_k).values[-1]
             logits = logits.masked_fill(logits < least, -torch.inf)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import json
+import os
 import sysconfig
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -21,16 +23,16 @@ LEFT_OUT = {
 }  # fmt: skip
 
 
-def standard_library() -> list[Path]:
+@functools.cache
+def standard_library() -> tuple[Path, ...]:
     """The Python files of the standard library without tests and tables, sorted; the same on any machine
     with the same version of Python."""
     root = Path(sysconfig.get_path("stdlib"))
-    names = sorted(path.relative_to(root) for path in root.rglob("*.py"))
-    return [
-        root / name
-        for name in names
-        if not LEFT_OUT & set(name.parts) and not name.name.startswith("_sysconfigdata")
-    ]
+    found: list[Path] = []
+    for folder, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in LEFT_OUT]
+        found += [Path(folder, n) for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata")]
+    return tuple(sorted(found, key=lambda path: path.relative_to(root)))
 
 
 def matching_files(patterns: Sequence[str], key: str) -> list[Path]:

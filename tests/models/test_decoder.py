@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {
     "depth": 2,
     "heads": 4,
     "kv_heads": 2,
-    "hidden": 20,
+    "mlp_ratio": 1.5,
     "activation": "silu",
     "sub_norm": False,
     "tied": False,
@@ -42,8 +42,8 @@ BITNET: dict[str, Any] = {"sub_norm": True, "activation": "relu2"}
 SIZES: list[dict[str, Any]] = [
     {},
     {"kv_heads": 4, "rope_base": 500.0},
-    {"dim": 8, "heads": 1, "kv_heads": 1, "hidden": 12, "depth": 1, "norm_eps": 1e-3},
-    {"vocabulary": 64, "dim": 48, "heads": 6, "kv_heads": 1, "hidden": 56, "depth": 3},
+    {"dim": 8, "heads": 1, "kv_heads": 1, "mlp_ratio": 1.7, "depth": 1, "norm_eps": 1e-3},
+    {"vocabulary": 64, "dim": 48, "heads": 6, "kv_heads": 1, "mlp_ratio": 1.2, "depth": 3},
 ]
 THEIR_NAMES = {
     "blocks.": "model.layers.",
@@ -56,9 +56,9 @@ THEIR_NAMES = {
 }
 TOP = {"embed.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
 TOP["head.weight"] = "lm_head.weight"
-TOLERANCE = 1e-5
-"""Of the largest entry. Sums of a hundred fp32 terms through a few layers are off by a few 1e-7; a wrong
-eps, base, grouping or order shows from 1e-3 on."""
+TOLERANCE = 2e-5
+"""Of the largest entry: fp32 rounds by 6e-8, and through a few layers and back that grows to 5e-6. An eps
+that is off by a tenth shows as 4e-4, a rotary base that is off by a thousandth as 3e-4."""
 
 
 def build(seed: int = 0, **changes: Any) -> Decoder:
@@ -91,7 +91,7 @@ def oracle(kind: str, ours: Decoder, changes: dict[str, Any], **more: Any) -> nn
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=have["vocabulary"],
         hidden_size=have["dim"],
-        intermediate_size=have["hidden"],
+        intermediate_size=ours.blocks[0].ffn.gate.out_features,
         num_hidden_layers=have["depth"],
         num_attention_heads=have["heads"],
         num_key_value_heads=have["kv_heads"],
@@ -117,7 +117,7 @@ def difference(ours: Tensor | None, theirs: Tensor | None) -> float:
     assert ours is not None
     assert theirs is not None
     assert theirs.abs().max() > 0
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    return float(((ours - theirs).abs().max() / theirs.abs().max()).detach())
 
 
 def step_differences(ours: Decoder, theirs: Any, tokens: Tensor) -> dict[str, float]:
@@ -289,7 +289,7 @@ def test_mixed_precision_trains_and_stays_near_fp32(
         ({"depth": 0}, "depth=0 must be at least 1"),
         ({"heads": 0}, "heads=0 must be at least 1"),
         ({"kv_heads": -2}, "kv_heads=-2 must be at least 1"),
-        ({"hidden": 0}, "hidden=0 must be at least 1"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio=0.01 leaves no hidden units"),
         ({"vocabulary": 0}, "vocabulary=0 must be at least 1"),
         ({"context": -1}, "context=-1 must be at least 1"),
         ({"activation": "gelu"}, "activation=gelu is not known.* Choose one of silu, relu2"),
@@ -302,14 +302,14 @@ def test_mixed_precision_trains_and_stays_near_fp32(
     ],
 )
 def test_bad_sizes_are_refused_before_anything_is_allocated(change: dict[str, Any], message: str) -> None:
-    huge = {} if {"vocabulary", "dim", "heads"} & set(change) else {"dim": 24 * 10**12}
+    huge = {} if {"dim", "heads", "mlp_ratio"} & set(change) else {"dim": 24 * 10**12}
     with pytest.raises(ValueError, match=message):
         Decoder(**{**TINY, **huge, **change})
 
 
 def test_weights_are_drawn_with_the_deviation_that_is_asked_for() -> None:
     for tied in (False, True):
-        model = Decoder(**{**TINY, "vocabulary": 2000, "dim": 64, "hidden": 100, "init_std": 0.3, "tied": tied})
+        model = Decoder(**{**TINY, "vocabulary": 2000, "dim": 64, "init_std": 0.3, "tied": tied})
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 assert parameter.std().item() == pytest.approx(0.3, rel=0.05), name
@@ -357,6 +357,7 @@ def test_a_tied_head_freezes_packs_and_loads_exactly_kept_or_quantized(
     model = build(tied=tied)
     body = quantize(model, make_quantizer("ternary_mean"), ["*"], exclude).body
     assert ("head" in body) == ("head" not in exclude)
+    assert isinstance(model.norm, nn.Identity) == ("head" in body)
     model.eval()
     tokens, reference = draw(model, 11), KERNELS.get("reference")
     expected, embedding = model(tokens), model.embed.weight.detach().clone()
@@ -371,5 +372,7 @@ def test_a_tied_head_freezes_packs_and_loads_exactly_kept_or_quantized(
     if "head" not in body:
         assert (loaded.head.weight is loaded.embed.weight) == tied
     stored = sizes(tmp_path / "model.safetensors")
-    heads = 0 if "head" in body or tied else 1
-    assert stored["total_bytes"] - stored["body_bytes"] == 4 * (37 * 24 * (1 + heads) + 24)
+    kept = [model.embed.weight]
+    if "head" not in body:
+        kept += [model.norm.weight] if tied else [model.norm.weight, model.head.weight]
+    assert stored["total_bytes"] - stored["body_bytes"] == sum(weight.nbytes for weight in kept)
