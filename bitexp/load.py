@@ -36,6 +36,11 @@ def load_run(path: Path, weights: str, kernel: Kernel) -> tuple[nn.Module, dict[
         return load_packed(path, kernel)
     folder = RunFolder(path)
     if weights == "packed":
+        if not folder.packed.exists():
+            raise UserError(
+                f"there is no packed file {folder.packed}: the run has not finished; --weights last takes "
+                "its last checkpoint"
+            )
         return load_packed(folder.packed, kernel)
     return load_from_checkpoint(folder, folder.checkpoints / f"{weights}.ckpt", kernel)
 
@@ -66,15 +71,18 @@ def find_run(path: Path) -> Path:
     Raises:
         UserError: there is no run.
     """
-    if path.is_file() or (path / "config.yaml").exists():
+    if (path.is_file() and path.suffix == ".safetensors") or (path / "config.yaml").exists():
         return path
-    finished = [(str(result["ended"]), folder) for folder, result in finished_runs(path)]
-    if not finished:
+    ends = {  # in seconds, and within one by the clock of the file
+        folder: (str(result.get("ended", "")), (folder / "result.json").stat().st_mtime_ns)
+        for folder, result in finished_runs(path)
+    }
+    if not ends:
         raise UserError(
             f"{path} is no run and holds no finished one: name a folder such as outputs/lm_ternary/ID, "
             "or a packed.safetensors"
         )
-    return max(finished)[1]
+    return max(ends, key=ends.__getitem__)
 
 
 def finished_runs(path: Path) -> Iterable[tuple[Path, dict[str, Any]]]:

@@ -13,6 +13,7 @@ from bitexp.cli import CONF
 from bitexp.console import Report, amount, duration, size
 from bitexp.quant.packing import LAYOUTS, choose_layout
 from bitexp.settings import Settings
+from bitexp.tasks import TASKS
 from bitexp.track.folder import RunFolder
 
 
@@ -173,6 +174,8 @@ def closing(
             done = "finished before; nothing was trained"
         rows = answer(result["metrics"]) | {"folder": where}
         if not report.brief:
+            if use := TASKS.get(settings.task.name).use:
+                rows["use"] = use.format(folder=where)
             rows["next"] = next_command(settings)
         report.rows(f"{title}: {done}", rows)
 

@@ -41,6 +41,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 HINT = "Did you mean"
+LANGUAGE = "task=language_modelling data=stdlib model=decoder"
 CASES = {
     # choices
     "quantizer=trenary_mean": ["unknown quantizer 'trenary_mean'", f"{HINT} 'ternary_mean'?", "binary, full"],
@@ -113,6 +114,28 @@ CASES = {
     "tuned=true optimizer.lr=0.1": ["tuned=true sets what optimizer.lr=0.1 sets"],
     "tuned=true": ["tuned=true needs a file tuning/first_steps.yaml", "tuned=false"],
     "data.data_dir=x": ["data=digits is part of scikit-learn", "data.data_dir=null"],
+    "quantizer=full +recipe=continual": ["quantizer=full quantizes nothing", "choose another quantizer"],
+    "quantizer.lambda_schedule.reset_optimizer=true": ["with name=constant it begins at once"],
+    "+recipe=continual_reset quantizer.lambda_schedule.end=0.0": ["would forget nothing"],
+    # data, model and task
+    "data=stdlib": [
+        "model=mlp and data=stdlib do not go together: the model needs shape and classes, and these data "
+        "have vocabulary and context",
+        "task=image_classification and data=stdlib do not go together",
+    ],
+    "model=decoder": ["model=decoder and data=digits do not go together: the model needs vocabulary and"],
+    "task=language_modelling": ["the task needs vocabulary, and these data have shape and classes"],
+    f"{LANGUAGE} data=text": ["data=text needs the files of your text", "data=stdlib is embedded"],
+    f"{LANGUAGE} data=text data.files=[nowhere/*.txt]": ["data.files: there is no file 'nowhere/*.txt'"],
+    f"{LANGUAGE} data=huggingface": ["data=huggingface needs the name of a data set"],
+    f"{LANGUAGE} data.tokenizer=bpe": ["data.vocabulary=None does not go with tokenizer=bpe"],
+    f"{LANGUAGE} data.vocabulary=300": ["data.vocabulary=300 does not go with tokenizer=bytes"],
+    f"{LANGUAGE} data.tokenizer=bite": ["the tokenizer bite cannot be read", f"{HINT} 'bytes'?"],
+    f"{LANGUAGE} data.context=2000000": ["the val part of Python standard library", "a smaller data.context"],
+    f"{LANGUAGE} data.test_size=0.0": ["the test part of Python standard library", "is empty"],
+    f"{LANGUAGE} data.fields=x": ["unknown key 'data.fields'"],
+    f"{LANGUAGE} model.kv_heads=3": ["model.kv_heads=3 does not divide heads=2; choose one of 1, 2"],
+    f"{LANGUAGE} model.activation=gelu": ["model.activation=gelu should be 'silu' or 'relu2'"],
     # what cannot be read
     "model.hidden=[3": ["'model.hidden=[3' cannot be read", "quote what the shell"],
     "foo": ["'foo' cannot be read: missing EQUAL", "Write key=value"],

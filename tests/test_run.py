@@ -297,6 +297,22 @@ def test_the_best_validation_is_what_is_tested(train: Any) -> None:
     assert last.result["metrics"]["test/loss"] != outcome.result["metrics"]["test/loss"]
 
 
+def test_the_better_end_of_a_metric_need_not_be_named(train: Any) -> None:
+    named, words = ["callbacks.checkpoint.mode=min"], ["trainer.epochs=3", "optimizer.lr=0.3"]
+    results = [
+        train(*words, *mode, "callbacks.checkpoint.monitor=val/loss").result["metrics"]
+        for mode in ([], named)
+    ]
+    assert results[0] == results[1]
+
+
+def test_gradients_are_clipped_in_mixed_precision_too(train: Any) -> None:
+    """By a fused optimizer, for which Lightning refuses to."""
+    outcome = train("trainer.precision=bf16-mixed", "trainer.gradient_clip=0.001")
+    assert outcome.result["reason"] is None
+    assert outcome.result["metrics"] != train("trainer.precision=bf16-mixed").result["metrics"]
+
+
 def test_early_stopping_ends_the_run(train: Any) -> None:
     outcome = train(
         "trainer.epochs=50", "callbacks.early_stopping={monitor: val/loss, mode: max, patience: 2}"

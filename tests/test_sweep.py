@@ -178,7 +178,8 @@ def hydra_with(folder: Path, quantizer: str) -> Any:
 def tuning(tmp_path: Path) -> Path:
     (tmp_path / "tuning").mkdir()
     table = {"binary": {"lr": 0.5, "weight_decay": 0.1}, "full": {"lr": 0.25}, "wrong": {"momentum": 1}}
-    (tmp_path / "tuning" / "mine.yaml").write_text(yaml.safe_dump(table))
+    table |= {"full model=cnn seed=1": {"weight_decay": 0.3}, "full model=cnn": {"lr": 0.125}}
+    (tmp_path / "tuning" / "mine.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
     return tmp_path
 
 
@@ -198,6 +199,22 @@ def test_a_quantizer_gets_its_own_setting(
     config.optimizer.lr = 7
     apply_tuned(config, hydra_with(tuning, quantizer), ["optimizer.lr=7"])
     assert config.optimizer.lr == 7
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["+model=cnn", "seed=1"], (0.125, 0.3)),
+        (["model=cnn", "seed=2"], (0.125, 0.0)),
+        (["model=vit", "seed=1"], (0.25, 0.0)),
+    ],
+)
+def test_a_setting_may_be_for_further_choices(
+    typed: list[str], expected: tuple[float, float], tuning: Path
+) -> None:
+    config = OmegaConf.create({"tuned": True, "name": "mine", "optimizer": {"lr": 1.0, "weight_decay": 0.0}})
+    apply_tuned(config, hydra_with(tuning, "full"), typed)
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """Each precision at its own tuned learning rate and weight decay: conf/tuning/EXPERIMENT.yaml.
 
-ternary_mean: {lr: 0.01, weight_decay: 0.0}
+ternary_mean: {lr: 0.005, weight_decay: 0.0}
+ternary_mean model.dim=32: {lr: 0.01}
+
+A line is for a precision, or for one with further choices that were typed; later lines win.
 """
 
 from __future__ import annotations
@@ -40,7 +43,12 @@ def apply_tuned(config: DictConfig, hydra: Any, overrides: Sequence[str]) -> Non
             "tuned=false to compare at one shared setting"
         )
     table: dict[str, Any] = yaml.safe_load(found.read_text()) or {}
-    for key, value in (table.get(hydra.runtime.choices.quantizer) or {}).items():
-        if key not in KEYS:
-            raise UserError(f"{found}: '{key}' is not a tuned setting. Known: {', '.join(KEYS)}")
-        config.optimizer[key] = value
+    chosen = {word.lstrip("+") for word in overrides}
+    for line, setting in table.items():
+        precision, *further = line.split()
+        if precision != hydra.runtime.choices.quantizer or not chosen.issuperset(further):
+            continue
+        for key, value in (setting or {}).items():
+            if key not in KEYS:
+                raise UserError(f"{found}: '{key}' is not a tuned setting. Known: {', '.join(KEYS)}")
+            config.optimizer[key] = value

@@ -6,12 +6,16 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from bitexp.settings import Adam, Sgd
 from bitexp.tasks.task import TASKS, Task
+
+LARGEST = 88.0
+"""The loss from which on the perplexity no longer grows: its exponential is about the last in fp32."""
 
 
 @TASKS.register("language_modelling")
@@ -28,11 +32,13 @@ class LanguageModelling(Task):
     )
     headline = "bits_per_byte"
     unit = "tokens"
+    use = 'python -m bitexp.generate {folder} --prompt "def "'
 
     def __init__(self, model: nn.Module, optimizer: Adam | Sgd, *, vocabulary: int) -> None:
         super().__init__(model, optimizer)
         self.vocabulary = vocabulary
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        # NaN stays NaN; "warn" would leave it out, and "disable" the weights (torchmetrics 1.9)
+        self.val_loss, self.test_loss = MeanMetric(math.nan), MeanMetric(math.nan)
 
     def amount(self, batch: tuple[Tensor, Tensor]) -> int:
         return batch[1].numel()
@@ -50,6 +56,12 @@ class LanguageModelling(Task):
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self.test_loss.update(self.training_step(batch, batch_idx), batch[1].numel())
 
+    def on_validation_epoch_start(self) -> None:
+        self.val_loss.set_dtype(torch.float64)  # a bf16 model takes its metrics along to bf16
+
+    def on_test_epoch_start(self) -> None:
+        self.test_loss.set_dtype(torch.float64)
+
     def on_validation_epoch_end(self) -> None:
         self._tell("val", self.val_loss)
 
@@ -61,5 +73,6 @@ class LanguageModelling(Task):
         mean.reset()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         bits = loss / math.log(2) / data.bytes_per_token(part)
-        self.log_dict({f"{part}/loss": loss, f"{part}/perplexity": math.exp(min(loss, 700.0))})
+        self.log(f"{part}/loss", loss)
+        self.log(f"{part}/perplexity", math.exp(min(loss, LARGEST)))
         self.log(f"{part}/bits_per_byte", bits)

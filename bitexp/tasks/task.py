@@ -31,6 +31,8 @@ class Task(pl.LightningModule):
     """The metric that tables compare by."""
     unit: ClassVar[str] = "samples"
     """What `amount` counts: `time/UNIT_per_second` is measured."""
+    use: ClassVar[str] = ""
+    """The command that uses a trained network, with `{folder}` for its run; nothing where there is none."""
 
     def __init__(self, model: nn.Module, optimizer: Adam | Sgd) -> None:
         super().__init__()
@@ -43,6 +45,16 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.optimizer_settings)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips by the norm. Lightning refuses to for a fused optimizer in bf16, which scales no gradients."""
+        if gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def amount(self, batch: Any) -> int:
         """How much a training batch holds, in the task's unit."""

@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from bitexp.callbacks.schedule import Schedule, lambda_at, lr_factor, weight_decay_at
+from bitexp.callbacks.schedule import Schedule, lambda_at, lr_factor, switch_step, weight_decay_at
 from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
 from bitexp.settings import Adam, Constant, Cosine, LambdaSchedule, TwoStage
@@ -185,3 +185,33 @@ def test_the_callback_sets_what_the_functions_say(
         callback.on_validation_epoch_start(trainer, model)
     assert model[0].mix == torch.tensor(lambda_at(phases, step, 8))
     assert model[0].phasing == (step < 6)
+
+
+@pytest.mark.parametrize(("name", "begins"), [("step", 6), ("linear", 3), ("sigmoid", 3), ("constant", 0)])
+def test_the_switch_is_the_first_step_that_is_quantized(name: str, begins: int) -> None:
+    schedule = LambdaSchedule(name=name, start=0.25, end=0.75)  # type: ignore[arg-type]
+    assert switch_step(schedule, 8) == begins
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_the_optimizer_forgets_at_the_switch_and_only_there(
+    make_quantizer: Callable[..., Quantizer], reset: bool
+) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    quantize(model, make_quantizer("ternary_mean"), ["*"], [])
+    adam = Adam(
+        name="adamw", lr=0.1, weight_decay=0.0, betas=[0.9, 0.99], eps=1e-8, stochastic_rounding=False
+    )
+    optimizer = build_optimizer(model, adam)
+    phases = LambdaSchedule(name="step", start=0.0, end=0.5, reset_optimizer=reset)
+    callback: Any = Schedule(Constant(name="constant", warmup=0.0), adam, phases)
+    counts = []
+    for step in range(8):
+        trainer: Any = SimpleNamespace(
+            global_step=step, estimated_stepping_batches=8.0, optimizers=[optimizer]
+        )
+        callback.on_train_batch_start(trainer, model, None, 0)
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        counts.append(int(optimizer.state[model[0].weight]["step"]))
+    assert counts == ([1, 2, 3, 4, 1, 2, 3, 4] if reset else [1, 2, 3, 4, 5, 6, 7, 8])

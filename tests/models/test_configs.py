@@ -1,10 +1,11 @@
-"""Every conf/model/*.yaml of an image model: builds, trains one batch, and names what it has."""
+"""Every conf/model/*.yaml, of images or of text: builds, trains one batch, and names what it has."""
 
 from __future__ import annotations
 
 import fnmatch
 import functools
 import inspect
+import itertools
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -18,9 +19,17 @@ from torch import nn
 from bitexp.models import MODELS
 
 CONF = Path(__file__).parents[2] / "conf"
-DIGITS, GREY, COLOUR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
-Shape = tuple[int, int, int]
-TOO_SMALL = {("convnext_tiny", DIGITS)}
+Facts = MappingProxyType[str, Any]
+
+
+def images(*shape: int) -> Facts:
+    return MappingProxyType({"shape": shape, "classes": 10})
+
+
+DIGITS, GREY, COLOUR = images(1, 8, 8), images(1, 28, 28), images(3, 32, 32)
+TEXT = MappingProxyType({"vocabulary": 256, "context": 128})
+PIECES = MappingProxyType({"vocabulary": 8000, "context": 512})
+TOO_SMALL = ("convnext_tiny", DIGITS)
 
 
 @functools.cache
@@ -32,62 +41,77 @@ def load(name: str) -> MappingProxyType[str, Any]:
     return MappingProxyType({str(key): value for key, value in config.items()})
 
 
-def takes_images(name: str) -> bool:
-    return "classes" in inspect.signature(MODELS.get(load(name)["name"])).parameters
+def parameters(name: str) -> MappingProxyType[str, inspect.Parameter]:
+    """Those of the model's constructor."""
+    return inspect.signature(MODELS.get(load(name)["name"])).parameters
 
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
-IMAGE_MODELS = [name for name in NAMES if takes_images(name)]
+TEXT_MODELS = [name for name in NAMES if "vocabulary" in parameters(name)]
+IMAGE_MODELS = [name for name in NAMES if name not in TEXT_MODELS]
+DATA = {**dict.fromkeys(IMAGE_MODELS, COLOUR), **dict.fromkeys(TEXT_MODELS, TEXT)}
 
 
-def build(name: str, shape: Shape) -> nn.Module:
+def build(name: str, facts: Facts) -> nn.Module:
     config = dict(load(name))
     config.pop("full_precision")
-    return MODELS.get(config.pop("name"))(shape=shape, classes=10, **config)
+    return MODELS.get(config.pop("name"))(**facts, **config)
 
 
-@functools.cache
-def skeleton(name: str, shape: Shape) -> nn.Module:
+SKELETONS: dict[tuple[str, str], nn.Module] = {}
+
+
+def skeleton(name: str, facts: Facts) -> nn.Module:
     """The model without its numbers: shapes and names are checked, nothing is computed."""
-    with torch.device("meta"):
-        return build(name, shape)
+    if (key := (name, str(facts))) not in SKELETONS:
+        with torch.device("meta"):
+            SKELETONS[key] = build(name, facts)
+    return SKELETONS[key]
 
 
-@pytest.mark.parametrize("name", IMAGE_MODELS)
+def batch(facts: Facts, device: str) -> torch.Tensor:
+    """Two inputs."""
+    if "shape" in facts:
+        return torch.randn(2, *facts["shape"], device=device)
+    return torch.randint(facts["vocabulary"], (2, 9), device=device)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_key_is_a_keyword_without_a_default(name: str) -> None:
-    config = load(name)
-    parameters = inspect.signature(MODELS.get(config["name"])).parameters
-    assert set(config) - {"name", "full_precision"} == set(parameters) - {"shape", "classes"}
-    for parameter in parameters.values():
+    assert set(load(name)) - {"name", "full_precision"} == set(parameters(name)) - set(DATA[name])
+    for parameter in parameters(name).values():
         assert parameter.kind is parameter.KEYWORD_ONLY
         assert parameter.default is parameter.empty
         assert parameter.annotation is not parameter.empty
 
 
-@pytest.mark.parametrize("shape", [DIGITS, COLOUR], ids=str)
-@pytest.mark.parametrize("name", IMAGE_MODELS)
-def test_one_batch_gives_a_gradient_to_every_parameter(name: str, shape: Shape) -> None:
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [*itertools.product(IMAGE_MODELS, (DIGITS, COLOUR)), *itertools.product(TEXT_MODELS, (TEXT, PIECES))],
+    ids=str,
+)
+def test_one_batch_gives_a_gradient_to_every_parameter(name: str, facts: Facts) -> None:
     torch.manual_seed(0)
-    if (name, shape) in TOO_SMALL:
-        with pytest.raises(ValueError, match=f"does not take {shape[1]}x{shape[2]} images"):
-            build(name, shape)
+    if (name, facts) == TOO_SMALL:
+        with pytest.raises(ValueError, match="does not take 8x8 images"):
+            build(name, facts)
         return
-    model = skeleton(name, shape)
+    model = skeleton(name, facts)
     device = "meta"
     if sum(p.numel() for p in model.parameters()) < 500_000:
-        model, device = build(name, shape), "cpu"
-    out = model(torch.randn(2, *shape, device=device))
-    assert out.shape == (2, 10)
+        model, device = build(name, facts), "cpu"
+    out = model(batch(facts, device))
+    assert out.shape == ((2, 10) if "classes" in facts else (2, 9, facts["vocabulary"]))
     out.logsumexp(-1).sum().backward()
     for key, parameter in model.named_parameters():
         assert parameter.grad is not None, key
         assert device == "meta" or parameter.grad.isfinite().all(), key
 
 
-@pytest.mark.parametrize("name", IMAGE_MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_full_precision_names_what_is_there_and_leaves_a_body(name: str) -> None:
     patterns = load(name)["full_precision"]
-    model = skeleton(name, COLOUR)
+    model = skeleton(name, DATA[name])
     names = {*dict(model.named_modules()), *dict(model.named_parameters())}
     for pattern in patterns:
         assert fnmatch.filter(names, pattern), pattern
@@ -99,9 +123,9 @@ def test_full_precision_names_what_is_there_and_leaves_a_body(name: str) -> None
     assert sum(kept) < 0.35 * sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", IMAGE_MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_prenorm_names_a_norm_that_feeds_that_linear_and_nothing_else(name: str) -> None:
-    model = skeleton(name, COLOUR)
+    model = skeleton(name, DATA[name])
     declared = [
         (module.get_submodule(norm), module.get_submodule(linear))
         for module in model.modules()
@@ -112,13 +136,13 @@ def test_prenorm_names_a_norm_that_feeds_that_linear_and_nothing_else(name: str)
     for norm, linear in declared:
         norm.register_forward_hook(lambda m, _, out: given.update({id(m): out}))
         linear.register_forward_pre_hook(lambda m, args: taken.update({id(m): args[0]}))
-    model(torch.randn(2, *COLOUR, device="meta"))
+    model(batch(DATA[name], "meta"))
     for norm, linear in declared:
         assert taken[id(linear)] is given[id(norm)]
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "parameters"),
+    ("name", "facts", "count"),
     [
         ("vit", DIGITS, 136_010),
         ("vit_mini", COLOUR, 1_205_642),
@@ -131,7 +155,8 @@ def test_prenorm_names_a_norm_that_feeds_that_linear_and_nothing_else(name: str)
         ("cnn_2m", COLOUR, 2_185_194),
         ("mlp", DIGITS, 26_122),
         ("resnet18", COLOUR, 11_173_962),
+        ("decoder", TEXT, 221_760),
     ],
 )
-def test_parameter_counts(name: str, shape: Shape, parameters: int) -> None:
-    assert sum(p.numel() for p in skeleton(name, shape).parameters()) == parameters
+def test_parameter_counts(name: str, facts: Facts, count: int) -> None:
+    assert sum(p.numel() for p in skeleton(name, facts).parameters()) == count

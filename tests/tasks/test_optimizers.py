@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
 from bitexp.settings import Adam, Sgd
-from bitexp.tasks.optimizers import Bf16Latents, build_optimizer, decay_groups, stochastic_bf16
+from bitexp.tasks.optimizers import Bf16Latents, build_optimizer, decay_groups, forget, stochastic_bf16
 
 Make = Callable[..., Quantizer]
 
@@ -320,3 +320,18 @@ def test_a_closure_is_called_with_gradients_on() -> None:
     assert first is not None
     assert second is not None
     assert second < first
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_optimizer_that_forgets_goes_on_as_if_it_were_new(dtype: torch.dtype) -> None:
+    model, fresh = network(dtype), network(dtype)
+    optimizer = build_optimizer(model, adam())
+    step(model, optimizer, 0)
+    fresh.load_state_dict(model.state_dict())
+    forget(optimizer)
+    new = build_optimizer(fresh, adam())
+    for number in (1, 2):
+        step(model, optimizer, number)
+        step(fresh, new, number)
+    for parameter, expected in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(parameter, expected)

@@ -6,7 +6,7 @@ import sys
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, ByteLevelBPETokenizer, Tokenizer, models
+from tokenizers import AddedToken, ByteLevelBPETokenizer, Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from bitexp.errors import UserError
@@ -130,8 +130,9 @@ def test_a_file_brings_its_own_end_and_may_have_gaps(tmp_path, end):
     assert (tokenizer.end, tokenizer.size) == (70_000, 70_001)
 
 
-def test_no_text_is_cut_or_filled_up(tmp_path):
+def test_no_text_is_cut_or_filled_up():
     inner = Tokenizer.from_str(KINDS["merged"].to_json())
+    inner.post_processor = processors.TemplateProcessing(f"{END} $0 {END}", special_tokens=[(END, 0)])
     inner.enable_truncation(3)
     inner.enable_padding(length=40)
     tokenizer = load_tokenizer(inner.to_str(), "here")
