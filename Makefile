@@ -55,10 +55,12 @@ data: ## install Fashion-MNIST (a package of Debian and Ubuntu)
 	fi
 
 figures: $(VENV)/.runtime ## run the benchmarks behind the figures of the README (hours)
-	@for experiment in vit_ternary fashion_mlp fashion_cnn fashion_vit; do \
+	@for experiment in vit_ternary fashion_mlp fashion_cnn fashion_vit lm_ternary; do \
 		$(PY) -m bitexp -m +experiment=$$experiment +sweeps=precisions || exit 1; \
 	done
+	@$(PY) -m bitexp -m +experiment=lm_doubling +sweeps=doubling
 	@$(PY) -m bitexp.bench --rounds 100
+	@$(PY) -m bitexp.bench --rounds 100 --model decoder --batch 8
 
 sync: $(VENV)/.runtime ## upload the offline wandb runs under outputs/ (after `wandb login`)
 	@runs="$$(find $(OUTPUTS) -type d -path '*/wandb/offline-run-*' -prune 2>/dev/null)"; \

@@ -76,8 +76,8 @@ def counting(what: str, unit: str) -> Iterator[Callable[[float], None]]:
     """A line on a terminal while work of unknown length runs; call what it gives with the amount so far."""
     columns = (SpinnerColumn(), TextColumn(what), TextColumn("{task.completed:,.1f} " + unit))
     console = Console(stderr=True)
-    hidden = {"transient": True, "disable": not console.is_terminal}
-    with Progress(*columns, TimeElapsedColumn(), console=console, **hidden) as progress:
+    quiet = not console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=None)
         yield lambda amount: progress.update(task, completed=amount)
 

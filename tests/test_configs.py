@@ -34,7 +34,8 @@ SLOW_MODELS = (
 
 SHRUNK = {"lm_reloaded": ["data.context=32", "data.vocabulary=300"]}
 SLOW_SWEEPS = (
-    "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median", "lm_reloaded",
+    "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median",
+    "lm_reloaded",
 )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shlex
@@ -44,11 +45,32 @@ def own_images(folder: Path) -> None:
         Image.new("RGB", (40, 30), (10 * number, 100, 50)).save(place / f"{number}.png")
 
 
+def own_text(folder: Path, data_sets: Path) -> None:
+    """The user's text that the README speaks of."""
+    records = 4 * (data_sets / "texts" / "train.jsonl").read_text()
+    for name in ("books", "my_corpus"):
+        (folder / name).mkdir()
+    (folder / "books" / "one.txt").write_text(records)
+    for path in ("corpus.jsonl", "my_corpus/train.jsonl"):
+        (folder / path).write_text(records)
+
+
 def own_experiment(folder: Path) -> None:
     """The user's own experiment."""
     place = folder / "my_configs" / "experiment"
     place.mkdir(parents=True)
     (place / "mine.yaml").write_text("# @package _global_\nname: mine\nmodel: {hidden: [16]}\n")
+
+
+def other_program(command: Callable[..., Any], module: str, words: list[str]) -> Any:
+    """`python -m MODULE WORDS...` in a process of its own."""
+    name = f"{module}.__main__" if module == "bitexp.bench" else module
+
+    def run() -> None:
+        sys.argv = [module, *words]
+        importlib.import_module(name).main()
+
+    return command("--version", first=run)
 
 
 @pytest.mark.parametrize("line", [c for c in commands() if "ddp" not in c])
@@ -57,21 +79,23 @@ def test_a_command_of_the_readme_runs(
     command: Callable[..., Any],
     data_sets: Path,
     tmp_path: Path,
+    outputs: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BITEXP_DATA", str(data_sets))
     own_images(tmp_path)
+    own_text(tmp_path, data_sets)
     own_experiment(tmp_path)
     module, *words = shlex.split(line)[2:]
     if module == "bitexp.bench":
-        from bitexp.bench import __main__ as bench
-
-        def measure() -> None:
-            sys.argv = ["bench", *words, "--rounds", "1", "--batch", "2"]
-            bench.main()
-
-        ended = command("--version", first=measure)
+        ended = other_program(command, module, [*words, "--rounds", "1", "--batch", "2"])
+    elif module == "bitexp.generate":
+        trained = command("+experiment=lm_ternary", "model.depth=1", *TINY)
+        assert trained.code == 0, trained.err
+        words[0] = str(outputs / Path(words[0]).name)
+        ended = other_program(command, module, [*words, "--tokens", "8"])
+        assert ended.out.startswith(words[words.index("--prompt") + 1])
     else:
         overlay = [] if "--cfg" in words else list(TINY)
         overlay += ["seed=0"] if "-m" in words else []

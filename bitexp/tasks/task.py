@@ -52,7 +52,7 @@ class Task(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips by the norm. Lightning refuses to for a fused optimizer in bf16, which scales no gradients."""
+        """Clips by the norm; Lightning refuses to for a fused optimizer in bf16, which scales nothing."""
         if gradient_clip_val is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 

@@ -156,6 +156,10 @@ def test_prenorm_names_a_norm_that_feeds_that_linear_and_nothing_else(name: str)
         ("mlp", DIGITS, 26_122),
         ("resnet18", COLOUR, 11_173_962),
         ("decoder", TEXT, 221_760),
+        ("reloaded_32", PIECES, 6_033_696),
+        ("reloaded_64", PIECES, 12_100_160),
+        ("reloaded_128", PIECES, 24_331_392),
+        ("reloaded_256", PIECES, 49_187_072),
     ],
 )
 def test_parameter_counts(name: str, facts: Facts, count: int) -> None:
