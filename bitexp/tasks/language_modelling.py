@@ -73,6 +73,6 @@ class LanguageModelling(Task):
         mean.reset()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         bits = loss / math.log(2) / data.bytes_per_token(part)
-        self.log(f"{part}/loss", loss)
-        self.log(f"{part}/perplexity", math.exp(min(loss, LARGEST)))
-        self.log(f"{part}/bits_per_byte", bits)
+        values = {"loss": loss, "perplexity": math.exp(min(loss, LARGEST)), "bits_per_byte": bits}
+        for name, value in values.items():
+            self.log(f"{part}/{name}", value, sync_dist=True)  # the same in every process already

@@ -87,6 +87,15 @@ def test_tokens_follow_what_is_in_the_files(make, tmp_path):
     assert len({first.digest, changed.digest, own.digest}) == 3
 
 
+def test_each_field_is_a_text_of_its_own(make):
+    with open("a.jsonl", "w") as file:
+        file.writelines(json.dumps({"de": f"Satz {n}", "en": f"sentence {n}"}) + "\n" for n in range(30))
+    assert [texts_of(make("a.jsonl", field=field), "test")[0] for field in ("de", "en")] == [
+        "Satz 9",
+        "sentence 9",
+    ]
+
+
 def test_where_the_files_are(make, tmp_path):
     write("a.jsonl", "x")
     (tmp_path / "more").mkdir()
