@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from bitexp.data.augment import Augment
 from bitexp.data.bounds import at_least, check_share, held_out_count
 from bitexp.data.decoded import Decoded
 from bitexp.data.images import Part
@@ -44,38 +43,16 @@ class ImageFolder(ImageData):
     def __init__(
         self,
         *,
-        batch_size: int,
-        eval_batch_size: int,
-        val_size: int | float,
         test_size: int | float,
-        split_seed: int,
-        limit: int | None,
-        data_dir: str | None,
-        download: bool,
-        workers: int,
-        augment: Augment,
-        normalize: bool,
         size: int,
         channels: Literal[1, 3],
-        seed: int,
+        **options: Any,
     ) -> None:
         at_least("size", size, 1)
         check_share("test_size", test_size)
         self.shape = (channels, size, size)
         self.test_size = test_size
-        super().__init__(
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            val_size=val_size,
-            split_seed=split_seed,
-            limit=limit,
-            data_dir=data_dir,
-            download=download,
-            workers=workers,
-            augment=augment,
-            normalize=normalize,
-            seed=seed,
-        )
+        super().__init__(**options)
 
     def locate(self) -> str:
         return str(self.root)
