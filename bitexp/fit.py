@@ -52,7 +52,7 @@ class Fit:
         if options.ema_decay is not None:
             callbacks.append(EMAWeightAveraging(decay=options.ema_decay))
         phasing, max_steps = settings.quantizer.lambda_schedule, settings.trainer.max_steps
-        schedule = Schedule(settings.scheduler, optimizer, phasing, max_steps)
+        schedule = self.schedule = Schedule(settings.scheduler, optimizer, phasing, max_steps)
         callbacks += [schedule, FiniteLoss(every)]
         if options.diagnostics and parts.quantizer.quantizes_weights:
             callbacks.append(Diagnostics())

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitexp.build import Parts, possible_codes
-from bitexp.callbacks.schedule import lr_factor, weight_decay_at
+from bitexp.callbacks.schedule import lr_decay_sum
 from bitexp.cli import CONF
 from bitexp.console import Report, amount, duration, size
 from bitexp.quant.packing import LAYOUTS, choose_layout
@@ -115,12 +115,7 @@ def train_line(settings: Settings, parts: Parts) -> str:
     options, optimizer, scheduler = settings.trainer, settings.optimizer, settings.scheduler
     steps = options.epochs * math.ceil(batches(settings, parts) / options.accumulate)
     steps = min(steps, options.max_steps or steps)
-    shrink = sum(
-        optimizer.lr
-        * lr_factor(scheduler, s, steps)
-        * weight_decay_at(scheduler, optimizer.weight_decay, s, steps)
-        for s in range(steps)
-    )
+    shrink = lr_decay_sum(scheduler, optimizer, steps)
     return (
         f"{optimizer.name} lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g} "
         f"(lr x decay sums to {shrink:.3g}), {scheduler.name}; {options.epochs} "

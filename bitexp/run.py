@@ -17,6 +17,7 @@ from typing import Any
 from bitexp.build import Parts, build, check_validation
 from bitexp.callbacks.checkpoints import BEST, LAST, latest_checkpoint
 from bitexp.callbacks.guard import Diverged, Signals, Stopped
+from bitexp.callbacks.schedule import lr_decay_sum
 from bitexp.console import Report
 from bitexp.errors import UserError, describe_crash
 from bitexp.evaluate import described, evaluate, restore
@@ -168,6 +169,8 @@ def measure(settings: Settings, parts: Parts, folder: RunFolder, fit: Fit) -> di
     return {
         "metrics": {**validation, **metrics},
         "headline": f"test/{parts.task.headline}",
+        "better": parts.task.measures[f"val/{parts.task.headline}"],
+        "lr_decay_sum": lr_decay_sum(settings.scheduler, settings.optimizer, fit.schedule.total(fit.trainer)),
         "steps": fit.trainer.global_step,
         "weights": "best validation" if monitored else "last step",
         "kernel": parts.kernel_name,

@@ -180,6 +180,8 @@ def test_sweeps(
 ) -> None:
     words = ["-m", f"+experiment={experiment}", f"+sweeps={sweep}", *ONE_BATCH, "seed=0"]
     words += SHRUNK.get(experiment, [])
+    if sweep == "lr_weight_decay":
+        words += ["optimizer.lr=0.01", "optimizer.weight_decay=0.0,0.1"]
     if experiment.startswith("fashion"):
         words += [f"data.data_dir={data_sets}"]
     if not (CONF / "tuning" / f"{experiment}.yaml").exists():
@@ -194,5 +196,5 @@ def test_sweeps(
         return
     assert stop.value.code == 0, said
     presets = len([path for path in FILES if group(path) == "quantizer"])
-    count = {"precisions": presets - 2, "doubling": 4}[sweep]
+    count = {"precisions": presets - 2, "doubling": 4, "lr_weight_decay": 8}[sweep]
     assert f"{count} jobs: {count} trained, 0 finished before, 0 not finished" in said

@@ -301,6 +301,31 @@ def test_text_that_changed_meanwhile_is_told_and_nothing_is_lost(
     assert "resumes    from last.ckpt" in (folder / "train.log").read_text()
 
 
+def test_a_grid_that_is_killed_twice_runs_every_cell_once(command: Any, small: Any, outputs: Path) -> None:
+    words = ("-m", *small, "+sweeps=lr_weight_decay", "quantizer=full,binary")
+    words += ("optimizer.lr=0.01,0.03", "optimizer.weight_decay=0.0,0.1")
+
+    def die_as_run_begins(number: int) -> None:
+        begin, left = RunFolder.begin, [number]
+
+        def begin_or_die(*arguments: Any) -> None:
+            begin(*arguments)
+            left[0] -= 1
+            if left[0] == 0:
+                send(signal.SIGKILL)
+
+        RunFolder.begin = begin_or_die  # type: ignore[method-assign]
+
+    for number in (3, 4):
+        assert command(*words, first=partial(die_as_run_begins, number)).code == -signal.SIGKILL
+    ended = command(*words)
+    assert ended.code == 0, ended.err
+    assert "8 jobs: 3 trained, 5 finished before, 0 not finished" in ended.out
+    assert "Each precision's best cell by validation" in ended.out
+    provenance = [json.loads(path.read_text()) for path in outputs.glob("*/*/provenance.json")]
+    assert sorted(len(run["attempts"]) for run in provenance) == [1] * 6 + [2] * 2
+
+
 def test_killed_from_outside(train: Any, small: Any, outputs: Path, undisturbed: Any) -> None:
     words = (*small, *VARIANTS["long"], EVERY_STEP)
     process = subprocess.Popen(

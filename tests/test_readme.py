@@ -99,6 +99,8 @@ def test_a_command_of_the_readme_runs(
     else:
         overlay = [] if "--cfg" in words else list(TINY)
         overlay += ["seed=0"] if "-m" in words else []
+        if "+sweeps=lr_weight_decay" in words:
+            overlay += ["optimizer.lr=0.01", "optimizer.weight_decay=0.0,0.1"]
         overlay += ["data.val_size=0.1"] if "fashion" in line and overlay else []
         overlay += ["model.depth=1"] if "-m" in words and "+experiment=vit_ternary" in words else []
         online = "logger.wandb.mode=online" in words

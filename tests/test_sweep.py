@@ -28,7 +28,14 @@ def record(tmp_path: Path) -> Callable[..., None]:
     """Writes a job of a multirun, with its run."""
     numbers = iter(range(1000))
 
-    def write(*overrides: str, accuracy: float | None = None, reason: str = "", **job: Any) -> None:
+    def write(
+        *overrides: str,
+        accuracy: float | None = None,
+        validated: float | None = None,
+        better: str = "max",
+        reason: str = "",
+        **job: Any,
+    ) -> None:
         number = next(numbers)
         run = tmp_path / "runs" / str(number)
         entry = {
@@ -43,7 +50,9 @@ def record(tmp_path: Path) -> Callable[..., None]:
             metrics |= {"size/body_bytes": 26_700.0, "size/total_bytes": 1_234_567.0}
             run.mkdir(parents=True)
             result = {"status": "finished", "kind": None, "reason": None, "source": "x", "seconds": 1.0}
-            result |= {"metrics": metrics, "headline": "test/accuracy", "step_ms": 12.5}
+            metrics |= {} if validated is None else {"val/accuracy": validated}
+            result |= {"metrics": metrics, "headline": "test/accuracy", "better": better}
+            result |= {"lr_decay_sum": 0.125, "step_ms": 12.5}
             write_json(run / "result.json", result)
             typed = dict(word.partition("=")[::2] for word in overrides)
             optimizer = {"lr": float(typed.get("optimizer.lr", 0.001)), "weight_decay": 0.0}
@@ -78,13 +87,14 @@ def test_numbers_are_mean_and_deviation_over_seeds(record: Any, said: Any) -> No
             record(f"quantizer={quantizer}", f"seed={seed}", accuracy=value)
     header, _, full, ternary, caption, count = said()
     assert cells(header) == [
-        "precision", "test/accuracy", "vs full", "seeds", "lr", "weight decay", "body", "total", "ms/step"
+        "precision", "test/accuracy", "vs full", "seeds", "lr", "weight decay", "lr x decay", "body",
+        "total", "ms/step",
     ]  # fmt: skip
     for line, name in ((full, "full"), (ternary, "ternary_mean")):
         values = np.array(accuracies[name])
         assert cells(line)[:2] == [name, f"{values.mean():.4f} ± {values.std(ddof=1):.4f}"]
     apart = np.mean(accuracies["ternary_mean"]) - np.mean(accuracies["full"])
-    assert cells(ternary)[2:] == [f"{apart:+.4f}", "3", "0.001", "0", "26.7 kB", "1.2 MB", "12.5"]
+    assert cells(ternary)[2:] == [f"{apart:+.4f}", "3", "0.001", "0", "0.125", "26.7 kB", "1.2 MB", "12.5"]
     assert caption == "Mean ± standard deviation over seeds; all precisions at one shared setting."
     assert count.startswith("6 jobs: 6 trained, 0 finished before, 0 not finished. Index: ")
 
@@ -110,6 +120,37 @@ def test_other_swept_keys_are_columns_and_full_is_compared_within_them(record: A
         ["full", "[head]", "0.9000", "1"],
         ["binary", "[head]", "0.7000", "-0.2000"],
     ]
+
+
+def test_a_grid_ends_with_the_best_cell_of_each_precision(record: Any, said: Any) -> None:
+    """Best by validation and mean over seeds, not by the test."""
+    table = {  # (precision, lr): validation and test accuracy of two seeds
+        ("full", "0.1"): [(0.5, 0.9), (0.6, 0.9)],
+        ("full", "0.2"): [(0.7, 0.8), (0.5, 0.6)],
+        ("full", "0.3"): [(0.1, 0.1), (0.3, 0.1)],
+        ("binary", "0.1"): [(0.4, 0.5), (0.4, 0.5)],
+        ("binary", "0.3"): [(0.9, 0.2), (0.3, 0.4)],
+    }
+    for (precision, lr), seeds in table.items():
+        for seed, (validated, tested) in enumerate(seeds):
+            words = (f"quantizer={precision}", f"optimizer.lr={lr}", f"seed={seed}")
+            record(*words, accuracy=tested, validated=validated)
+    lines = said()
+    assert "each row at the setting it names" in lines[7]
+    assert cells(lines[8]) == [
+        "best cell of", "optimizer.lr", "val/accuracy", "test/accuracy", "seeds", "lr x decay", "cells",
+        "median cell", "worst cell",
+    ]  # fmt: skip
+    assert [cells(line) for line in lines[10:12]] == [
+        ["full", "0.2", "0.6000 ± 0.1414", "0.7000 ± 0.1414", "2", "0.125", "3", "0.5500", "0.2000"],
+        ["binary", "0.3", "0.6000 ± 0.4243", "0.3000 ± 0.1414", "2", "0.125", "2", "0.5000", "0.4000"],
+    ]
+
+
+def test_where_less_is_better_the_best_is_the_least(record: Any, said: Any) -> None:
+    for lr, loss in (("0.1", 2.5), ("0.2", 1.5), ("0.3", 3.5)):
+        record("quantizer=full", f"optimizer.lr={lr}", accuracy=loss, validated=loss, better="min")
+    assert cells(said()[8])[:3] == ["full", "0.2", "1.5000"]
 
 
 def test_what_did_not_finish_is_listed_with_its_reason(record: Any, said: Any) -> None:

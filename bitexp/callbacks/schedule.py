@@ -40,6 +40,19 @@ def weight_decay_at(settings: Cosine | Constant | TwoStage, base: float, step: i
     return base
 
 
+def lr_decay_sum(settings: Cosine | Constant | TwoStage, optimizer: Adam | Sgd, total: int) -> float:
+    """Learning rate times weight decay, summed over the steps: AdamW shrinks weights by exp(-sum) at most.
+
+    Without it a weight decay means nothing: 0.1 over a short training does not show.
+    """
+    return sum(
+        optimizer.lr
+        * lr_factor(settings, step, total)
+        * weight_decay_at(settings, optimizer.weight_decay, step, total)
+        for step in range(total)
+    )
+
+
 def lambda_at(settings: LambdaSchedule | None, step: int, total: int) -> float:
     """How far quantization is phased in at a step: 0 before the share `start`, 1 from `end` on.
 

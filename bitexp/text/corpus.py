@@ -33,7 +33,7 @@ Documents = Callable[[Part], Iterator[str] | None]
 """The documents of a part, as often as asked; None for a part that is cut from the training text."""
 
 FORMAT = 1
-FEW = 20  # documents: with fewer, a share of them says little about a share of the text
+FEW = 40  # documents: with fewer, a share of them says little about a share of the text
 BATCH = 1_000_000  # characters that are encoded together
 
 
@@ -186,7 +186,7 @@ def parted(documents: Documents, shares: Mapping[Part, float]) -> Iterator[tuple
     """Every text with the part it belongs to.
 
     Parts without documents of their own take an even selection of the training documents, `test` first;
-    of fewer than 20 documents, the end of their text.
+    of fewer than 40 documents, the end of their text.
     """
     cuts = {part: shares[part] for part in HELD if documents(part) is None}
     source = (text for text in documents("train") or () if text)

@@ -34,6 +34,9 @@ UNIMPORTANT = (
 RESULT = ("status", "kind", "reason", "source", "seconds")
 """What every result.json holds."""
 
+FINISHED = ("metrics", "headline", "better", "lr_decay_sum", "step_ms")
+"""What that of a finished run holds besides."""
+
 
 class Busy(UserError):
     """Another process is running this very run."""
@@ -97,11 +100,10 @@ class RunFolder:
         value = read_json(self.path / "result.json")
         if not isinstance(value, dict) or not set(RESULT) <= set(value):
             return None
-        metrics = value.get("metrics")
-        complete = value["status"] != "finished" or (
-            isinstance(metrics, dict) and value.get("headline") in metrics
-        )
-        return value if complete else None
+        if value["status"] != "finished":
+            return value
+        whole = set(FINISHED) <= set(value) and isinstance(value["metrics"], dict)
+        return value if whole and value["headline"] in value["metrics"] else None
 
     def attempts(self) -> list[dict[str, Any]]:
         """Provenance of every attempt at this run, the oldest first."""

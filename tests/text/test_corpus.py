@@ -58,7 +58,7 @@ def close(count, expected):
     return abs(count - expected) < 1 + 1e-9
 
 
-@given(st.integers(20, 300), shares)
+@given(st.integers(40, 300), shares)
 def test_documents_are_held_out_whole_and_evenly(count, shares):
     parts = {text: part for part, text in parted(source(map(str, range(count))), shares)}
     assert list(parts) == [str(number) for number in range(count)]  # each once, in order

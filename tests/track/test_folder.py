@@ -13,7 +13,7 @@ import yaml
 
 from bitexp.settings import Settings, read_settings
 from bitexp.track import folder as folders
-from bitexp.track.folder import RESULT, Busy, RunFolder, outputs
+from bitexp.track.folder import FINISHED, RESULT, Busy, RunFolder, outputs
 
 
 @pytest.fixture
@@ -92,7 +92,9 @@ def test_a_folder_set_aside_twice_in_a_second_is_kept_twice(
         {},
         3,
         {"status": "finished"},
-        dict.fromkeys(RESULT, "x") | {"status": "finished", "metrics": 3},
+        dict.fromkeys((*RESULT, *FINISHED), "x") | {"status": "finished", "metrics": 3},
+        dict.fromkeys((*RESULT, *FINISHED), "x") | {"status": "finished", "metrics": {"y": 1}},
+        dict.fromkeys(RESULT, "x") | {"status": "finished", "metrics": {"x": 1}, "headline": "x"},
     ],
 )
 def test_what_is_no_result(value: Any, tmp_path: Path) -> None:

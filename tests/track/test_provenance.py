@@ -18,9 +18,10 @@ from bitexp.track import provenance as ours
 
 
 def test_an_attempt_is_plain_json() -> None:
-    attempt = ours.provenance(seed=3, threads=2)
+    attempt = ours.provenance(seed=3, threads=2, data="1234")
     assert json.loads(json.dumps(attempt)) == attempt
     assert (attempt["seed"], attempt["threads"], attempt["pid"]) == (3, 2, os.getpid())
+    assert attempt["data"] == "1234"
     assert attempt["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
     assert attempt["versions"]["pytorch-lightning"]
     assert attempt["python"] == platform.python_version()
