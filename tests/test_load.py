@@ -151,7 +151,8 @@ def fake(folder: Path, ended: str | None, status: str = "finished") -> Path:
     folder.mkdir(parents=True)
     (folder / "config.yaml").touch()
     result: dict[str, Any] = {"status": status, "kind": None, "reason": None, "source": "", "seconds": 1.0}
-    result |= {"headline": "test/loss", "metrics": {"test/loss": 1.0}}
+    result |= {"headline": "test/loss", "metrics": {"test/loss": 1.0}, "better": "min"}
+    result |= {"lr_decay_sum": 0.0, "step_ms": None}
     write_json(folder / "result.json", result if ended is None else {**result, "ended": ended})
     return folder
 

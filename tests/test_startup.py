@@ -48,7 +48,8 @@ def test_help(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
         "--cfg job",
         "quantizer: ",
         "ternary_median",
-        "sweeps: precisions",
+        "recipe: bf16_latents, ",
+        "sweeps: doubling, lr_weight_decay, precisions",
         "BITEXP_OUTPUTS",
         "Exit codes: ",
     ):
