@@ -146,7 +146,7 @@ def attempt_run(
         result |= describe_crash(crash)
         if result["kind"] == "crash":
             report.line(traceback.format_exc().rstrip())
-    result["seconds"] = round(fit.checkpoints.seconds if fit else time.monotonic() - began, 1)
+    result["seconds"] = round(fit.checkpoints.seconds if fit else time.monotonic() - began, 3)
     result["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         folder.finish(result)

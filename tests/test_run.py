@@ -229,7 +229,7 @@ def test_the_time_of_all_attempts_counts(train: Any, outputs: Path, monkeypatch:
     checkpoint = load_checkpoint(path)
     checkpoint["callbacks"]["Checkpoints"]["seconds"] = 1000.0
     torch.save(checkpoint, path)
-    assert train().result["seconds"] >= 1000  # what the second attempt adds may round to nothing
+    assert train().result["seconds"] > 1000
 
 
 # what is deployed is what was trained
