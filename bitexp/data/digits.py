@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import torch
 
+from bitexp.data.image_data import ImageData
 from bitexp.data.images import Part, Stored, stored
-from bitexp.data.module import ImageData
 from bitexp.data.registry import DATA
 from bitexp.data.split import stratified
 from bitexp.errors import UserError

@@ -13,8 +13,8 @@ import torch
 
 from bitexp.data.bounds import at_least, check_share, held_out_count
 from bitexp.data.decoded import Decoded
+from bitexp.data.image_data import ImageData
 from bitexp.data.images import Part
-from bitexp.data.module import ImageData
 from bitexp.data.registry import DATA
 from bitexp.data.split import stratified
 from bitexp.errors import UserError

@@ -8,8 +8,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+from bitexp.data.image_data import ImageData
 from bitexp.data.images import Part, Stored
-from bitexp.data.module import ImageData
 from bitexp.errors import UserError
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's packages dataset-* put theirs

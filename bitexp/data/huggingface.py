@@ -9,7 +9,7 @@ from typing import Any
 
 from bitexp.data.bounds import at_least
 from bitexp.data.registry import DATA
-from bitexp.data.text import TextData
+from bitexp.data.text_data import TextData
 from bitexp.errors import UserError
 from bitexp.text.corpus import Part
 from bitexp.text.documents import stream_huggingface

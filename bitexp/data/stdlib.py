@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator
 
 from bitexp.data.registry import DATA
-from bitexp.data.text import TextData
+from bitexp.data.text_data import TextData
 from bitexp.errors import UserError
 from bitexp.text.corpus import Part
 from bitexp.text.documents import digest_files, read_files, standard_library

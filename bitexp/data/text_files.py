@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitexp.data.registry import DATA
-from bitexp.data.text import TextData
+from bitexp.data.text_data import TextData
 from bitexp.errors import UserError
 from bitexp.text.corpus import PARTS, Part
 from bitexp.text.documents import digest_files, matching_files, read_files

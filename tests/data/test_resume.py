@@ -8,8 +8,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from bitexp.data.image_data import ImageData
 from bitexp.data.images import Stored
-from bitexp.data.module import ImageData
 
 COUNT = 70  # 56 to train on: 7 batches of 8
 

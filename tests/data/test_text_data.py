@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitexp.data import DATA, stdlib
-from bitexp.data.text import TextData, Windows, cache_folder
+from bitexp.data.text_data import TextData, Windows, cache_folder
 from bitexp.errors import UserError
 from bitexp.text.tokenizers import load_tokenizer, train_bpe
 
