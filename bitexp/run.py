@@ -27,7 +27,7 @@ from bitexp.narrate import closing, header, setting_changes, shown
 from bitexp.quiet import quiet_libraries
 from bitexp.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.settings import Settings, read_settings
-from bitexp.track.folder import RunFolder, unfinished_runs
+from bitexp.track.folder import RunFolder, is_over, unfinished_runs
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.wandb import tracked_run
 
@@ -103,8 +103,8 @@ def finished_before(settings: Settings, folder: RunFolder, report: Report) -> Ou
         report.line(f"rerun=true: the earlier run is kept in {folder.set_aside()}")
         return None
     result = folder.result()
-    if result is None or not (result["status"] == "finished" or result["kind"] == "diverged"):
-        return None  # crashes and lack of memory are worth another try
+    if result is None or not is_over(result):
+        return None
     if result["source"] != source_fingerprint():
         report.line("This run was made with other source of bitexp; rerun=true makes it new.")
     closing(report, settings, folder, result, trained=False)

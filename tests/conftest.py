@@ -183,6 +183,26 @@ class Ended:
     err: str
 
 
+@pytest.fixture
+def in_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Callable[..., Ended]]:
+    """Makes of a program's `main` and its name a function of its words that tells how it ended."""
+
+    def program(main: Callable[[], None], name: str) -> Callable[..., Ended]:
+        def call(*words: object) -> Ended:
+            monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as stop:
+                main()
+            assert isinstance(stop.value.code, int)
+            return Ended(stop.value.code, *capsys.readouterr())
+
+        return call
+
+    return program
+
+
 class Child:
     """A function in a forked process: a real one, to be killed, that imports nothing a second time.
 

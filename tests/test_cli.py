@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +16,10 @@ from bitexp.errors import describe_crash, nearest, unknown_key
 from bitexp.kernels import KERNELS
 
 
-@dataclass
-class Said:
-    """Exit code and texts of a call of `main` in this process."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    def run(*words: str) -> Said:
-        monkeypatch.setattr(sys, "argv", ["bitexp", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            bitexp.__main__.main()
-        assert isinstance(stop.value.code, int)
-        return Said(stop.value.code, *capsys.readouterr())
-
-    return run
+def call(in_process: Any) -> Any:
+    """`python -m bitexp WORDS...` in this process."""
+    return in_process(bitexp.__main__.main, "bitexp")
 
 
 HINT = "Did you mean"

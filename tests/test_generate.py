@@ -6,7 +6,6 @@ import itertools
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,28 +64,10 @@ def folder(trained: Callable[..., Path], tmp_path: Path) -> Path:
     return shutil.copytree(trained(), tmp_path / "runs" / "copy")
 
 
-@dataclass(frozen=True)
-class Said:
-    """What a call left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+def call(in_process: Any) -> Any:
     """`python -m bitexp.generate WORDS...` in this process."""
-
-    def make(*words: object) -> Said:
-        monkeypatch.setattr("sys.argv", ["bitexp.generate", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            bitexp.generate.main()
-        assert isinstance(left.value.code, int)
-        return Said(left.value.code, *capsys.readouterr())
-
-    return make
+    return in_process(bitexp.generate.main, "bitexp.generate")
 
 
 def text_of(folder: Path, prompt: str, count: int, sampling: Sampling, weights: str = "last") -> str:
@@ -109,7 +90,7 @@ def text_of(folder: Path, prompt: str, count: int, sampling: Sampling, weights: 
 )
 def test_text_goes_to_stdout_and_its_speed_to_stderr(
     trained: Callable[..., Path],
-    call: Callable[..., Said],
+    call: Callable[..., Any],
     words: tuple[object, ...],
     sampling: Sampling,
 ) -> None:
@@ -124,7 +105,7 @@ def test_text_goes_to_stdout_and_its_speed_to_stderr(
 
 
 def test_packed_and_latent_weights_and_every_way_to_name_a_run_give_the_same_text(
-    trained: Callable[..., Path], call: Callable[..., Said]
+    trained: Callable[..., Path], call: Callable[..., Any]
 ) -> None:
     folder = trained()
     words = ("--tokens", 40, "--temperature", 1, "--prompt", "12")
@@ -139,7 +120,7 @@ def test_packed_and_latent_weights_and_every_way_to_name_a_run_give_the_same_tex
     assert call(folder, *words, "--seed", 1).out not in outs
 
 
-def test_of_a_folder_of_runs_the_last_one_speaks(folder: Path, call: Callable[..., Said]) -> None:
+def test_of_a_folder_of_runs_the_last_one_speaks(folder: Path, call: Callable[..., Any]) -> None:
     for name, ended in (("early", "2020-01-01T00:00:00+00:00"), ("late", "2100-01-01T00:00:00+00:00")):
         shutil.copytree(folder, folder.parent / name)
         result = read_json(folder / "result.json")
@@ -148,14 +129,14 @@ def test_of_a_folder_of_runs_the_last_one_speaks(folder: Path, call: Callable[..
 
 
 def test_without_a_prompt_a_new_document_begins(
-    trained: Callable[..., Path], call: Callable[..., Said]
+    trained: Callable[..., Path], call: Callable[..., Any]
 ) -> None:
     words = ("--tokens", 20, "--temperature", 1)
     assert call(trained(), *words).out == text_of(trained(), "", 20, Sampling(1.0)) + "\n"
 
 
 def test_byte_pairs_are_streamed_as_whole_characters(
-    trained: Callable[..., Path], call: Callable[..., Said]
+    trained: Callable[..., Path], call: Callable[..., Any]
 ) -> None:
     pytest.importorskip("tokenizers")
     folder = trained("data.tokenizer=bpe", "data.vocabulary=300")
@@ -165,7 +146,7 @@ def test_byte_pairs_are_streamed_as_whole_characters(
 
 
 def test_text_comes_while_it_is_made_and_stays_when_it_is_stopped(
-    trained: Callable[..., Path], call: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+    trained: Callable[..., Path], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> Iterator[int]:
         yield from b"abc"
@@ -179,7 +160,7 @@ def test_text_comes_while_it_is_made_and_stays_when_it_is_stopped(
 
 
 def test_the_end_of_a_document_ends_the_text(
-    trained: Callable[..., Path], call: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+    trained: Callable[..., Path], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bitexp.generate, "generate", lambda *_: itertools.cycle(b"one\0two"))
     said = call(trained(), "--tokens", 100)
@@ -203,7 +184,7 @@ def test_the_end_of_a_document_ends_the_text(
     ],
 )
 def test_words_that_cannot_be_are_refused_with_code_2(
-    trained: Callable[..., Path], call: Callable[..., Said], words: tuple[object, ...], message: str
+    trained: Callable[..., Path], call: Callable[..., Any], words: tuple[object, ...], message: str
 ) -> None:
     said = call(trained(), *words)
     assert (said.code, said.out) == (2, "")
@@ -239,7 +220,7 @@ def truncate(path: Path) -> None:
 )
 def test_files_that_cannot_be_used_are_told_with_code_2(
     folder: Path,
-    call: Callable[..., Said],
+    call: Callable[..., Any],
     spoil: Callable[[Path], object],
     words: tuple[object, ...],
     message: str,
@@ -251,7 +232,7 @@ def test_files_that_cannot_be_used_are_told_with_code_2(
     assert re.search(message, said.err)
 
 
-def test_an_unfinished_run_speaks_from_its_last_checkpoint(folder: Path, call: Callable[..., Said]) -> None:
+def test_an_unfinished_run_speaks_from_its_last_checkpoint(folder: Path, call: Callable[..., Any]) -> None:
     for name in ("packed.safetensors", "result.json"):
         (folder / name).unlink()
     said = call(folder, "--weights", "last", "--tokens", 30, "--prompt", "7 ")
@@ -259,13 +240,13 @@ def test_an_unfinished_run_speaks_from_its_last_checkpoint(folder: Path, call: C
     assert "last weights, kernel " in said.err
 
 
-def test_a_packed_file_has_no_checkpoint(trained: Callable[..., Path], call: Callable[..., Said]) -> None:
+def test_a_packed_file_has_no_checkpoint(trained: Callable[..., Path], call: Callable[..., Any]) -> None:
     said = call(trained() / "packed.safetensors", "--weights", "last")
     assert (said.code, said.out) == (2, "")
     assert "is a packed file: it has no checkpoint 'last'" in said.err
 
 
-def test_a_run_on_images_has_no_text(train: Callable[..., Outcome], call: Callable[..., Said]) -> None:
+def test_a_run_on_images_has_no_text(train: Callable[..., Outcome], call: Callable[..., Any]) -> None:
     folder = train().folder
     for words in ((), ("--weights", "last")):
         said = call(folder, *words)

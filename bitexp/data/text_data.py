@@ -178,7 +178,7 @@ class TextData(Data):
 
     def remarks(self) -> str:
         about = self.corpus.about
-        counts = " / ".join(f"{about['tokens'][part]:,}" for part in ("train", "val", "test"))
+        counts = " / ".join(f"{about['tokens'][part]:,}" for part in PARTS)
         return f"{about['title']}; {counts} tokens ({self.tokenizer}), context {self.context}"
 
     @cached_property

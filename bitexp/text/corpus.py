@@ -24,7 +24,7 @@ from filelock import FileLock
 from bitexp.console import counting
 from bitexp.errors import UserError
 from bitexp.files import read_json, write_json
-from bitexp.text.tokenizers import Tokenizer, load_tokenizer
+from bitexp.text.tokenizers import Tokenizer
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -59,10 +59,6 @@ class Corpus:
     def bytes_per_token(self, part: Part) -> float:
         """UTF-8 bytes of text that a token of this part stands for, on average; ends count one byte."""
         return float(self.about["bytes"][part] / self.about["tokens"][part])
-
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer that made the tokens."""
-        return load_tokenizer(self.about["tokenizer"], self.folder / "corpus.json")
 
 
 def open_corpus(

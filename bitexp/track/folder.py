@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +135,18 @@ class RunFolder:
         write_json(self.path / "result.json", result)
 
 
+def is_over(result: Mapping[str, Any] | None) -> bool:
+    """Whether there is nothing left to try: finished or diverged; crashes and lack of memory may go well."""
+    return result is not None and (result["status"] == "finished" or result["kind"] == "diverged")
+
+
 def unfinished_runs(settings: Settings) -> Iterator[RunFolder]:
     """Begun and unfinished runs of these very settings, on whatever data."""
     config = settings.model_dump(mode="json")
     for path in sorted((outputs() / settings.name).glob("*/config.yaml")):
         folder = RunFolder(path.parent)
         result = folder.result()
-        over = result is not None and (result["status"] == "finished" or result["kind"] == "diverged")
-        if over or not folder.attempts():
+        if is_over(result) or not folder.attempts():
             continue
         stored = read_yaml(path)
         if isinstance(stored, dict) and identity(stored, "") == identity(config, ""):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bitexp.errors import UserError
 from bitexp.text import corpus as module
 from bitexp.text.corpus import Corpus, check_length, open_corpus, parted
-from bitexp.text.tokenizers import Bytes, train_bpe
+from bitexp.text.tokenizers import Bytes, load_tokenizer, train_bpe
 
 SHARES = {"val": 0.1, "test": 0.2}
 POEMS = [f"poem {number}: grüße 😀\n" * (1 + number % 3) for number in range(40)]
@@ -41,7 +41,7 @@ def make(root, documents, tokenizer=lambda texts: Bytes(), shares=SHARES, title=
 
 def texts_of(corpus, part):
     """The documents that the tokens of a part stand for."""
-    tokenizer, ids = corpus.tokenizer(), corpus.tokens(part)
+    tokenizer, ids = load_tokenizer(corpus.about["tokenizer"], "corpus.json"), corpus.tokens(part)
     *documents, rest = np.split(ids, np.flatnonzero(ids == tokenizer.end) + 1)
     assert len(rest) == 0  # the last token ends a document
     return ["".join(tokenizer.stream(piece.tolist())) for piece in documents]
