@@ -86,8 +86,7 @@ class Store:
         key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
-            yield  # closing the connection gives the lock back, whatever happens
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+            yield  # closing the connection gives the lock back; to ask for it could fail when all is done
 
     def patiently(self, work: Callable[[], T], patience: float = PATIENCE) -> T:
         """Does `work`, again and again while the database is away; it has to bear being begun anew."""
