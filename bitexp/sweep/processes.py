@@ -19,6 +19,7 @@ from bitexp.files import read_json, write_json
 
 JOB = "BITEXP_JOB"
 """In the environment of a process that is one job of a multirun: the process that watches it."""
+STOPPED = {"status": "stopped", "kind": "signal", "reason": "SIGINT"}
 TAIL = 5  # lines of a job's log that are quoted when it dies
 
 
@@ -55,9 +56,7 @@ class Processes:
         slot = self._slots.get()
         try:
             if self._stopping:
-                return self._close(
-                    index, {**record, "status": "stopped", "kind": "signal", "reason": "SIGINT"}
-                )
+                return self._close(index, {**record, **STOPPED})
             index.unlink(missing_ok=True)
             code, late = self._run(command, log, slot)
         finally:
@@ -69,6 +68,8 @@ class Processes:
             return self._close(index, found)
         if isinstance(found, dict):
             return found
+        if self._stopping:
+            return self._close(index, {**record, **STOPPED})
         return self._close(index, {**record, **account(code, log)})
 
     def _run(self, command: Sequence[str], log: Path, slot: str | None) -> tuple[int, bool]:

@@ -46,7 +46,6 @@ class Store:
             # a lock for each thread: flock keeps threads apart as it does processes
             self._lock = FileLock(path.with_name(f".{path.name}.lock"))
             with self._lock:
-                mend(path)
                 self.storage: BaseStorage = open_journal(path)
             return
         url = database_url(place)
@@ -87,7 +86,8 @@ class Store:
         with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_lock(:key)"), {"key": key})
             yield  # closing the connection gives the lock back, whatever happens
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
+            with contextlib.suppress(sqlalchemy.exc.DBAPIError):  # the work is done: not to be begun anew
+                connection.execute(sqlalchemy.text("SELECT pg_advisory_unlock(:key)"), {"key": key})
 
     def patiently(self, work: Callable[[], T], patience: float = PATIENCE) -> T:
         """Does `work`, again and again while the database is away; it has to bear being begun anew."""
@@ -114,19 +114,30 @@ class Store:
 def open_journal(path: Path) -> BaseStorage:
     """Optuna's storage in a file that is only appended to; safe on shared file systems."""
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-    return JournalStorage(JournalFileBackend(str(path)))
+    lock = JournalFileSymlinkLock(str(path))
+    backend = JournalFileBackend(str(path), lock)
+    if torn(path):
+        lock.acquire()  # what looks torn may be a line that another process is writing
+        try:
+            mend(path)
+        finally:
+            lock.release()
+    return JournalStorage(backend)
+
+
+def torn(path: Path) -> bool:
+    """Whether the last line of a file has no end."""
+    with path.open("rb") as file:
+        return file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
 
 
 def mend(path: Path) -> None:
     """Cuts off a last line without an end: what a full disk or a power cut leaves would spoil the next."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
+    if torn(path):
         with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
 
 def database_url(place: str) -> str:
@@ -145,7 +156,15 @@ def sqlite_file(url: str) -> str | None:
     """The file of an SQLite database; None for a server."""
     from sqlalchemy.engine import make_url
 
-    parsed: Any = make_url(url)
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed: Any = make_url(url)
+    except (ArgumentError, ValueError):  # without what is in it: it may be a password
+        raise UserError(
+            "storage: the URL of a database reads postgresql://USER:PASSWORD@HOST:PORT/DATABASE or "
+            "sqlite:////PATH; what is special in a password is written as in URLs (@ as %40)"
+        ) from None
     return str(parsed.database) if parsed.get_backend_name() == "sqlite" else None
 
 
