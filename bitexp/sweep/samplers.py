@@ -140,7 +140,7 @@ def reseeded(spec: Mapping[str, Any], salt: Sequence[int]) -> dict[str, Any]:
 
     The sequences of QMC and the grid are shared by all cells and keep theirs.
     """
-    nested = {
+    nested: dict[str, Any] = {
         key: reseeded(value, salt) if isinstance(value, Mapping) and "name" in value else value
         for key, value in spec.items()
     }

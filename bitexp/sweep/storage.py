@@ -40,25 +40,27 @@ class Store:
         self.place, self._say = place, say
         self._engine: Engine | None = None
         self._lock: FileLock | None = None
-        if "://" not in place:
-            path = Path(place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # a lock for each thread: flock keeps threads apart as it does processes
-            self._lock = FileLock(path.with_name(f".{path.name}.lock"))
-            with self._lock:
-                self.storage: BaseStorage = open_journal(path)
-            return
-        url = database_url(place)
-        if (file := sqlite_file(url)) is not None:
-            self._lock = FileLock(f"{file}.lock")
-        self.storage = self._connect(url)
+        try:
+            self.storage = self._open_file(Path(place)) if "://" not in place else self._connect(place)
+        except OSError as error:
+            raise UserError(f"a study cannot be kept in {shown(place)}: {error}") from None
 
-    def _connect(self, url: str) -> BaseStorage:
+    def _open_file(self, path: Path) -> BaseStorage:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # a lock for each thread: flock keeps threads apart as it does processes
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+        with self._lock:
+            return open_journal(path)
+
+    def _connect(self, place: str) -> BaseStorage:
         import sqlalchemy
         from optuna.exceptions import StorageInternalError
         from optuna.storages import RDBStorage
         from sqlalchemy.pool import NullPool
 
+        url = database_url(place)
+        if (file := sqlite_file(url)) is not None:
+            self._lock = FileLock(f"{file}.lock")
         try:
             if self._lock is None:
                 self._engine = sqlalchemy.create_engine(url, poolclass=NullPool)
@@ -155,7 +157,6 @@ def database_url(place: str) -> str:
 def sqlite_file(url: str) -> str | None:
     """The file of an SQLite database; None for a server."""
     from sqlalchemy.engine import make_url
-
     from sqlalchemy.exc import ArgumentError
 
     try:

@@ -136,8 +136,8 @@ def test_a_wrong_pruner_is_told_too() -> None:
         build_pruner({"name": "Median"})
     with pytest.raises(UserError, match="refuses its arguments"):
         build_pruner({"name": "ThresholdPruner"})
+    inner = {"name": "PatientPruner", "pacience": 1}
     with pytest.raises(UserError, match=r"wrapped_pruner\.pacience is no argument of PatientPruner"):
-        inner = {"name": "PatientPruner", "pacience": 1}
         build_pruner({"name": "PatientPruner", "patience": 1, "wrapped_pruner": inner})
 
 
