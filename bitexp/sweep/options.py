@@ -53,9 +53,15 @@ class LauncherOptions(Section):
 def read_sweeper(options: Mapping[str, Any]) -> SweeperOptions:
     """Checks `hydra.sweeper`. Raises `UserError` for each wrong value."""
     try:
-        return SweeperOptions.model_validate(dict(options))
+        read = SweeperOptions.model_validate(dict(options))
     except ValidationError as error:
         raise UserError(explain(error, "hydra.sweeper", options)) from None
+    if read.heartbeat >= read.lost_after:
+        raise UserError(
+            f"hydra.sweeper.heartbeat={read.heartbeat:g} must be less than lost_after={read.lost_after:g}, "
+            "else other machines take over trials that are worked on"
+        )
+    return read
 
 
 def read_launcher(options: Mapping[str, Any]) -> LauncherOptions:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bitexp.console import Report, size
 from bitexp.sweep.conduct import described
-from bitexp.sweep.samplers import RETRY_OF
+from bitexp.sweep.samplers import latest
 from bitexp.sweep.storage import shown
 from bitexp.sweep.study import Direction
 from bitexp.sweep.table import LR_DECAY, read_run
@@ -72,7 +72,7 @@ def say_findings(found: Sequence[Found], report: Report) -> None:
                 f"The best trial of each study by {found[0].objectives[0]}; the test set chose nothing."
             )
     for study in found:
-        states = Counter(trial.state for trial in study.trials)
+        states = Counter(trial.state for trial in latest(study.trials))
         parts = [
             f"{states[TrialState.COMPLETE]} finished",
             f"{states[TrialState.PRUNED]} pruned",
@@ -81,9 +81,8 @@ def say_findings(found: Sequence[Found], report: Report) -> None:
         ]
         said = ", ".join(part for part in parts if not part.startswith("0 "))
         report.line(f"{study.study}: {said or 'nothing done'}; budget {study.budget}. {shown(study.storage)}")
-        again = {trial.user_attrs.get(RETRY_OF) for trial in study.trials}
-        for trial in study.trials:
-            if trial.state == TrialState.FAIL and trial.number not in again:
+        for trial in latest(study.trials):
+            if trial.state == TrialState.FAIL:
                 reason = trial.user_attrs.get("reason")
                 report.line(f"  failed: {trial.number}: {described(trial.params)}: {reason}")
     places = [study.storage for study in found if "://" not in study.storage]

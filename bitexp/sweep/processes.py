@@ -19,6 +19,7 @@ from bitexp.files import read_json, write_json
 
 JOB = "BITEXP_JOB"
 """In the environment of a process that is one job of a multirun: the process that watches it."""
+STOPPED = {"status": "stopped", "kind": "signal", "reason": "SIGINT"}
 TAIL = 5  # lines of a job's log that are quoted when it dies
 
 
@@ -38,7 +39,7 @@ class Processes:
             self._slots.put(slot)
         self._living: dict[int, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
-        self._stopping = False
+        self._stopping = threading.Event()
 
     def run(
         self, command: Sequence[str], folder: Path, number: int, record: Mapping[str, Any]
@@ -54,21 +55,23 @@ class Processes:
             file.parent.mkdir(parents=True, exist_ok=True)
         slot = self._slots.get()
         try:
-            if self._stopping:
-                return self._close(
-                    index, {**record, "status": "stopped", "kind": "signal", "reason": "SIGINT"}
-                )
+            if self._stopping.is_set():
+                return self._close(index, {**record, **STOPPED})
             index.unlink(missing_ok=True)
             code, late = self._run(command, log, slot)
         finally:
             self._slots.put(slot)
         found = read_json(index)
+        if isinstance(found, dict) and found["status"] == "finished":
+            return found
         if late:
             limit = f"it took longer than {(self.timeout or 0) / 60:g} minutes"
             found = {**record, **(found or {}), "status": "failed", "kind": "timeout", "reason": limit}
             return self._close(index, found)
         if isinstance(found, dict):
             return found
+        if self._stopping.is_set():
+            return self._close(index, {**record, **STOPPED})
         return self._close(index, {**record, **account(code, log)})
 
     def _run(self, command: Sequence[str], log: Path, slot: str | None) -> tuple[int, bool]:
@@ -87,7 +90,7 @@ class Processes:
             )
             with self._lock:
                 self._living[process.pid] = process
-                if self._stopping:
+                if self._stopping.is_set():
                     signal_group(process.pid, signal.SIGINT)
             try:
                 return process.wait(self.timeout), False
@@ -105,8 +108,8 @@ class Processes:
     def stop(self) -> None:
         """Asks all jobs to stop after a checkpoint; further ones are not begun. Again: kills them."""
         with self._lock:
-            kind = signal.SIGKILL if self._stopping else signal.SIGINT
-            self._stopping = True
+            kind = signal.SIGKILL if self._stopping.is_set() else signal.SIGINT
+            self._stopping.set()
             for pid in self._living:
                 signal_group(pid, kind)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
@@ -16,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bitexp.errors import UserError, nearest
 
 RETRY_OF = "retry_of"
+SEQUENCES = ("GridSampler", "QMCSampler")
 EXHAUSTIVE = ("BruteForceSampler", "GridSampler")
 """Samplers that try every point of a finite space once."""
 
@@ -79,13 +81,17 @@ class PerCell(BaseSampler):
         name = self.spec.get("name")
         if name == "GridSampler" and "search_space" not in self.spec:
             self.spec["search_space"] = {key: values(d) for key, d in space.items()}
-        self.sequence = name in ("QMCSampler", "GridSampler")  # one sequence that all cells share
+        self.cell = 0
         self.inner = self._seeded(0)
 
-    def _seeded(self, cell: int) -> Any:
-        seed = self.spec.get("seed")
-        spec = self.spec if seed is None or self.sequence else {**self.spec, "seed": seed + cell}
-        return build(optuna.samplers, spec, "hydra.sweeper.sampler")
+    def _seeded(self, cell: int, key: str = "") -> Any:
+        spec = reseeded(self.spec, [cell, *key.encode()])
+        sampler = build(optuna.samplers, spec, "hydra.sweeper.sampler")
+        if isinstance(
+            sampler, optuna.samplers.QMCSampler
+        ):  # else a draw that was cut short shifts the others
+            sampler._find_sample_id = lambda *_: cell  # type: ignore[method-assign]
+        return sampler
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -104,12 +110,15 @@ class PerCell(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self.inner.sample_independent(study, trial, param_name, param_distribution)
+        # by key: whoever takes over a trial whose worker died between two draws goes on with the same ones
+        sampler = self._seeded(self.cell, param_name)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         # of the storage, since Hyperband shows a sampler the trials of one bracket only
         trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        self.inner = self._seeded(len(cells(trials[: trial.number])))
+        self.cell = len(cells(trials[: trial.number]))
+        self.inner = self._seeded(self.cell)
         self.inner.before_trial(study, trial)
 
     def after_trial(
@@ -124,6 +133,27 @@ class PerCell(BaseSampler):
         except RuntimeError as error:  # an exhaustive sampler is done and calls what only optimize() knows
             if "Study.stop" not in str(error):
                 raise
+
+
+def reseeded(spec: Mapping[str, Any], salt: Sequence[int]) -> dict[str, Any]:
+    """The spec of a sampler, and of those within it, with other seeds: far from those of other salts.
+
+    The sequences of QMC and the grid are shared by all cells and keep theirs.
+    """
+    nested: dict[str, Any] = {
+        key: reseeded(value, salt) if isinstance(value, Mapping) and "name" in value else value
+        for key, value in spec.items()
+    }
+    if nested.get("seed") is None or nested.get("name") in SEQUENCES:
+        return nested
+    words = np.random.SeedSequence([nested["seed"], *salt]).generate_state(1)
+    return {**nested, "seed": int(words[0])}
+
+
+def latest(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """The trials that no other repeats: one for each cell, its last word."""
+    repeated = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    return [trial for trial in trials if trial.number not in repeated]
 
 
 def cells(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -40,26 +40,27 @@ class Store:
         self.place, self._say = place, say
         self._engine: Engine | None = None
         self._lock: FileLock | None = None
-        if "://" not in place:
-            path = Path(place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # a lock for each thread: flock keeps threads apart as it does processes
-            self._lock = FileLock(path.with_name(f".{path.name}.lock"))
-            with self._lock:
-                mend(path)
-                self.storage: BaseStorage = open_journal(path)
-            return
-        url = database_url(place)
-        if (file := sqlite_file(url)) is not None:
-            self._lock = FileLock(f"{file}.lock")
-        self.storage = self._connect(url)
+        try:
+            self.storage = self._open_file(Path(place)) if "://" not in place else self._connect(place)
+        except OSError as error:
+            raise UserError(f"a study cannot be kept in {shown(place)}: {error}") from None
 
-    def _connect(self, url: str) -> BaseStorage:
+    def _open_file(self, path: Path) -> BaseStorage:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # a lock for each thread: flock keeps threads apart as it does processes
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"))
+        with self._lock:
+            return open_journal(path)
+
+    def _connect(self, place: str) -> BaseStorage:
         import sqlalchemy
         from optuna.exceptions import StorageInternalError
         from optuna.storages import RDBStorage
         from sqlalchemy.pool import NullPool
 
+        url = database_url(place)
+        if (file := sqlite_file(url)) is not None:
+            self._lock = FileLock(f"{file}.lock")
         try:
             if self._lock is None:
                 self._engine = sqlalchemy.create_engine(url, poolclass=NullPool)
@@ -113,19 +114,30 @@ class Store:
 def open_journal(path: Path) -> BaseStorage:
     """Optuna's storage in a file that is only appended to; safe on shared file systems."""
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-    return JournalStorage(JournalFileBackend(str(path)))
+    lock = JournalFileSymlinkLock(str(path))
+    backend = JournalFileBackend(str(path), lock)
+    if torn(path):
+        lock.acquire()  # what looks torn may be a line that another process is writing
+        try:
+            mend(path)
+        finally:
+            lock.release()
+    return JournalStorage(backend)
+
+
+def torn(path: Path) -> bool:
+    """Whether the last line of a file has no end."""
+    with path.open("rb") as file:
+        return file.seek(0, 2) > 0 and file.seek(-1, 2) >= 0 and file.read(1) != b"\n"
 
 
 def mend(path: Path) -> None:
     """Cuts off a last line without an end: what a full disk or a power cut leaves would spoil the next."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
+    if torn(path):
         with path.open("r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
 
 
 def database_url(place: str) -> str:
@@ -143,8 +155,15 @@ def database_url(place: str) -> str:
 def sqlite_file(url: str) -> str | None:
     """The file of an SQLite database; None for a server."""
     from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
 
-    parsed: Any = make_url(url)
+    try:
+        parsed: Any = make_url(url)
+    except (ArgumentError, ValueError):  # without what is in it: it may be a password
+        raise UserError(
+            "storage: the URL of a database reads postgresql://USER:PASSWORD@HOST:PORT/DATABASE or "
+            "sqlite:////PATH; what is special in a password is written as in URLs (@ as %40)"
+        ) from None
     return str(parsed.database) if parsed.get_backend_name() == "sqlite" else None
 
 

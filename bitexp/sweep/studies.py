@@ -24,10 +24,10 @@ from bitexp.sweep.conduct import Conductor, described
 from bitexp.sweep.judge import STUDY, StudyOfJobs
 from bitexp.sweep.options import SweeperOptions
 from bitexp.sweep.outcome import Found, say_findings
-from bitexp.sweep.samplers import cells, values
+from bitexp.sweep.samplers import latest, values
 from bitexp.sweep.storage import Store
 from bitexp.sweep.study import Definition, Direction, Ending, Limits, Mine, Study
-from bitexp.sweep.tuned import write_tuned
+from bitexp.sweep.tuned import KEYS, write_tuned
 from bitexp.tasks import TASKS
 from bitexp.track.folder import outputs
 
@@ -81,6 +81,12 @@ def make_studies(
             "nothing to search: name a key with more than one value, as in "
             "'optimizer.lr=tag(log, interval(1e-4, 1e-1))'"
         )
+    if options.write_tuned and not any(f"optimizer.{key}" in drawn for key in KEYS):
+        raise UserError(
+            "hydra.sweeper.write_tuned=true needs a sweep over optimizer.lr or optimizer.weight_decay"
+        )
+    if options.write_tuned and len(options.objectives) > 1:
+        raise UserError("hydra.sweeper.write_tuned=true needs one objective: several have no best trial")
     plans = []
     for row in itertools.product(*apart.values()):
         words = [f"{name}={value}" for name, value in zip(apart, row, strict=True)]
@@ -200,7 +206,7 @@ class Plan:
         budget = self.limits.n_trials
         look = Progresses(study)
         with Board(report, budget, workers, better, live=not self.jobs.basic, look=look) as board:
-            board.skip(Counter(status(t) for t in cells(before) if t.state.is_finished()))
+            board.skip(Counter(status(t) for t in latest(before) if t.state.is_finished()))
             for trial in before:
                 if trial.state == TrialState.COMPLETE:
                     board.note_best(trial.number, described(trial.params), trial.values)
@@ -217,7 +223,7 @@ class Plan:
             Progress.note(1)
 
     def _announce(self, study: Study, before: Sequence[FrozenTrial], report: Report) -> None:
-        done = sum(trial.state.is_finished() for trial in cells(before))
+        done = sum(trial.state.is_finished() for trial in latest(before))
         goal = " and ".join(f"{d} {m}" for d, m in zip(self.directions, self.objectives, strict=True))
         state = (
             f"{done} of {self.limits.n_trials} trials done" if before else f"{self.limits.n_trials} trials"

@@ -144,7 +144,7 @@ class Study:
     def close(self) -> None:
         """Ends the signs of life; trials that were begun here may be taken over."""
         self._beat.set()
-        self._heart.join()
+        self._heart.join(5.0)  # it may be waiting for a database
         for number in sorted(self._mine):
             self.release(number)
 
@@ -207,7 +207,7 @@ class Study:
             frozen = self.trials()[trial.number]
             if frozen.state != TrialState.RUNNING or frozen.user_attrs.get(OWNER) != self._me:
                 self._mine.discard(trial.number)
-                return frozen.state.is_finished()
+                return frozen.user_attrs.get(OWNER) == self._me  # told before, and the answer was lost
             handle = self.study._storage.set_trial_user_attr
             for key in ("status", "kind", "reason", "run"):
                 if (value := getattr(ending, key)) is not None:

@@ -79,10 +79,14 @@ def write_tuned(name: str, precision: str, params: Mapping[str, Any], sources: S
     setting = ", ".join(f"{key}: {float(f'{value:.3g}')!r}" for key, value in kept.items())
     line = f"{precision}: {{{setting}}}"
     lines = path.read_text().splitlines() if path.exists() else []
-    places = [number for number, old in enumerate(lines) if old.partition(":")[0] == precision]
-    if places:
-        lines[places[0]] = line
-    else:
-        lines.append(line)
+    names = [old.partition(":")[0] for old in lines]
+    if precision in names:
+        place = end = names.index(precision)
+        while end + 1 < len(lines) and lines[end + 1][:1] in (" ", "\t"):  # its setting, in lines of its own
+            end += 1
+        lines[place : end + 1] = [line]
+    else:  # before lines for the precision with further choices, which are to win
+        further = (place for place, name in enumerate(names) if name.split()[:1] == [precision])
+        lines.insert(next(further, len(lines)), line)
     write_atomic(path, ("\n".join(lines) + "\n").encode())
     return path
