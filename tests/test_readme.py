@@ -108,6 +108,8 @@ def test_a_command_of_the_readme_runs(
             overlay = [
                 word for word in overlay if not word.startswith("model.depth") or "model.depth" not in line
             ]
+        if any(word.startswith("hydra/launcher=") for word in words):  # a new interpreter for each job
+            overlay += ["quantizer=binary", "optimizer.weight_decay=0.0"]
         words = [word.replace("submitit_slurm", "submitit_local") for word in words]
         online = "logger.wandb.mode=online" in words
         ended = command(*words, *(overlay[1:] if online else overlay))
