@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,9 +111,7 @@ def step_bytes(model: nn.Module, inputs: Tensor, batch_size: int) -> float:
     model.train()
     try:
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            two, four = (
-                saved_bytes(lambda batch=torch.cat([inputs] * n): model(batch), model, None) for n in (2, 4)
-            )
+            two, four = (saved_bytes(partial(model, torch.cat([inputs] * n)), model, None) for n in (2, 4))
     finally:
         for module, mode in modes.items():
             module.training = mode

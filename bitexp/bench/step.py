@@ -25,8 +25,8 @@ from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import matches, quantize
 from bitexp.quant.linear import QuantizedLayer, set_product
+from bitexp.report.compare import order
 from bitexp.settings import Settings, keywords, read_settings
-from bitexp.sweep.table import order
 
 PEER = "bitlinear 2.4.6"
 

@@ -1,0 +1,91 @@
+"""How a figure looks and how it is kept: one drawing, as PNG and as SVG that follows light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, PAPER = "#1f2329", "#5c6570", "#d6dae0", "#fdfdfc"
+PRECISIONS = (
+    "#33373d", "#8a9099", "#0b69b7", "#c2410c", "#5b7f17", "#9333a8", "#0f857a", "#b4860b", "#c02660",
+)  # fmt: skip
+"""Colours of lines and points, on light paper, in the order of precisions: grey for the baselines."""
+DARK = {
+    INK: "#e8eaed", MUTED: "#a2abb6", GRID: "#3a4049", PAPER: "#16181c",
+    "#33373d": "#e8eaed", "#8a9099": "#9aa2ad", "#0b69b7": "#62b0f5", "#c2410c": "#fb8a4b",
+    "#5b7f17": "#a5cc5a", "#9333a8": "#d58be6", "#0f857a": "#4fd1c0", "#b4860b": "#e7bf4a",
+    "#c02660": "#f27bab",
+}  # fmt: skip
+"""What each colour becomes on dark paper."""
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9, "axes.titlesize": 9.5, "axes.labelsize": 9,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "legend.fontsize": 8,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": MUTED, "axes.titlecolor": INK,
+    "xtick.color": MUTED, "ytick.color": MUTED, "grid.color": GRID, "grid.linewidth": 0.6,
+    "axes.grid": True, "axes.axisbelow": True, "axes.spines.top": False, "axes.spines.right": False,
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+    "legend.frameon": False, "lines.linewidth": 1.6, "svg.fonttype": "none", "text.parse_math": False,
+}  # fmt: skip
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each precision: the baselines in grey, the others in turn."""
+    from bitexp.report.compare import BASELINE
+
+    others = [name for name in names if name not in (BASELINE, "full_norm")]
+    found = {name: PRECISIONS[2 + i % (len(PRECISIONS) - 2)] for i, name in enumerate(others)}
+    return {BASELINE: PRECISIONS[0], "full_norm": PRECISIONS[1], **found}
+
+
+def new(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
+    """A figure and its axes in the house style, without pyplot's global state."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as SVG, its colours as variables with values for light and for dark paper."""
+    out = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r'\bid="(figure|axes|patch|text|line2d|legend|xtick|ytick|matplotlib[.]axis|[A-Za-z]+Collection)_\d+"',
+        "",
+        text,
+    )
+    text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    for colour in DARK:
+        text = re.sub(colour, f"var(--c{colour[1:]})", text, flags=re.IGNORECASE)
+    return text
+
+
+def css() -> str:
+    """The variables of the colours: light, dark where the reader's system is, light on paper."""
+    light = "".join(f"--c{colour[1:]}:{colour};" for colour in DARK)
+    dark = "".join(f"--c{colour[1:]}:{other};" for colour, other in DARK.items())
+    return (
+        f":root{{color-scheme:light dark;{light}}}"
+        f"@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+        f"@media print{{:root{{color-scheme:light;{light}}}}}"
+    )
+
+
+def save(figure: Figure, folder: Path, name: str) -> str:
+    """Writes NAME.svg and NAME.png, and returns the SVG for a page that has `css()`."""
+    inline = svg(figure, name)
+    alone = inline.replace(">", f"><style>{css()}</style>", 1)
+    (folder / f"{name}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + alone)
+    with matplotlib.rc_context({**STYLE, "savefig.facecolor": PAPER}):
+        figure.savefig(folder / f"{name}.png", dpi=160)
+    return inline
