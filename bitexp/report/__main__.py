@@ -26,8 +26,8 @@ def arguments() -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="default: all of outputs")
     parser.add_argument("--out", type=Path, help="folder of the report (default: report in the first PATH)")
-    parser.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE",
-                        help="how far from its best a setting still counts as good (default: 0.01 of it)")  # fmt: skip
+    help_text = "how far from its best a setting still counts as good (default: 0.01 of it)"
+    parser.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE", help=help_text)
     parser.add_argument("--watch", action="store_true", help="write it again whenever a run has ended")
     parser.add_argument("--every", type=int, default=10, metavar="SECONDS", help="how often --watch looks")
     return parser.parse_args()

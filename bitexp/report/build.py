@@ -1,4 +1,4 @@
-"""From runs to the files of a report: index.html, report.md, tables as CSV and LaTeX, plots as SVG and PNG."""
+"""From runs to the files of a report: index.html, report.md, tables (CSV, LaTeX), plots (SVG, PNG)."""
 
 from __future__ import annotations
 
@@ -49,14 +49,13 @@ def build(
     (out / "plots").mkdir(parents=True, exist_ok=True)
     (out / "tables").mkdir(exist_ok=True)
     names = distinct([comparison.name for comparison in found])
-    sections = [
-        section(comparison, name, unfinished, out) for comparison, name in zip(found, names, strict=True)
-    ]
-    drawn = [
-        (study, draw(settings.importance_bars(study.importance), out, f"study-{number}"))
-        for number, study in enumerate(studies)
-    ]
-    trials = draw(settings.timeline(runs), out, "timeline")
+    with figure.style():
+        sections = [section(part, name, unfinished, out) for part, name in zip(found, names, strict=True)]
+        drawn = [
+            (study, draw(settings.importance_bars(study.importance), out, f"study-{number}"))
+            for number, study in enumerate(studies)
+        ]
+        trials = draw(settings.timeline(runs), out, "timeline")
     text = page(sections, drawn, trials, unfinished, problems, out, refresh)
     write_atomic(out / "report.md", document(sections, unfinished, problems).encode())
     write_atomic(out / "index.html", text.encode())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 INK, MUTED, GRID, PAPER = "#1f2329", "#5c6570", "#d6dae0", "#fdfdfc"
 PRECISIONS = (
@@ -44,17 +47,31 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return {BASELINE: PRECISIONS[0], "full_norm": PRECISIONS[1], **found}
 
 
+def style() -> contextlib.AbstractContextManager[None]:
+    """In it figures are drawn in the house style, and a `$` in a name is no formula."""
+    return matplotlib.rc_context(STYLE)
+
+
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
-    """A figure and its axes in the house style, without pyplot's global state."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, squeeze=False, **options)
+    """A figure in inches and its axes, without pyplot's global state."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def logarithmic(axis: Any, write: Callable[[float], str] = "{:g}".format) -> None:
+    """A logarithmic axis whose labels are plain numbers, as many as a range of any size needs."""
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low) if 0 < low < high else 1
+    steps = (1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 3 else (1.0,)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
 
 
 def svg(figure: Figure, name: str) -> str:
     """The figure as SVG, its colours as variables with values for light and for dark paper."""
     out = io.StringIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+    with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
@@ -86,6 +103,5 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     inline = svg(figure, name)
     alone = inline.replace(">", f"><style>{css()}</style>", 1)
     (folder / f"{name}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + alone)
-    with matplotlib.rc_context({**STYLE, "savefig.facecolor": PAPER}):
-        figure.savefig(folder / f"{name}.png", dpi=160)
+    figure.savefig(folder / f"{name}.png", dpi=160, facecolor=PAPER)
     return inline

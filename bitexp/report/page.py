@@ -18,7 +18,7 @@ from bitexp.report.views import comma_separated, escape, latex, markdown, web
 
 CSS = """
 *{box-sizing:border-box}
-body{margin:0 auto;padding:1.5rem 1.2rem 4rem;max-width:76rem;
+body{margin:0 auto;padding:1.5rem 1.2rem 4rem;max-width:84rem;
 background:var(--cfdfdfc);color:var(--c1f2329);
 font:15px/1.5 system-ui,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
 h1{font-size:1.5rem;margin:.2rem 0}
@@ -30,7 +30,7 @@ h1,h2,h3,p,li,summary{overflow-wrap:anywhere}
 .note{margin:.3rem 0 1rem}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.83rem;font-variant-numeric:tabular-nums;margin:.3rem 0}
-th,td{padding:.28rem .55rem;border-bottom:1px solid var(--cd6dae0)}
+th,td{padding:.28rem .45rem;border-bottom:1px solid var(--cd6dae0)}
 th{font-weight:600;text-align:left;vertical-align:bottom;
 border-bottom-color:var(--c5c6570);color:var(--c5c6570)}
 td{white-space:nowrap}
@@ -41,7 +41,7 @@ a{color:var(--c0b69b7)}
 code,pre{font:.8rem/1.45 ui-monospace,"DejaVu Sans Mono",Menlo,monospace}
 pre{overflow:auto;padding:.6rem;border:1px solid var(--cd6dae0);max-height:22rem}
 figure{margin:.8rem 0 1.4rem;overflow-x:auto}
-figure svg{display:block;width:100%;max-width:56rem;height:auto;min-width:34rem}
+figure svg{display:block;max-width:max(100%,34rem);height:auto}
 nav a{margin-right:1rem}
 summary{cursor:pointer}
 details{margin:.5rem 0}

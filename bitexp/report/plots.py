@@ -9,9 +9,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from bitexp.console import size
 from bitexp.report import figure
 from bitexp.report.axes import DATA
 from bitexp.report.compare import Cell, Comparison, Row
+from bitexp.report.energy import NODE, shown
 from bitexp.report.runs import Run
 from bitexp.report.tables import plain
 
@@ -19,6 +21,7 @@ SHOWN = 12
 """Rows that one plot can tell apart."""
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = "osD^vP"
+BYTES = "size of the packed file"
 
 Curve = Sequence[tuple[int, float, float]]
 """Steps with mean and standard deviation over seeds."""
@@ -65,8 +68,8 @@ def legend(drawing: Figure, axes: Any, columns: int = 5) -> None:
 def quality(found: Comparison) -> Figure | None:
     """Quality against bytes of the packed file and against energy, with the Pareto fronts."""
     costs: dict[str, list[float | None]] = {
-        "bytes of the packed file": [row.cell.metric("size/total_bytes") for row in found.rows],
-        "estimated joules per inference (45 nm)": [row.cell.energy() for row in found.rows],
+        BYTES: [row.cell.metric("size/total_bytes") for row in found.rows],
+        f"estimated energy of an inference ({NODE})": [row.cell.energy() for row in found.rows],
     }
     costs = {title: values for title, values in costs.items() if any(values)}
     if not costs:
@@ -89,7 +92,7 @@ def quality(found: Comparison) -> Figure | None:
         panel.set_xscale("log")
         panel.set_xlabel(title)
         panel.margins(0.12)
-        panel.tick_params(axis="x", which="minor", labelbottom=False)
+        figure.logarithmic(panel.xaxis, size if title == BYTES else shown)
         if found.sign < 0:
             panel.invert_yaxis()
     axes[0, 0].set_ylabel(f"{found.metric}{' (better above)' if found.sign < 0 else ''}")
@@ -150,6 +153,7 @@ def lines(
                 panel.fill_between(steps, low, high, color=style["color"], alpha=0.16, linewidth=0)
         if metric in logarithmic and positive:
             panel.set_yscale("log")
+            figure.logarithmic(panel.yaxis)
         panel.set_title(metric)
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(ticks(4))
@@ -177,20 +181,22 @@ def layers(found: Comparison) -> Figure | None:
                 last[measure, place, layer] = value
     if not names:
         return None
-    shown = list(names)[:64]
-    drawing, axes = figure.new(8.6, 1.1 + 0.19 * len(shown), 1, 3, sharey=True)
+    listed = list(names)[:64]
+    drawing, axes = figure.new(8.6, 1.1 + 0.19 * len(listed), 1, 3, sharey=True)
     look = looks(found)
     for panel, measure in zip(axes.flat, measures, strict=True):
         for place, row in enumerate(rows[:SHOWN]):
-            spots = [(last[measure, place, n], y) for y, n in enumerate(shown) if (measure, place, n) in last]
+            spots = [
+                (last[measure, place, n], y) for y, n in enumerate(listed) if (measure, place, n) in last
+            ]
             style = look(row)
             marker = MARKERS[style.pop("place") % len(MARKERS)]
             if spots:
                 panel.scatter(*zip(*spots, strict=True), s=22, marker=marker, alpha=0.85, **style)
         panel.set_title(f"quant/{measure}")
         panel.xaxis.set_major_locator(ticks_any(4))
-    axes[0, 0].set_yticks(range(len(shown)), [short(name) for name in shown])
-    axes[0, 0].set_ylim(len(shown) - 0.4, -0.6)
+    axes[0, 0].set_yticks(range(len(listed)), [short(name) for name in listed])
+    axes[0, 0].set_ylim(len(listed) - 0.4, -0.6)
     legend(drawing, axes)
     return drawing
 

@@ -52,9 +52,8 @@ def heat(found: Comparison, failed: Sequence[Run]) -> Figure | None:
     cells = [cell for row in rows for cell in row.cells]
     xs, ys = (ordered(cells, place) for place in (x, y))
     grid = len(xs) <= ENTRIES and len(ys) <= ENTRIES
-    cell_width = max(0.44, 0.2 + 0.055 * 6) if grid else 0.3
-    width = max(2.1, 0.5 + cell_width * len(xs)) if grid else 2.8
-    height = max(1.5, 0.9 + 0.3 * len(ys)) if grid else 2.6
+    width = max(1.9, 0.4 + 0.42 * len(xs)) if grid else 2.8
+    height = max(1.5, 0.8 + 0.32 * len(ys)) if grid else 2.6
     drawing, panels = figure.new(width * across + 0.9, height * down + 0.5, down, across)
     scores = [cell.chosen_by for cell in cells]
     scale = Normalize(min(scores), max(scores))
@@ -113,7 +112,7 @@ def squares(
             if (a, b) in best:
                 light = scale(best[a, b]) > 0.6
                 text = figure_text(best[a, b])
-                panel.text(i + 0.5, j + 0.5, text, ha="center", va="center", fontsize=6.5,
+                panel.text(i + 0.5, j + 0.5, text, ha="center", va="center", fontsize=7,
                            color="#101418" if light else "#ffffff")  # fmt: skip
     for setting in lost:
         if setting[x] in xs and setting[y] in ys and (setting[x], setting[y]) not in best:
@@ -158,6 +157,7 @@ def points(
         numbers = [v for v in found_values if isinstance(v, int | float)]
         if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 20:
             set_scale("log")
+            figure.logarithmic(panel.xaxis if set_scale == panel.set_xscale else panel.yaxis)
     return image
 
 
@@ -179,6 +179,7 @@ def sweep_lines(found: Comparison) -> Figure | None:
         )  # fmt: skip
     if numbers:
         panel.set_xscale("log")
+        figure.logarithmic(panel.xaxis)
     panel.set_xlabel(found.axes.tuned[0])
     panel.set_ylabel(found.metric.replace("test/", "val/") if found.held_out else found.metric)
     legend(drawing, axes)

@@ -104,9 +104,16 @@ def shared(values: Sequence[Any]) -> str:
 def axis_columns(keys: Sequence[str], part: Callable[[Any], Sequence[Any]]) -> list[Column]:
     """A column for each axis of a setting."""
     return [
-        word("data" if key == DATA else key, key, lambda item, i=i: part(item)[i])  # type: ignore[misc]
+        word(title(key, keys), key, lambda item, i=i: part(item)[i])  # type: ignore[misc]
         for i, key in enumerate(keys)
     ]
+
+
+def title(key: str, keys: Sequence[str]) -> str:
+    """A key's last word for people, the whole key where two end alike."""
+    last = key.rpartition(".")[2]
+    alone = sum(other.rpartition(".")[2] == last for other in keys) == 1
+    return "data" if key == DATA else last.replace("_", " ") if alone else key
 
 
 def precision_table(found: Comparison) -> Table:
@@ -163,7 +170,7 @@ def cost_columns(unit: str) -> list[Column]:
     """Bits, bytes, energy, memory and time."""
 
     def joules(node: str) -> Column:
-        level = SHORT if node == NODE else LONG
+        level = SHORT if node == NODE else FILE
         title = f"energy/{unit}, {node}"
         return numeric(title, f"joules {node}", lambda row: row.cell.energy(node), shown, level)
 

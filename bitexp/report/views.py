@@ -81,18 +81,19 @@ def escape(text: object) -> str:
 
 
 def web(table: Table, link: Callable[[Run], str] | None = None) -> str:
-    """An HTML table; with `link` a last column leads to the folders of the runs behind each row."""
+    """An HTML table; with `link` the second column leads to the folders of the runs behind each row."""
     heads = "".join(
         f'<th scope="col"{number(column.number)}>{escape(column.title)}</th>' for column in table.columns
     )
-    heads += "<th>runs</th>" if link else ""
+    heads = heads.replace("</th>", "</th><th>runs</th>", 1) if link else heads
     lines = []
     for item, row in zip(table.items, table.texts(), strict=True):
         cells = "".join(
             f"<td{number(column.number)}>{escape(text)}</td>"
             for column, text in zip(table.columns, row, strict=True)
         )
-        cells += f"<td>{links(table.links(item), link)}</td>" if link else ""
+        if link:
+            cells = cells.replace("</td>", f"</td><td>{links(table.links(item), link)}</td>", 1)
         lines.append(f"<tr>{cells}</tr>")
     note = f"<p class=note>{escape(table.caption)}</p>" if table.caption else ""
     body = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
