@@ -19,18 +19,17 @@ from bitexp.errors import UserError
 from bitexp.files import read_json
 from bitexp.track.folder import RunFolder
 
-LARGEST = 4_000_000
-"""Bytes of a config beyond which a file is none of ours."""
+LARGEST, SMALL = 1_000_000, 20_000
+"""Characters of a config beyond which a file is none of ours, and of one as most are."""
 SKIPPED = ("checkpoints", "wandb", "studies", "report")
-Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: what was asked for, how it ended, where it comes from."""
+    """One run folder: its config by dotted key, what was typed, its last attempt, how it ended."""
 
     path: Path
-    config: Mapping[str, Any]
     flat: Mapping[str, Any] = field(repr=False)
     overrides: tuple[str, ...]
     made: Mapping[str, Any] = field(repr=False)
@@ -115,9 +114,10 @@ class Run:
             _, _, rest = rest.partition(",")
             name, _, value = rest.rpartition(",")
             try:
-                found.setdefault(name, []).append((int(step), float(value)))
+                point = int(step), float(value)
             except ValueError:
                 continue
+            found.setdefault(name, []).append(point)
         return found
 
 
@@ -219,11 +219,8 @@ def job_run(sweep: Path, record: Mapping[str, Any]) -> Path | None:
 
 def read_run(path: Path) -> Run | Problem:
     """The run in a folder, or what is wrong with it."""
-    file = path / "config.yaml"
     try:
-        if file.stat().st_size > LARGEST:
-            return Problem(path, f"config.yaml has more than {LARGEST:,} bytes")
-        config = yaml.load(file.read_text(), Loader)
+        config = load(path / "config.yaml")
         if not isinstance(config, dict):
             return Problem(path, "config.yaml holds no config")
         flat = dict(flatten(config, set()))
@@ -231,21 +228,37 @@ def read_run(path: Path) -> Run | Problem:
         return Problem(path, "config.yaml is missing")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         return Problem(path, f"config.yaml cannot be read: {str(error).splitlines()[0]}")
-    folder = RunFolder(path)
-    result = folder.result() or {}
+    try:
+        result, attempts = RunFolder(path).result() or {}, RunFolder(path).attempts()
+    except (OSError, RecursionError) as error:
+        return Problem(path, f"result.json or provenance.json cannot be read: {error}")
     if not result and (path / "result.json").exists():
         return Problem(path, "result.json is damaged or of another program")
-    run = Run(path, config, flat, typed(path), (folder.attempts() or [{}])[-1], result)
+    run = Run(path, flat, typed(path), attempts[-1] if attempts else {}, result)
     if run.finished and run.result["headline"] not in run.metrics:
         return Problem(path, f"result.json has no number for {run.result['headline']}")
     return run
 
 
+def load(file: Path) -> Any:
+    """The value in a YAML file that may be of anyone.
+
+    Raises:
+        OSError, yaml.YAMLError: it is not there, or no plain YAML; ValueError: it is far too large;
+        RecursionError: it is nested too deeply.
+    """
+    text = file.read_text()
+    if len(text) > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} characters")
+    # the fast loader of libyaml would end the process where a large file is nothing but brackets
+    return yaml.load(text, FastLoader if len(text) <= SMALL else yaml.SafeLoader)
+
+
 def typed(path: Path) -> tuple[str, ...]:
     """The overrides of a run, where they are kept."""
     try:
-        words = yaml.load((path / "overrides.yaml").read_text(), Loader)
-    except (OSError, ValueError, yaml.YAMLError):
+        words = load(path / "overrides.yaml")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return ()
     return tuple(str(word) for word in words) if isinstance(words, list) else ()
 

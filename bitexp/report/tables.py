@@ -171,16 +171,18 @@ def cost_columns(unit: str) -> list[Column]:
 
     def joules(node: str) -> Column:
         level = SHORT if node == NODE else FILE
-        title = f"energy/{unit}, {node}"
+        title = f"energy per {unit}, {node}"
         return numeric(title, f"joules {node}", lambda row: row.cell.energy(node), shown, level)
 
     return [
-        numeric("bits/weight", "bits_per_weight", lambda row: row.cell.bits, ".2f"),
+        numeric("bits per weight", "bits_per_weight", lambda row: row.cell.bits, ".2f"),
         numeric("body", "body_bytes", lambda row: row.cell.metric("size/body_bytes"), size),
         numeric("total", "total_bytes", lambda row: row.cell.metric("size/total_bytes"), size),
         *map(joules, PICOJOULES),
-        numeric("memory/step", "saved_bytes", lambda row: row.cell.metric("memory/saved_bytes"), size, LONG),
-        numeric("ms/step", "step_ms", lambda row: row.cell.result("step_ms"), ".1f"),
+        numeric(
+            "memory per step", "saved_bytes", lambda row: row.cell.metric("memory/saved_bytes"), size, LONG
+        ),
+        numeric("ms per step", "step_ms", lambda row: row.cell.result("step_ms"), ".1f"),
     ]
 
 
