@@ -50,7 +50,7 @@ def workspace(entity: str, project: str, metric: str, experiment: str | None) ->
         raise UserError("this needs wandb-workspaces: pip install 'bitexp[dashboard]'") from None
     settings = ws.RunsetSettings(groupby=[ws.Config(PRECISION)])
     if experiment is not None:
-        settings.filters = [ws.Config("name") == experiment]
+        settings.filters = ws.And(ws.Config("name") == experiment)
     sections = [
         ws.Section(name=title, panels=panels, is_open=number < 3)
         for number, (title, panels) in enumerate(panels_of(metric).items())

@@ -272,17 +272,16 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
     return call
 
 
-@pytest.fixture
-def write_run(outputs: Path) -> Callable[..., Path]:
-    """Writes the folder of a run that never was: `changes` are keys of its config, by dotted name."""
-    numbers = itertools.count()
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """Writes the folder of a run that never was; `changes` are keys of its config with `__` for dots."""
 
     def write(
+        path: Path,
         quantizer: str = "ternary_mean",
         seed: int = 0,
         score: float = 0.9,
         *,
-        folder: Path | None = None,
         validated: float | None = None,
         typed: Sequence[str] = (),
         result: dict[str, Any] | None = None,
@@ -293,12 +292,11 @@ def write_run(outputs: Path) -> Callable[..., Path]:
         config = copy.deepcopy(composed((f"quantizer={quantizer}",)))
         config |= {"seed": seed, "name": "made_up"}
         for key, value in changes.items():
-            *path, last = key.split("__")
+            *parts, last = key.split("__")
             node = config
-            for part in path:
+            for part in parts:
                 node = node[part]
             node[last] = value
-        path = folder or outputs / config["name"] / f"run{next(numbers)}"
         path.mkdir(parents=True)
         body = 524_288 if quantizer.startswith("full") else 26_688
         metrics = {"test/loss": 1.0, "test/accuracy": score, "test_packed/accuracy": score}
@@ -322,5 +320,17 @@ def write_run(outputs: Path) -> Callable[..., Path]:
         write_json(path / "provenance.json", {"attempts": [attempt | (made or {})]})
         write_json(path / "result.json", verdict | (result or {}))
         return path
+
+    return write
+
+
+@pytest.fixture
+def write_run(make_run: Callable[..., Path], outputs: Path) -> Callable[..., Path]:
+    """The same in a folder of its own, below the experiment's, unless `folder` names one."""
+    numbers = itertools.count()
+
+    def write(*values: Any, folder: Path | None = None, **changes: Any) -> Path:
+        place = outputs / changes.get("name", "made_up") / f"run{next(numbers)}"
+        return make_run(folder or place, *values, **changes)
 
     return write

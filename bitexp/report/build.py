@@ -14,7 +14,7 @@ from bitexp.report.page import Section, page
 from bitexp.report.runs import Problem, Run
 from bitexp.report.study import Study, grid_importance
 from bitexp.report.tables import LONG, SHORT
-from bitexp.report.views import comma_separated, latex, markdown, one_line
+from bitexp.report.views import comma_separated, inline, latex, markdown
 
 QUALITY = (
     "Quality against cost: the line joins what nothing else beats at lower cost (the Pareto front); bars are "
@@ -113,13 +113,13 @@ def document(sections: Sequence[Section], unfinished: Sequence[Run], problems: S
     """The tables as one Markdown file."""
     lines = ["# Which precision wins, and at what cost?", ""]
     for part in sections:
-        lines += [f"## {one_line(part.found.name)}", ""]
+        lines += [f"## {inline(part.found.name)}", ""]
         for table in part.tables:
             lines += [f"### {table.title}", "", markdown(table.shown(LONG)), ""]
     if sections:
         lines += [SOURCE, ""]
     if unfinished or problems:
         lines += ["## Not finished or not read", ""]
-        lines += [f"- {one_line(str(run.path))}: {run.status}" for run in unfinished]
-        lines += [f"- {one_line(str(problem.path))}: {one_line(problem.reason)}" for problem in problems]
+        lines += [f"- {inline(str(run.path))}: {inline(run.status)}" for run in unfinished]
+        lines += [f"- {inline(str(problem.path))}: {inline(problem.reason)}" for problem in problems]
     return "\n".join(lines) + "\n"

@@ -23,18 +23,19 @@ def one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f\u2028\u2029]+", " ", text)
 
 
+def inline(text: str) -> str:
+    """Text in Markdown that stays on its line and means nothing else."""
+    return re.sub(r"([\\`*_\[\]|<>])", r"\\\1", one_line(text))
+
+
 def markdown(table: Table) -> str:
     """A GitHub table with its caption."""
-
-    def cell(text: str) -> str:
-        return re.sub(r"([\\`*_\[\]|<>])", r"\\\1", one_line(text))
-
     lines = [
-        "| " + " | ".join(cell(column.title) for column in table.columns) + " |",
+        "| " + " | ".join(inline(column.title) for column in table.columns) + " |",
         "|" + "|".join("---:" if column.number else "---" for column in table.columns) + "|",
-        *("| " + " | ".join(map(cell, row)) + " |" for row in table.texts()),
+        *("| " + " | ".join(map(inline, row)) + " |" for row in table.texts()),
     ]
-    return "\n".join(lines) + "\n" + (f"\n{cell(table.caption)}\n" if table.caption else "")
+    return "\n".join(lines) + "\n" + (f"\n{inline(table.caption)}\n" if table.caption else "")
 
 
 def comma_separated(table: Table) -> str:
