@@ -109,7 +109,9 @@ def test_without_pandas_the_extra_is_named(name: str, grid: Path, monkeypatch: p
 
 
 def test_importing_bitexp_imports_nothing_else() -> None:
-    program = "import sys, typing, __future__; before = set(sys.modules); import bitexp; print(set(sys.modules) - before)"
+    program = (
+        "import sys, typing, __future__; old = set(sys.modules); import bitexp; print({*sys.modules} - old)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "{'bitexp'}"
     assert {"results", "grid", "comparisons"} <= set(dir(bitexp))

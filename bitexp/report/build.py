@@ -17,7 +17,7 @@ from bitexp.report.tables import LONG, SHORT
 from bitexp.report.views import comma_separated, inline, latex, markdown
 
 QUALITY = (
-    "Quality against cost: the line joins what nothing else beats at lower cost (the Pareto front); bars are "
+    "Quality against cost: a ring marks what no other beats at its cost or less (the Pareto front); bars are "
     "the standard deviation over seeds."
 )
 IMPORTANCE = (
@@ -113,7 +113,7 @@ def document(sections: Sequence[Section], unfinished: Sequence[Run], problems: S
     """The tables as one Markdown file."""
     lines = ["# Which precision wins, and at what cost?", ""]
     for part in sections:
-        lines += [f"## {inline(part.found.name)}", ""]
+        lines += [f"## {inline(part.found.name)}", "", inline(tables.verdict(part.found)), ""]
         for table in part.tables:
             lines += [f"### {table.title}", "", markdown(table.shown(LONG)), ""]
     if sections:

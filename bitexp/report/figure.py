@@ -87,6 +87,13 @@ def svg(figure: Figure, name: str) -> str:
     return text
 
 
+def larger(drawing: str, factor: float = 1.25) -> str:
+    """SVG at another size on a page; the text grows with it."""
+    return re.sub(
+        r'\b(width|height)="([\d.]+)pt"', lambda m: f'{m[1]}="{float(m[2]) * factor:.1f}pt"', drawing, count=2
+    )
+
+
 def css() -> str:
     """The variables of the colours: light, dark where the reader's system is, light on paper."""
     light = "".join(f"--c{colour[1:]}:{colour};" for colour in DARK)
@@ -104,4 +111,4 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     alone = inline.replace(">", f"><style>{css()}</style>", 1)
     (folder / f"{name}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + alone)
     figure.savefig(folder / f"{name}.png", dpi=160, facecolor=PAPER)
-    return inline
+    return larger(inline)

@@ -13,7 +13,7 @@ from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
 from bitexp.report.runs import Problem, Run
 from bitexp.report.study import Study
-from bitexp.report.tables import LONG, SHORT, Table, plain, word
+from bitexp.report.tables import LONG, SHORT, Table, plain, verdict, word
 from bitexp.report.views import comma_separated, escape, latex, markdown, web
 
 CSS = """
@@ -29,8 +29,8 @@ h1,h2,h3,p,li,summary{overflow-wrap:anywhere}
 .note,figcaption{font-size:.86rem;max-width:62rem}
 .note{margin:.3rem 0 1rem}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;font-size:.83rem;font-variant-numeric:tabular-nums;margin:.3rem 0}
-th,td{padding:.28rem .45rem;border-bottom:1px solid var(--cd6dae0)}
+table{border-collapse:collapse;font-size:.78rem;font-variant-numeric:tabular-nums;margin:.3rem 0}
+th,td{padding:.28rem .4rem;border-bottom:1px solid var(--cd6dae0)}
 th{font-weight:600;text-align:left;vertical-align:bottom;
 border-bottom-color:var(--c5c6570);color:var(--c5c6570)}
 td{white-space:nowrap}
@@ -125,7 +125,11 @@ def linker(out: Path) -> Callable[[Run], str]:
 def section_body(section: Section, link: Callable[[Run], str]) -> list[str]:
     """One comparison: the answer, the plots, the other tables, how to make it again."""
     first, *others = section.tables
-    body = [web(first.shown(LONG), link), export(first)]
+    body = [
+        f"<p><strong>{escape(verdict(section.found))}</strong></p>",
+        web(first.shown(LONG), link),
+        export(first),
+    ]
     if any(row.cell.energy() is not None for row in section.found.rows):
         body.append(f"<p class=note>{escape(SOURCE)}</p>")
     body += [drawn(drawing, caption) for drawing, caption in section.plots]

@@ -53,16 +53,16 @@ def looks(found: Comparison) -> Callable[[Row], dict[str, Any]]:
     return look
 
 
-def legend(drawing: Figure, axes: Any, columns: int = 5) -> None:
+def legend(drawing: Figure, axes: Any) -> None:
     """One legend for all panels, below them."""
     found: dict[str, Any] = {}
     for panel in axes.flat:
         handles, names = panel.get_legend_handles_labels()
         found.update(zip(names, handles, strict=True))
     longest = max((len(name) for name in found), default=0)
-    fit = max(1, min(columns, 90 // (longest + 6)))
+    fit = max(1, int(drawing.get_figwidth() / (0.6 + 0.07 * longest)))
     if found:
-        drawing.legend(found.values(), found.keys(), loc="outside lower center", ncols=fit)
+        drawing.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(fit, len(found)))
 
 
 def quality(found: Comparison) -> Figure | None:
@@ -81,6 +81,8 @@ def quality(found: Comparison) -> Figure | None:
         corners = [(values[i], found.rows[i].cell.score.mean) for i in chosen]
         for (x0, y0), (x1, y1) in pairwise(corners):
             panel.plot([x0, x1, x1], [y0, y0, y1], color=figure.MUTED, linewidth=1, zorder=1)
+        panel.plot(*zip(*corners, strict=True), "o", markersize=13, markerfacecolor="none",
+                   color=figure.MUTED, markeredgewidth=1)  # fmt: skip
         for row, cost in zip(found.rows, values, strict=True):
             if cost is None:
                 continue
@@ -92,12 +94,17 @@ def quality(found: Comparison) -> Figure | None:
         panel.set_xscale("log")
         panel.set_xlabel(title)
         panel.margins(0.12)
-        figure.logarithmic(panel.xaxis, size if title == BYTES else shown)
+        figure.logarithmic(panel.xaxis, rounded if title == BYTES else shown)
         if found.sign < 0:
             panel.invert_yaxis()
     axes[0, 0].set_ylabel(f"{found.metric}{' (better above)' if found.sign < 0 else ''}")
     legend(drawing, axes)
     return drawing
+
+
+def rounded(number: float) -> str:
+    """Round numbers of bytes, as an axis has them."""
+    return size(number).replace(".0 ", " ")
 
 
 def averaged(runs: Sequence[Run], metric: str) -> Curve:

@@ -40,8 +40,8 @@ class Paired:
     """A difference seed by seed.
 
     `effect` is Cohen's d_z (mean over standard deviation of the differences), `p` of the two-sided
-    paired t test, `p_holm` after Holm's correction. They are None for one common seed, and `effect` and
-    `p` where all differences are the same, so that there is no spread to test against.
+    paired t test, `p_holm` after Holm's correction. They and the interval are None for one common seed, and
+    where all differences are the same, so that there is no spread to test against.
     """
 
     difference: float
@@ -62,7 +62,7 @@ def paired(ours: Mapping[object, float], base: Mapping[object, float]) -> Paired
     found = spread(apart)
     largest = max(abs(value) for values in (ours, base) for value in values.values())
     if found.std is None or found.std <= FLOAT * largest:
-        return Paired(found.mean, found.low, found.high, None, None, None, len(common))
+        return Paired(found.mean, None, None, None, None, None, len(common))
     from scipy import stats
 
     test = stats.ttest_rel([ours[seed] for seed in common], [base[seed] for seed in common])

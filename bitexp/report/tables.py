@@ -12,6 +12,8 @@ from bitexp.report.compare import BASELINE, Cell, Comparison, Row
 from bitexp.report.energy import NODE, PICOJOULES, shown
 from bitexp.report.runs import Run
 
+ALPHA = 0.05
+"""The level at which a difference counts as one."""
 LR_DECAY = "lr x decay"  # summed over the steps: what a weight decay comes to
 
 
@@ -193,6 +195,36 @@ def setting_column(title: str, key: str) -> Column:
         return shared(row.cell.config(key))
 
     return Column(title, key, text, text)
+
+
+def verdict(found: Comparison) -> str:
+    """The answer in words: which row is best, how sure that is, and which is smallest."""
+    best = max(found.rows, key=lambda row: found.sign * row.cell.score.mean)
+    said = f"Best {found.metric}: {named(found, best)} with {mean_text(best.cell)}"
+    test = best.versus
+    if test is not None:
+        sure = "one common seed, so no test" if test.seeds < 2 else "the same on every seed"
+        if test.p_holm is not None:
+            clear = "beyond what seeds do" if test.p_holm < ALPHA else "within what seeds do"
+            sure = f"{clear}: p {p_text(test.p_holm)}".replace("p 0", "p = 0").replace("p 1", "p = 1")
+        said += f", {test.difference:+.4f} to {BASELINE} ({sure})"
+    sized = [row for row in found.rows if total(row)]
+    if len({total(row) for row in sized}) > 1:
+        small, large = (pick(sized, key=total) for pick in (min, max))
+        ratio = total(large) / total(small)
+        said += (
+            f". Smallest file: {named(found, small)} with {size(total(small))}, {ratio:.1f} times less than "
+        )
+        said += f"{named(found, large)}"
+    return f"{said}."
+
+
+def named(found: Comparison, row: Row) -> str:
+    """A row in words: its precision, and what else tells it from others."""
+    axes, cell = found.axes, row.cell
+    keys, parts = (*axes.apart, *axes.variant), (*cell.apart, *cell.variant)
+    more = [f"{title(key, keys)} {plain(part)}" for key, part in zip(keys, parts, strict=True)]
+    return f"{cell.precision} ({', '.join(more)})" if more else cell.precision
 
 
 def of(row: Row, name: str) -> Any:

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from bitexp.console import Report
 from bitexp.report.compare import compare
 from bitexp.report.runs import Run, job_records, job_run, read_run
-from bitexp.report.tables import SHORT, Table, precision_table, setting_table
+from bitexp.report.tables import SHORT, Table, precision_table, setting_table, verdict
 
 LISTED = 24
 """Up to so many settings are listed one by one; the report has all of them."""
@@ -46,7 +46,7 @@ def tell(report: Report, runs: list[Run]) -> None:
             report.table(rich_table(setting_table(found).shown(SHORT)))
         table = precision_table(found).shown(SHORT)
         report.table(rich_table(table))
-        report.line(table.caption)
+        report.line(f"{verdict(found)} {table.caption}")
 
 
 def rich_table(table: Table) -> RichTable:
