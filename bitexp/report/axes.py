@@ -43,22 +43,35 @@ def values(run: Run, keys: Iterable[str]) -> tuple[Any, ...]:
 def find_axes(runs: Sequence[Run]) -> Axes:
     """The axes of one experiment's runs.
 
-    A key that follows from the axes before it is none: the learning rate that was tuned for each
-    precision, say. Data and budget never follow from the precision, so that no comparison hides that they
-    differ with it.
+    A key that follows from the precision is none: the learning rate that was tuned for each, say. Data and
+    budget never follow from the precision, so that no comparison hides that they differ with it.
     """
-    varying = candidates(runs)
-    apart = independent(runs, [key for key in varying if not key.startswith((*TUNED, *VARIANT))], tuple)
-    base = [key for key in varying if key.startswith(VARIANT)]
-    variant = independent(runs, base, lambda run: (run.precision, *values(run, apart)))
-    base = [key for key in varying if key.startswith(TUNED)]
-    tuned = independent(runs, base, lambda run: (run.precision, *values(run, (*apart, *variant))))
+    typed = {word.lstrip("+~").partition("=")[0]: None for run in runs for word in run.overrides}
+    varying = candidates(runs, typed)
+
+    def axes(keys: list[str], known: Callable[[Run], tuple[Any, ...]]) -> tuple[str, ...]:
+        chosen: list[str] = []
+        for key in keys:
+            # what was typed beside another key is an axis, even where no value of that occurs twice
+            beside = [] if key in typed else chosen
+            if not follows(runs, key, [(*known(run), *values(run, beside)) for run in runs]):
+                chosen.append(key)
+        return tuple(chosen)
+
+    apart = axes([key for key in varying if not key.startswith((*TUNED, *VARIANT))], lambda run: ())
+    variant = axes(
+        [key for key in varying if key.startswith(VARIANT)],
+        lambda run: (run.precision, *values(run, apart)),
+    )
+    tuned = axes(
+        [key for key in varying if key.startswith(TUNED)],
+        lambda run: (run.precision, *values(run, (*apart, *variant))),
+    )
     return Axes(apart, variant, tuned)
 
 
-def candidates(runs: Sequence[Run]) -> list[str]:
+def candidates(runs: Sequence[Run], typed: Iterable[str]) -> list[str]:
     """Every key whose value differs between runs, those that were typed first."""
-    typed = [word.lstrip("+~").partition("=")[0] for run in runs for word in run.overrides]
     keys = dict.fromkeys([DATA, *typed, *(key for run in runs for key in run.flat)])
     own = ("seed", "quantizer.name", "quantizer.exclude", "model.full_precision", *UNIMPORTANT)
     return [
@@ -70,16 +83,8 @@ def candidates(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def independent(
-    runs: Sequence[Run], keys: Iterable[str], known: Callable[..., tuple[Any, ...]]
-) -> tuple[str, ...]:
-    """Those keys whose values do not follow from what is known of a run and from the keys before them."""
-    chosen: list[str] = []
-    for key in keys:
-        found: dict[tuple[Any, ...], Any] = {}
-        for run in runs:
-            base = () if known is tuple else known(run)
-            if found.setdefault((*base, *values(run, chosen)), value(run, key)) != value(run, key):
-                chosen.append(key)
-                break
-    return tuple(chosen)
+def follows(runs: Sequence[Run], key: str, known: Sequence[tuple[Any, ...]]) -> bool:
+    """Whether a key has one value wherever what is known of the runs is the same."""
+    found: dict[tuple[Any, ...], Any] = {}
+    pairs = zip(known, runs, strict=True)
+    return all(found.setdefault(base, value(run, key)) == value(run, key) for base, run in pairs)

@@ -184,7 +184,7 @@ def reproduce(runs: Sequence[Run], link: Callable[[Run], str]) -> str:
         "All versions are in provenance.json of each run.</p>"
     )
     inner = f'<div class=scroll tabindex="0">{table}</div>{note}'
-    return f"<details><summary>{len(runs)} commands</summary>{inner}</details>"
+    return f"<details><summary>the command{'s' * (len(runs) != 1)}, the commits, the environments</summary>{inner}</details>"
 
 
 def study_body(study: Study, drawing: str | None) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ def summarize(sweep: Path, report: Report) -> None:
     jobs = [job for job in job_records(sweep) if "status" in job]
     finished = [job for job in jobs if job["status"] == "finished"]
     found = [read_run(place) for job in finished if (place := job_run(sweep, job)) is not None]
-    tell(report, [run for run in found if isinstance(run, Run)])
+    runs = [run for run in found if isinstance(run, Run)]
+    tell(report, runs)
+    if runs:
+        report.line(f"Plots and all settings: python -m bitexp.report {shlex.quote(os.path.relpath(sweep))}")
     trained = sum(bool(job.get("trained")) for job in finished)
     report.line(f"{len(jobs)} jobs: {trained} trained, {len(finished) - trained} finished before, "
                 f"{len(jobs) - len(finished)} not finished. Index: {sweep}")  # fmt: skip

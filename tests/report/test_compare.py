@@ -41,6 +41,25 @@ def test_a_setting_that_follows_from_the_precision_is_no_axis(write_run: Write, 
     assert "each precision at its tuned setting" in caption(found)
 
 
+def test_settings_drawn_at_random_keep_all_their_axes(write_run: Write, compared: Any) -> None:
+    """No learning rate occurs twice, so that the decay follows from it; it was swept all the same."""
+    for number in range(6):
+        lr, decay = 0.001 * (number + 1), 0.01 * (number * 5 % 6)
+        typed = [f"optimizer.lr={lr}", f"optimizer.weight_decay={decay}"]
+        settings = {"optimizer__lr": lr, "optimizer__weight_decay": decay}
+        write_run("binary", 0, 0.5, typed=typed, **settings)
+    assert compared().axes.tuned == ("optimizer.lr", "optimizer.weight_decay")
+
+
+def test_keys_that_go_with_a_choice_are_no_axes_of_their_own(write_run: Write, compared: Any) -> None:
+    for hidden, dropout in (([16], 0.1), ([32], 0.2)):
+        for quantizer in ("full", "binary"):
+            write_run(quantizer, 0, 0.5, model__hidden=hidden, model__dropout=dropout)
+    found = compared()
+    assert found.axes.apart == ("model.hidden",)
+    assert [row.versus is None for row in found.rows] == [True, False, True, False]
+
+
 @pytest.mark.parametrize(
     ("key", "axis"),
     [("trainer__epochs", "trainer.epochs"), ("data__limit", "data.limit"), ("task__mixup", "task.mixup")],
