@@ -49,8 +49,10 @@ details{margin:.5rem 0}
 @page{size:landscape;margin:12mm}
 body{max-width:none;padding:0;font-size:11px}
 .scroll,figure,pre{overflow:visible;max-height:none}
-table{font-size:7.4px}th,td{padding:.15rem .25rem}td,td.wrap{white-space:normal;min-width:0}
-figure,tr{break-inside:avoid}h2,h3{break-after:avoid}a{color:inherit}figure svg{min-width:0}
+table{font-size:7.4px}th,td{padding:.15rem .25rem}td,td.wrap{white-space:normal;min-width:0}td.n{white-space:nowrap}
+.note,figcaption{font-size:9px}
+figure,tr{break-inside:avoid}h2,h3{break-after:avoid}a{color:inherit}
+figure svg{min-width:0;width:auto;max-height:7cm}figure{margin:.2rem 0 .6rem}
 }
 """
 
@@ -184,7 +186,8 @@ def reproduce(runs: Sequence[Run], link: Callable[[Run], str]) -> str:
         "All versions are in provenance.json of each run.</p>"
     )
     inner = f'<div class=scroll tabindex="0">{table}</div>{note}'
-    return f"<details><summary>the command{'s' * (len(runs) != 1)}, the commits, the environments</summary>{inner}</details>"
+    title = f"commands, commits and environments ({len(runs)})"
+    return f"<details><summary>{title}</summary>{inner}</details>"
 
 
 def study_body(study: Study, drawing: str | None) -> list[str]:

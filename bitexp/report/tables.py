@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bitexp.console import size
+from bitexp.console import amount, size
 from bitexp.report.axes import DATA
 from bitexp.report.compare import BASELINE, Cell, Comparison, Row
 from bitexp.report.energy import NODE, PICOJOULES, shown
@@ -135,6 +135,8 @@ def precision_table(found: Comparison) -> Table:
     if any(len(row.cells) > 1 for row in rows):
         columns.append(numeric("settings", "settings", lambda row: len(row.cells), "d"))
         columns.append(numeric(f"within {found.tolerance:.2g}", "robust", lambda row: row.robust, ".0%"))
+    if axes.apart:
+        columns.append(numeric("parameters", "parameters", parameters, amount))
     unit = str(rows[0].cell.runs[0].result.get("unit", "inputs")).removesuffix("s")
     return Table("Precisions", (*columns, *cost_columns(unit)), rows, caption(found), members)
 
@@ -275,6 +277,11 @@ def bytes_table(found: Comparison) -> Table | None:
     columns = (numeric("bytes at most", "bytes", lambda budget: budget, size), *map(column, names))
     budgets = tuple(sorted({total(row) for row in rows}))
     return Table("Equal bytes", columns, budgets, f"{found.metric} of the best network that fits.")
+
+
+def parameters(row: Row) -> float | None:
+    """All weights of the network, quantized or not."""
+    return row.cell.metric("size/total_weights")
 
 
 def total(row: Row) -> float:

@@ -7,6 +7,7 @@ import csv
 import io
 import itertools
 import re
+import shlex
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import pytest
 from PIL import Image
 
 import bitexp.report.__main__ as program
+from bitexp.report.runs import read_runs
 
 Write = Callable[..., Path]
 HOSTILE = "\"><img src=x onerror=alert(1)><script>alert(2)</script>$x^2$</style>'&amp;{{7*7}}"
@@ -244,5 +246,7 @@ def test_real_runs_are_reported(command: Any, small: Any, outputs: Path, report:
     table = [line for line in ended.out.splitlines() if "±" in line]
     assert table
     assert all(line in said.out.splitlines() for line in table)  # one source of the numbers
-    text = Page(outputs / "report" / "index.html").text
-    assert "python -m bitexp" in text
+    run = read_runs([outputs])[0][0]
+    assert run.command in Page(outputs / "report" / "index.html").text
+    again = command(*shlex.split(run.command)[3:])
+    assert "finished before; nothing was trained" in again.out
