@@ -49,7 +49,8 @@ details{margin:.5rem 0}
 @page{size:landscape;margin:12mm}
 body{max-width:none;padding:0;font-size:11px}
 .scroll,figure,pre{overflow:visible;max-height:none}
-table{font-size:7.4px}th,td{padding:.15rem .25rem}td,td.wrap{white-space:normal;min-width:0}td.n{white-space:nowrap}
+table{font-size:7.4px}th,td{padding:.15rem .25rem}td,td.wrap{white-space:normal;min-width:0}
+td.n{white-space:nowrap}
 .note,figcaption{font-size:9px}
 figure,tr{break-inside:avoid}h2,h3{break-after:avoid}a{color:inherit}
 figure svg{min-width:0;width:auto;max-height:7cm}figure{margin:.2rem 0 .6rem}
