@@ -16,8 +16,8 @@ from bitexp.report.compare import Comparison
 from bitexp.report.runs import Problem
 from bitexp.report.tables import plain
 
-ENOUGH = 8
-"""Trials below which no importance is computed."""
+ENOUGH = 20
+"""Trials below which no importance is computed: it compares the best tenth with the rest."""
 
 
 @dataclass(frozen=True)

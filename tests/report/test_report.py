@@ -57,7 +57,7 @@ class Page(HTMLParser):
 def reported(make_run: Write, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A report over a grid of rates and decays, with curves and diagnostics; and what was said."""
     draw, folder = np.random.default_rng(0), tmp_path_factory.mktemp("runs")
-    settings = itertools.product(("full", "binary"), (0.001, 0.01), (0.0, 0.1), (0, 1))
+    settings = itertools.product(("full", "binary"), (0.001, 0.002, 0.005, 0.01, 0.02), (0.0, 0.1), (0, 1))
     for number, (quantizer, lr, decay, seed) in enumerate(settings):
         score = float(draw.uniform(0.8, 0.9))
         keys = {"optimizer__lr": lr, "optimizer__weight_decay": decay}
@@ -78,7 +78,7 @@ def reported(make_run: Write, tmp_path_factory: pytest.TempPathFactory) -> tuple
 def test_the_page_and_its_files(reported: tuple[Path, str]) -> None:
     folder, said = reported
     assert "within 0.01" in said
-    assert f"16 runs, 0 of them not finished. Report: {folder}/report/index.html" in said
+    assert f"40 runs, 0 of them not finished. Report: {folder}/report/index.html" in said
     page = Page(folder / "report" / "index.html")
     titles = ("All settings", "Robustness", "Pareto", "PED-ANOVA", "Learning curves", "by layer", "Timeline")
     for title in titles:
