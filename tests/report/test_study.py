@@ -65,8 +65,8 @@ def test_few_trials_or_many_objectives_have_no_importance(outputs: Path) -> None
 
 
 def test_importance_over_a_grid(write_run: Callable[..., Path], outputs: Path) -> None:
-    for lr in (0.001, 0.01, 0.1, 1.0):
-        for decay in (0.0, 0.1, 0.2, 0.3, 0.4):
+    for lr in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0):
+        for decay in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):
             write_run("full", 0, lr / 2 + decay / 100, optimizer__lr=lr, optimizer__weight_decay=decay)
     (found,) = compare(read_runs([outputs])[0])
     shares = grid_importance(found)
