@@ -58,10 +58,10 @@ def new(width: float, height: float, rows: int = 1, columns: int = 1, **options:
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def logarithmic(axis: Any, write: Callable[[float], str] = "{:g}".format) -> None:
+def logarithmic(axis: Any, write: Callable[[float], str] = "{:g}".format, small: bool = False) -> None:
     """A logarithmic axis whose labels are plain numbers, as many as a range of any size needs."""
     low, high = axis.get_view_interval()
-    decades = math.log10(high / low) if 0 < low < high else 1
+    decades = (2 if small else 1) * math.log10(high / low) if 0 < low < high else 1
     steps = (1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 3 else (1.0,)
     axis.set_major_locator(LogLocator(subs=steps, numticks=12))
     axis.set_minor_locator(NullLocator())

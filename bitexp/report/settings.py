@@ -54,7 +54,9 @@ def heat(found: Comparison, failed: Sequence[Run]) -> Figure | None:
     grid = len(xs) <= ENTRIES and len(ys) <= ENTRIES
     width = max(1.9, 0.4 + 0.42 * len(xs)) if grid else 2.8
     height = max(1.5, 0.8 + 0.32 * len(ys)) if grid else 2.6
-    drawing, panels = figure.new(width * across + 0.9, height * down + 0.5, down, across)
+    drawing, panels = figure.new(
+        width * across + 0.9, height * down + 0.5, down, across, sharex=True, sharey=True
+    )
     scores = [cell.chosen_by for cell in cells]
     scale = Normalize(min(scores), max(scores))
     image: Any = None
@@ -157,7 +159,8 @@ def points(
         numbers = [v for v in found_values if isinstance(v, int | float)]
         if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 20:
             set_scale("log")
-            figure.logarithmic(panel.xaxis if set_scale == panel.set_xscale else panel.yaxis)
+            axis = panel.xaxis if set_scale == panel.set_xscale else panel.yaxis
+            figure.logarithmic(axis, small=True)
     return image
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,28 +112,35 @@ def importance(study: Any) -> dict[str, float]:
 def grid_importance(found: Comparison) -> dict[str, float]:
     """The same for what a comparison varied: precision, network, setting; each run is a trial."""
     import optuna
-    from optuna.distributions import CategoricalDistribution
 
     axes = found.axes
     keys = ("precision", *axes.apart, *axes.variant, *axes.tuned)
-    rows = [
-        (dict(zip(keys, (c.precision, *c.apart, *c.variant, *c.tuned), strict=True)), c.chosen_by)
-        for c in found.cells
+    settings = [
+        dict(zip(keys, (c.precision, *c.apart, *c.variant, *c.tuned), strict=True)) for c in found.cells
     ]
-    kinds = {key: sorted({plain(setting[key]) for setting, _ in rows}) for key in keys}
-    kinds = {key: words for key, words in kinds.items() if len(words) > 1}
-    if len(rows) < ENOUGH or len(kinds) < 2:
+    varied = [key for key in keys if len({plain(setting[key]) for setting in settings}) > 1]
+    kinds = {key: kind([setting[key] for setting in settings]) for key in varied}
+    if len(settings) < ENOUGH or len(kinds) < 2:
         return {}
     with quiet():
         study = optuna.create_study(direction="maximize" if found.sign > 0 else "minimize")
-        distributions = {key: CategoricalDistribution(words) for key, words in kinds.items()}
-        for setting, value in rows:
-            parameters = {key: plain(setting[key]) for key in kinds}
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params=parameters,
-                    distributions=distributions,  # type: ignore[arg-type]
-                    value=value,
-                )
-            )
+        for setting, cell in zip(settings, found.cells, strict=True):
+            params = {key: as_parameter(setting[key], kinds[key]) for key in kinds}
+            trial = optuna.trial.create_trial(params=params, distributions=kinds, value=cell.chosen_by)
+            study.add_trial(trial)
     return importance(study)
+
+
+def kind(values: Sequence[Any]) -> Any:
+    """The distribution of an axis: of numbers, logarithmic where they span decades, or of words."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        low, high = min(values), max(values)
+        return FloatDistribution(low, high, log=low > 0 and high / low > 20)
+    return CategoricalDistribution(sorted({plain(value) for value in values}))
+
+
+def as_parameter(value: Any, distribution: Any) -> Any:
+    """A value as its distribution has it."""
+    return plain(value) if hasattr(distribution, "choices") else float(value)

@@ -73,12 +73,12 @@ def word(title: str, key: str, value: Callable[[Any], Any]) -> Column:
 
 
 def plain(value: Any) -> str:
-    """A value of a config as one would type it."""
+    """A value of a config for people: as one would type it, to four digits."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def p_text(p: float) -> str:
