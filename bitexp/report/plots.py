@@ -161,6 +161,8 @@ def lines(
         if metric in logarithmic and positive:
             panel.set_yscale("log")
             figure.logarithmic(panel.yaxis)
+        if metric == "quant/zero_fraction":
+            panel.set_ylim(0, max(0.1, panel.get_ylim()[1]))
         panel.set_title(metric)
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(ticks(4))

@@ -51,7 +51,8 @@ def heat(found: Comparison, failed: Sequence[Run]) -> Figure | None:
     down = -(-len(rows) // across)
     cells = [cell for row in rows for cell in row.cells]
     xs, ys = (ordered(cells, place) for place in (x, y))
-    grid = len(xs) <= ENTRIES and len(ys) <= ENTRIES
+    filled = len({(cell.tuned[x], cell.tuned[y]) for cell in cells})
+    grid = max(len(xs), len(ys)) <= ENTRIES and 2 * filled >= len(xs) * len(ys)
     width = max(1.9, 0.4 + 0.42 * len(xs)) if grid else 2.8
     height = max(1.5, 0.8 + 0.32 * len(ys)) if grid else 2.6
     drawing, panels = figure.new(
@@ -120,7 +121,11 @@ def squares(
         if setting[x] in xs and setting[y] in ys and (setting[x], setting[y]) not in best:
             spot = (xs.index(setting[x]) + 0.5, ys.index(setting[y]) + 0.5)
             panel.text(*spot, "×", ha="center", va="center", color=STATES["failed"])
-    panel.set_xticks([i + 0.5 for i in range(len(xs))], [plain(a) for a in xs], rotation=90 * (len(xs) > 6))
+    panel.set_xticks(
+        [i + 0.5 for i in range(len(xs))],
+        [plain(a) for a in xs],
+        rotation=90 * any(len(plain(a)) > 6 for a in xs),
+    )
     panel.set_yticks([j + 0.5 for j in range(len(ys))], [plain(b) for b in ys])
     panel.grid(False)
     panel.tick_params(length=0)
