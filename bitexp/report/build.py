@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitexp.files import write_atomic
-from bitexp.report import figure, plots, settings, tables
+from bitexp.report import figure, plots, sweep_plots, tables
 from bitexp.report.compare import Comparison, compare
 from bitexp.report.energy import SOURCE
 from bitexp.report.page import Section, page
 from bitexp.report.runs import Problem, Run
 from bitexp.report.study import Study, grid_importance
-from bitexp.report.tables import LONG, SHORT
+from bitexp.report.table import LONG, SHORT
 from bitexp.report.views import comma_separated, inline, latex, markdown
+from bitexp.report.words import verdict
 
 QUALITY = (
     "Quality against cost: a ring marks what no other beats at its cost or less (the Pareto front); bars are "
@@ -52,10 +53,10 @@ def build(
     with figure.style():
         sections = [section(part, name, unfinished, out) for part, name in zip(found, names, strict=True)]
         drawn = [
-            (study, draw(settings.importance_bars(study.importance), out, f"study-{number}"))
+            (study, draw(sweep_plots.importance_bars(study.importance), out, f"study-{number}"))
             for number, study in enumerate(studies)
         ]
-        trials = draw(settings.timeline(runs), out, "timeline")
+        trials = draw(sweep_plots.timeline(runs), out, "timeline")
     text = page(sections, drawn, trials, unfinished, problems, out, refresh)
     write_atomic(out / "report.md", document(sections, unfinished, problems).encode())
     write_atomic(out / "index.html", text.encode())
@@ -81,8 +82,8 @@ def section(found: Comparison, name: str, unfinished: Sequence[Run], out: Path) 
     lost = [run for run in unfinished if run.name == found.name and run.status == "failed"]
     drawings = {
         "quality": (plots.quality(found), QUALITY),
-        "settings": (settings.heat(found, lost) or settings.sweep_lines(found), robustness(found)),
-        "importance": (settings.importance_bars(grid_importance(found)), IMPORTANCE),
+        "settings": (sweep_plots.heat(found, lost) or sweep_plots.sweep_lines(found), robustness(found)),
+        "importance": (sweep_plots.importance_bars(grid_importance(found)), IMPORTANCE),
         "curves": (plots.curves(found), CURVES),
         "quantization": (plots.diagnostics(found), QUANTIZATION),
         "layers": (plots.layers(found), "The same by layer, at the end of training."),
@@ -113,7 +114,7 @@ def document(sections: Sequence[Section], unfinished: Sequence[Run], problems: S
     """The tables as one Markdown file."""
     lines = ["# Which precision wins, and at what cost?", ""]
     for part in sections:
-        lines += [f"## {inline(part.found.name)}", "", inline(tables.verdict(part.found)), ""]
+        lines += [f"## {inline(part.found.name)}", "", inline(verdict(part.found)), ""]
         for table in part.tables:
             lines += [f"### {table.title}", "", markdown(table.shown(LONG)), ""]
     if sections:

@@ -13,8 +13,9 @@ from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
 from bitexp.report.runs import Problem, Run
 from bitexp.report.study import Study
-from bitexp.report.tables import LONG, SHORT, Table, plain, verdict, word
+from bitexp.report.table import LONG, SHORT, Table, plain, word
 from bitexp.report.views import comma_separated, escape, latex, markdown, web
+from bitexp.report.words import verdict
 
 CSS = """
 *{box-sizing:border-box}

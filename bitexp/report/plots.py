@@ -15,7 +15,7 @@ from bitexp.report.axes import DATA
 from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE, shown
 from bitexp.report.runs import Run
-from bitexp.report.tables import plain
+from bitexp.report.table import plain
 
 SHOWN = 12
 """Rows that one plot can tell apart."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from bitexp.report.compare import Comparison
 from bitexp.report.runs import Problem
-from bitexp.report.tables import plain
+from bitexp.report.table import plain
 
 ENOUGH = 20
 """Trials below which no importance is computed: it compares the best tenth with the rest."""

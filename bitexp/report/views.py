@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from bitexp.report.runs import Run
-from bitexp.report.tables import Table
+from bitexp.report.table import Table
 
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",

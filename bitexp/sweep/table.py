@@ -14,7 +14,9 @@ from rich.table import Table as RichTable
 from bitexp.console import Report
 from bitexp.report.compare import compare
 from bitexp.report.runs import Run, job_records, job_run, read_run
-from bitexp.report.tables import SHORT, Table, precision_table, setting_table, verdict
+from bitexp.report.table import SHORT, Table
+from bitexp.report.tables import precision_table, setting_table
+from bitexp.report.words import verdict
 
 LISTED = 24
 """Up to so many settings are listed one by one; the report has all of them."""

@@ -14,7 +14,8 @@ from bitexp.report.compare import Comparison, compare
 from bitexp.report.energy import PICOJOULES, energy, shown
 from bitexp.report.runs import read_runs
 from bitexp.report.stats import holm, paired
-from bitexp.report.tables import bytes_table, caption, precision_table, setting_table
+from bitexp.report.tables import bytes_table, precision_table, setting_table
+from bitexp.report.words import caption
 
 Write = Callable[..., Path]
 

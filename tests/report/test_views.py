@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from bitexp.report.tables import FILE, LONG, SHORT, Column, Table, numeric, word
+from bitexp.report.table import FILE, LONG, SHORT, Column, Table, numeric, word
 from bitexp.report.views import comma_separated, latex, markdown, web
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)

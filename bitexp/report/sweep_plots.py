@@ -15,7 +15,7 @@ from bitexp.report.axes import values
 from bitexp.report.compare import Cell, Comparison, Row, sortable
 from bitexp.report.plots import label, legend, ticks
 from bitexp.report.runs import Run
-from bitexp.report.tables import plain
+from bitexp.report.table import plain
 
 FACETS = 12
 """Heat maps in one figure."""
