@@ -15,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from bitexp.cli import guarded
-from bitexp.console import Report
+from bitexp.cli import Progress, guarded
+from bitexp.console import Report, error
 from bitexp.errors import UserError
 
 
@@ -49,12 +49,15 @@ def run(options: argparse.Namespace) -> None:
     if not options.watch:
         make(paths, options, Report())
         return
+    from bitexp.report.runs import NoRuns
+
     seen: object = None
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             if (now := state(paths)) != seen:
-                make(paths, options, Report())
-                Report().line("Waiting for more; Ctrl-C ends it.")
+                with contextlib.suppress(NoRuns):
+                    make(paths, options, Report())
+                Report().line("Waiting for runs; Ctrl-C ends it.")
                 seen = now
             time.sleep(options.every)
 
@@ -83,8 +86,8 @@ def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None
         refresh = 2 * options.every if options.watch else None
         try:
             written = build(runs, [*problems, *damaged], studies, out, options.tolerance, refresh)
-        except OSError as error:
-            raise UserError(f"{out} cannot be written: {error}. --out names another folder") from None
+        except OSError as refusal:
+            raise UserError(f"{out} cannot be written: {refusal}. --out names another folder") from None
     tell(report, runs)
     unfinished = sum(not one.finished for one in runs)
     for problem in (*problems, *damaged):
@@ -98,10 +101,20 @@ def place(path: Path) -> Path:
     return (path.absolute().parent if is_run else path) / "report"
 
 
+def work(options: argparse.Namespace) -> None:
+    """Tells what the user can mend; anything else is a fault of ours and shows itself."""
+    Progress.started = True
+    try:
+        run(options)
+    except UserError as problem:
+        error(str(problem))
+        Progress.note(2)
+
+
 def main() -> None:
-    """`python -m bitexp.report`."""
+    """`python -m bitexp.report`. Exit codes: 0 written, 2 bad input."""
     options = arguments()
-    sys.exit(guarded(lambda: run(options)))
+    sys.exit(guarded(lambda: work(options)))
 
 
 if __name__ == "__main__":

@@ -121,6 +121,10 @@ class Run:
         return found
 
 
+class NoRuns(UserError):
+    """There is nothing to compare, yet."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What could not be read, or did not become a run at all, and why."""
@@ -155,7 +159,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
     copies of a run the one that is finished counts.
 
     Raises:
-        UserError: a path does not exist, or there is no run anywhere.
+        UserError: a path does not exist; NoRuns: there is no run anywhere.
     """
     runs: dict[tuple[str, str, str], Run] = {}
     problems: list[Problem] = []
@@ -176,7 +180,7 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
             if key not in runs or (run.finished and not runs[key].finished):
                 runs[key] = run
     if not runs and not problems:
-        raise UserError(
+        raise NoRuns(
             f"no runs in {', '.join(map(str, paths))}: looked for folders with a config.yaml or a "
             "result.json at any depth, as `python -m bitexp` leaves them in outputs/EXPERIMENT/ID"
         )

@@ -220,8 +220,9 @@ def test_the_report_of_one_run_lies_beside_it(write_run: Write, report: Any) -> 
 def test_watching_writes_again_when_a_run_ends(
     write_run: Write, outputs: Path, report: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_run("full", 0, 0.9)
-    waits = iter([lambda: None, lambda: write_run("binary", 0, 0.8), lambda: None])
+    outputs.mkdir()  # empty at first: the sweep is about to begin
+    runs = [("full", 0, 0.9), None, ("binary", 0, 0.8), None]
+    waits = iter([(lambda run=run: run and write_run(*run)) for run in runs])
 
     def sleep(seconds: float) -> None:
         assert seconds == 7
