@@ -73,12 +73,19 @@ def plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def axis_columns(keys: Sequence[str], part: Callable[[Any], Sequence[Any]]) -> list[Column]:
-    """A column for each axis of a setting."""
-    return [
-        word(title(key, keys), key, lambda item, i=i: part(item)[i])  # type: ignore[misc]
-        for i, key in enumerate(keys)
-    ]
+def axis_columns(
+    keys: Sequence[str], part: Callable[[Any], Sequence[Any]], items: Sequence[Any]
+) -> list[Column]:
+    """A column for each axis of a setting; numbers stand on the right."""
+
+    def column(place: int, key: str) -> Column:
+        def value(item: Any) -> Any:
+            return part(item)[place]
+
+        numbers = all(isinstance(value(item), int | float) for item in items)
+        return replace(word(title(key, keys), key, value), number=numbers)
+
+    return [column(place, key) for place, key in enumerate(keys)]
 
 
 def title(key: str, keys: Sequence[str]) -> str:

@@ -21,10 +21,10 @@ def precision_table(found: Comparison) -> Table:
     own = {"optimizer.lr": "lr", "optimizer.weight_decay": "weight decay"}
     columns = [
         word("precision", "precision", lambda row: row.cell.precision),
-        *axis_columns(axes.apart, lambda row: row.cell.apart),
-        *axis_columns(axes.variant, lambda row: row.cell.variant),
+        *axis_columns(axes.apart, lambda row: row.cell.apart, rows),
+        *axis_columns(axes.variant, lambda row: row.cell.variant, rows),
         *score_columns(found.metric),
-        *axis_columns(axes.tuned, lambda row: row.cell.tuned),
+        *axis_columns(axes.tuned, lambda row: row.cell.tuned, rows),
         *(setting_column(title, key) for key, title in own.items() if key not in axes.tuned),
     ]
     if any(row.cell.result("lr_decay_sum") for row in rows):
@@ -102,13 +102,14 @@ def setting_table(found: Comparison) -> Table:
     validated = found.metric.replace("test/", "val/")
     columns = [
         word("precision", "precision", lambda cell: cell.precision),
-        *(column for keys, name in ((axes.apart, "apart"), (axes.variant, "variant"), (axes.tuned, "tuned"))
-          for column in axis_columns(keys, lambda cell, name=name: getattr(cell, name))),  # type: ignore[misc]
+        *axis_columns(axes.apart, lambda cell: cell.apart, found.cells),
+        *axis_columns(axes.variant, lambda cell: cell.variant, found.cells),
+        *axis_columns(axes.tuned, lambda cell: cell.tuned, found.cells),
         numeric(validated, validated, lambda cell: cell.validated, ".4f"),
         Column(found.metric, found.metric, mean_text, lambda cell: cell.score.mean),
         numeric("seeds", "seeds", lambda cell: cell.score.seeds, "d"),
         numeric(LR_DECAY, "lr_decay_sum", lambda cell: cell.result("lr_decay_sum"), ".3g"),
-    ]  # fmt: skip
+    ]
     return Table("All settings", tuple(columns), tuple(found.cells), links=members)
 
 
