@@ -78,6 +78,7 @@ def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None
         from bitexp.report.build import build
         from bitexp.report.runs import read_runs
         from bitexp.report.study import read_studies
+        from bitexp.report.table import one_line
         from bitexp.sweep.table import tell
 
         runs, problems = read_runs(paths)
@@ -91,7 +92,7 @@ def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None
     tell(report, runs)
     unfinished = sum(not one.finished for one in runs)
     for problem in (*problems, *damaged):
-        report.line(f"not read: {problem.path}: {problem.reason}")
+        report.line(one_line(f"not read: {problem.path}: {problem.reason}"))
     report.line(f"{len(runs)} runs, {unfinished} of them not finished. Report: {written}")
 
 

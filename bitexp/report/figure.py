@@ -6,7 +6,8 @@ import contextlib
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,13 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return {BASELINE: PRECISIONS[0], "full_norm": PRECISIONS[1], **found}
 
 
-def style() -> contextlib.AbstractContextManager[None]:
-    """In it figures are drawn in the house style, and a `$` in a name is no formula."""
-    return matplotlib.rc_context(STYLE)
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """In it figures are drawn in the house style, a `$` in a name is no formula, and any letter will do."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a browser has another font
+        warnings.filterwarnings("ignore", "constrained_layout not applied")  # names of any length
+        yield
 
 
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
@@ -75,6 +80,7 @@ def svg(figure: Figure, name: str) -> str:
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]", " ", text)  # a name may hold what XML may not
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(
         r'\bid="(figure|axes|patch|text|line2d|legend|xtick|ytick|matplotlib[.]axis|[A-Za-z]+Collection)_\d+"',

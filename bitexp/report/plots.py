@@ -15,7 +15,7 @@ from bitexp.report.axes import DATA
 from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE, shown
 from bitexp.report.runs import Run
-from bitexp.report.table import plain
+from bitexp.report.table import one_line, plain
 
 SHOWN = 12
 """Rows that one plot can tell apart."""
@@ -31,10 +31,10 @@ def label(found: Comparison, cell: Cell) -> str:
     """A cell's precision, with what else tells rows apart."""
     keys = (*found.axes.apart, *found.axes.variant)
     words = [
-        f"{'data' if key == DATA else key.rpartition('.')[2]}={plain(value)}"
+        f"{'data' if key == DATA else key.rpartition('.')[2]}={short(plain(value))}"
         for key, value in zip(keys, (*cell.apart, *cell.variant), strict=True)
     ]
-    return ", ".join([cell.precision, *words])
+    return one_line(", ".join([cell.precision, *words]))
 
 
 def looks(found: Comparison) -> Callable[[Row], dict[str, Any]]:
@@ -218,7 +218,7 @@ def ticks_any(count: int) -> Any:
 
 
 def short(name: str) -> str:
-    """A layer's name, its middle left out where it is long."""
+    """A name, its middle left out where it is long."""
     return name if len(name) <= 32 else f"{name[:14]}…{name[-16:]}"
 
 

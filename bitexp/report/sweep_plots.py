@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bitexp.report import figure
 from bitexp.report.axes import values
 from bitexp.report.compare import Cell, Comparison, Row, sortable
-from bitexp.report.plots import label, legend, ticks
+from bitexp.report.plots import label, legend, short, ticks
 from bitexp.report.runs import Run
 from bitexp.report.table import plain
 
@@ -123,10 +123,10 @@ def squares(
             panel.text(*spot, "×", ha="center", va="center", color=STATES["failed"])
     panel.set_xticks(
         [i + 0.5 for i in range(len(xs))],
-        [plain(a) for a in xs],
+        [short(plain(a)) for a in xs],
         rotation=90 * any(len(plain(a)) > 6 for a in xs),
     )
-    panel.set_yticks([j + 0.5 for j in range(len(ys))], [plain(b) for b in ys])
+    panel.set_yticks([j + 0.5 for j in range(len(ys))], [short(plain(b)) for b in ys])
     panel.grid(False)
     panel.tick_params(length=0)
     for side in ("left", "bottom"):
@@ -182,7 +182,7 @@ def sweep_lines(found: Comparison) -> Figure | None:
         xs = [cell.tuned[0] for cell in cells]
         numbers = numbers and all(isinstance(x, int | float) and x > 0 for x in xs)
         panel.errorbar(
-            xs if numbers else [plain(x) for x in xs], [cell.chosen_by for cell in cells], marker="o",
+            xs if numbers else [short(plain(x)) for x in xs], [cell.chosen_by for cell in cells], marker="o",
             markersize=4, color=colours[row.cell.precision], label=label(found, row.cell),
         )  # fmt: skip
     if numbers:
@@ -202,7 +202,10 @@ def importance_bars(parts: dict[str, float]) -> Figure | None:
     drawing, axes = figure.new(6.2, 0.9 + 0.3 * len(items))
     panel = axes[0, 0]
     panel.barh(
-        [name for name, _ in items], [share for _, share in items], color=figure.PRECISIONS[2], height=0.6
+        [short(name) for name, _ in items],
+        [share for _, share in items],
+        color=figure.PRECISIONS[2],
+        height=0.6,
     )
     for place, (_, share) in enumerate(items):
         panel.text(share, place, f" {share:.2f}", va="center", color=figure.INK, fontsize=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -46,7 +47,7 @@ class Table:
 
     def texts(self) -> list[list[str]]:
         """All cells as text."""
-        return [[column.text(item) for column in self.columns] for item in self.items]
+        return [[one_line(column.text(item)) for column in self.columns] for item in self.items]
 
     def values(self) -> list[dict[str, Any]]:
         """All cells as values by the name of their column."""
@@ -62,6 +63,11 @@ def numeric(title: str, key: str, value: Callable[[Any], Any], form: Any, level:
 def word(title: str, key: str, value: Callable[[Any], Any]) -> Column:
     """A column of words."""
     return Column(title, key, lambda item: plain(value(item)), value, number=False)
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and control characters, which a terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
 
 
 def plain(value: Any) -> str:

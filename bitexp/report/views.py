@@ -9,18 +9,13 @@ import re
 from collections.abc import Callable, Sequence
 
 from bitexp.report.runs import Run
-from bitexp.report.table import Table
+from bitexp.report.table import Table, one_line
 
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
     "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "±": r"$\pm$", "µ": r"\textmu{}",
     "<": r"$<$", ">": r"$>$",
 }  # fmt: skip
-
-
-def one_line(text: str) -> str:
-    """Without line breaks and control characters."""
-    return re.sub(r"[\x00-\x1f\x7f\u2028\u2029]+", " ", text)
 
 
 def inline(text: str) -> str:

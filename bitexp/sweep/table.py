@@ -14,7 +14,7 @@ from rich.table import Table as RichTable
 from bitexp.console import Report
 from bitexp.report.compare import compare
 from bitexp.report.runs import Run, job_records, job_run, read_run
-from bitexp.report.table import SHORT, Table
+from bitexp.report.table import SHORT, Table, one_line
 from bitexp.report.tables import precision_table, setting_table
 from bitexp.report.words import verdict
 
@@ -53,14 +53,14 @@ def tell(report: Report, runs: list[Run]) -> None:
             report.table(rich_table(setting_table(found).shown(SHORT)))
         table = precision_table(found).shown(SHORT)
         report.table(rich_table(table))
-        report.line(f"{verdict(found)} {table.caption}")
+        report.line(one_line(f"{verdict(found)} {table.caption}"))
 
 
 def rich_table(table: Table) -> RichTable:
     """A table of the report for a terminal."""
     out = RichTable(box=box.SIMPLE_HEAD)
     for column in table.columns:
-        out.add_column(column.title, justify="right" if column.number else "left")
+        out.add_column(escape(one_line(column.title)), justify="right" if column.number else "left")
     for row in table.texts():
         out.add_row(*map(escape, row))
     return out

@@ -146,6 +146,22 @@ def test_hostile_names_and_configs_stay_text(write_run: Write, outputs: Path, re
         assert not [node for node in tree.iter() if node.tag.endswith("script")]
 
 
+def test_a_terminal_obeys_no_name(write_run: Write, outputs: Path, report: Any) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m[bold]x 三值"
+    for value, (lr, decay) in itertools.product((evil, "tame"), ((evil, 0.1), (1, evil), (evil, evil))):
+        path = write_run("full", 0, 0.9, model__hidden=value, optimizer__lr=lr, optimizer__weight_decay=decay)
+        (path / "metrics.csv").write_text(f"s,e,m,v\n1,0,quant/flip_rate,1\n1,0,quant/scale/{evil},1\n")
+    (write_run("binary", 1) / "config.yaml").write_text("\x1b[2J")
+    ended = report(outputs)
+    assert ended.code == 0
+    assert "[bold]x" in ended.out
+    assert not set(ended.out) & {"\x1b", "\x07", "\x9b"}
+    drawings = list((outputs / "report" / "plots").glob("*.svg"))
+    assert len(drawings) > 3
+    for path in drawings:
+        ET.parse(path)
+
+
 def test_what_did_not_finish_or_cannot_be_read_is_listed(
     write_run: Write, outputs: Path, report: Any
 ) -> None:
