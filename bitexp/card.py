@@ -11,6 +11,7 @@ from bitexp.build import Parts
 from bitexp.console import amount, duration, size
 from bitexp.files import write_atomic
 from bitexp.narrate import data_line, model_line, quantizer_line, shown, train_line
+from bitexp.report.runs import Run, read_run
 from bitexp.settings import Settings
 from bitexp.tasks import TASKS
 from bitexp.track.folder import RunFolder
@@ -63,6 +64,9 @@ def card(settings: Settings, parts: Parts, folder: RunFolder, result: Mapping[st
         lines += [f"## {title}", "", *([*items] if title == "Metrics" else [f"- {i}" for i in items]), ""]
     use = TASKS.get(settings.task.name).use
     again = ["## How it was made", "", *fenced(made["command"])]
+    alone = read_run(folder.path)
+    if isinstance(alone, Run) and alone.command != made["command"]:
+        again += ["", "By itself, whatever sweep it was part of:", "", *fenced(alone.command)]
     if use:
         again += ["", "## How to use it", "", *fenced(use.format(folder=shown(folder.path)))]
     return "\n".join([*lines, *again, ""])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import bitexp.run
 from bitexp.card import NAME, fenced
@@ -18,6 +20,7 @@ def test_a_run_ends_with_a_card(train: Any) -> None:
     metrics = outcome.result["metrics"]
     accuracy = f"{metrics['test/accuracy']:.6g}"
     made = json.loads((outcome.folder / "provenance.json").read_text())["attempts"][-1]
+    typed = (outcome.folder / "overrides.yaml").read_text()
     for words in (
         "# first_steps, binary, seed 0",
         f"| test/accuracy | {accuracy} | {accuracy} |",
@@ -28,6 +31,7 @@ def test_a_run_ends_with_a_card(train: Any) -> None:
         "Shortened by trainer.train_batches and trainer.eval_batches.",
         f"```bash\n{made['command']}\n```",
         "int8 add",
+        f"part of:\n\n```bash\npython -m bitexp {shlex.join(yaml.safe_load(typed))}\n```",
     ):
         assert words in text
 
