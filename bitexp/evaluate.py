@@ -15,13 +15,15 @@ import torch
 from bitexp.build import Parts
 from bitexp.callbacks.checkpoints import damage, load_checkpoint
 from bitexp.callbacks.progress import measured
+from bitexp.cost import costs
 from bitexp.description import Description
 from bitexp.errors import UserError
 from bitexp.files import write_atomic
 from bitexp.kernels.frozen import freeze
 from bitexp.kernels.reference import Reference
 from bitexp.packed import load_packed, save_packed, sizes
-from bitexp.quant.linear import set_lambda
+from bitexp.quant.linear import set_lambda, set_product
+from bitexp.quant.product import float_product
 from bitexp.settings import Settings
 from bitexp.tasks import Task
 from bitexp.track.folder import RunFolder
@@ -73,6 +75,16 @@ def evaluate(settings: Settings, parts: Parts, folder: RunFolder) -> dict[str, f
     metrics |= {name.replace("test/", "test_packed/"): value for name, value in packed.items()}
     metrics |= {f"size/{name}": float(value) for name, value in sizes(folder.packed).items()}
     return metrics
+
+
+def measured_costs(parts: Parts) -> dict[str, float]:
+    """Operations, weights and memory of the trained model, on one sample of the test set."""
+    inputs, targets = (tensor[:1] for tensor in next(iter(parts.data.test_dataloader())))
+    model = copy.deepcopy(parts.task.model).cpu().eval()
+    set_product(model, float_product)  # the kernel's own may need a GPU
+    amount = parts.task.amount((inputs, targets))
+    with torch.compiler.set_stance("force_eager"):
+        return costs(model, inputs, parts.conversion.body, amount, parts.data.batch_size)
 
 
 def test(settings: Settings, task: Task, data: pl.LightningDataModule) -> dict[str, float]:

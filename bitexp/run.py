@@ -19,9 +19,10 @@ from bitexp.callbacks.checkpoints import BEST, LAST, latest_checkpoint
 from bitexp.callbacks.guard import Diverged, Signals, Stopped
 from bitexp.callbacks.pruning import Judge
 from bitexp.callbacks.schedule import lr_decay_sum
+from bitexp.card import write_card
 from bitexp.console import Report
 from bitexp.errors import Pruned, UserError, describe_crash
-from bitexp.evaluate import described, evaluate, restore
+from bitexp.evaluate import described, evaluate, measured_costs, restore
 from bitexp.files import write_json
 from bitexp.fit import Fit
 from bitexp.narrate import closing, header, setting_changes, shown
@@ -145,7 +146,7 @@ def attempt_run(
             fit = Fit(settings, parts, folder, report, signals, wandb_logger, metric, judge)
             fit.run(checkpoint)
             signals.check()
-            result |= measure(settings, parts, folder, fit)
+            result |= measure(settings, parts, folder, fit, report)
             signals.check()
             result["status"] = "finished"
     except Stopped as stop:
@@ -168,16 +169,25 @@ def attempt_run(
         folder.finish(result)
     except OSError as error:
         report.line(f"result.json could not be written: {error}")
+    if result["status"] == "finished":
+        try:
+            write_card(settings, parts, folder, result)
+        except Exception as error:  # the result stands without it
+            report.line(f"the model card could not be written: {error}")
     closing(report, settings, folder, result, trained=True)
     return result
 
 
-def measure(settings: Settings, parts: Parts, folder: RunFolder, fit: Fit) -> dict[str, Any]:
+def measure(settings: Settings, parts: Parts, folder: RunFolder, fit: Fit, report: Report) -> dict[str, Any]:
     """Tests the weights that count: the best validation's where one is monitored, else the last."""
     best = folder.checkpoints / BEST
     monitored = settings.callbacks.checkpoint.monitor is not None and best.exists()
     restore(parts, best if monitored else folder.checkpoints / LAST)
     metrics = evaluate(settings, parts, folder)
+    try:
+        metrics |= measured_costs(parts)
+    except Exception as error:  # of whatever model: the result counts more than its costs
+        report.line(f"the costs of an inference could not be measured: {error}")
     validation = fit.metrics.values("val/", fit.checkpoints.best_step if monitored else None)
     for logger in fit.trainer.loggers:
         logger.log_metrics(metrics, fit.trainer.global_step)
@@ -190,6 +200,7 @@ def measure(settings: Settings, parts: Parts, folder: RunFolder, fit: Fit) -> di
         "steps": fit.trainer.global_step,
         "weights": "best validation" if monitored else "last step",
         "kernel": parts.kernel_name,
+        "unit": parts.task.unit,
         "step_ms": fit.metrics.values("time/step_ms").get("time/step_ms"),
     }
 

@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from bitexp.console import Report
+from bitexp.files import write_json, write_yaml
 from bitexp.quant import QUANTIZERS, Quantizer
 from bitexp.settings import QuantizerChoice
 
@@ -269,3 +270,67 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
         return Child(work, tmp_path_factory.mktemp("command") / "child").wait()
 
     return call
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """Writes the folder of a run that never was; `changes` are keys of its config with `__` for dots."""
+
+    def write(
+        path: Path,
+        quantizer: str = "ternary_mean",
+        seed: int = 0,
+        score: float = 0.9,
+        *,
+        validated: float | None = None,
+        typed: Sequence[str] = (),
+        result: dict[str, Any] | None = None,
+        made: dict[str, Any] | None = None,
+        better: str = "max",
+        **changes: Any,
+    ) -> Path:
+        config = copy.deepcopy(composed((f"quantizer={quantizer}",)))
+        config |= {"seed": seed, "name": "made_up"}
+        for key, value in changes.items():
+            *parts, last = key.split("__")
+            node = config
+            for part in parts:
+                node = node[part]
+            node[last] = value
+        path.mkdir(parents=True)
+        body = 524_288 if quantizer.startswith("full") else 26_688
+        metrics = {"test/loss": 1.0, "test/accuracy": score, "test_packed/accuracy": score}
+        metrics |= {"size/body_bytes": float(body), "size/total_bytes": body + 20_000.0}
+        metrics |= {"size/body_weights": 131_072.0, "size/total_weights": 136_010.0}
+        metrics |= {"cost/fp32_add": 1e5, "cost/fp32_mul": 2e5, "cost/int8_add": 2e6, "cost/int8_mul": 0.0}
+        metrics |= {"memory/saved_bytes": 12_492_864.0}
+        metrics |= {} if validated is None else {"val/accuracy": validated}
+        verdict = {"status": "finished", "kind": None, "reason": None, "source": "s", "seconds": 1.0}
+        verdict |= {"metrics": metrics, "headline": "test/accuracy", "better": better, "unit": "images"}
+        verdict |= {
+            "lr_decay_sum": 0.125,
+            "step_ms": 12.5,
+            "steps": 100,
+            "ended": "2026-11-25T10:01:00+00:00",
+        }
+        attempt = {"started": "2026-11-25T10:00:00+00:00", "data": "d", "source": "s", "threads": 1}
+        attempt |= {"git": {"commit": "c0ffee" * 6, "dirty": False}, "versions": {"torch": "2.13.0"}}
+        write_yaml(path / "config.yaml", config)
+        write_yaml(path / "overrides.yaml", [f"quantizer={quantizer}", f"seed={seed}", *typed])
+        write_json(path / "provenance.json", {"attempts": [attempt | (made or {})]})
+        write_json(path / "result.json", verdict | (result or {}))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_run(make_run: Callable[..., Path], outputs: Path) -> Callable[..., Path]:
+    """The same in a folder of its own, below the experiment's, unless `folder` names one."""
+    numbers = itertools.count()
+
+    def write(*values: Any, folder: Path | None = None, **changes: Any) -> Path:
+        place = outputs / changes.get("name", "made_up") / f"run{next(numbers)}"
+        return make_run(folder or place, *values, **changes)
+
+    return write

@@ -321,7 +321,7 @@ def test_a_grid_that_is_killed_twice_runs_every_cell_once(command: Any, small: A
     ended = command(*words)
     assert ended.code == 0, ended.err
     assert "8 jobs: 3 trained, 5 finished before, 0 not finished" in ended.out
-    assert "Each precision's best cell by validation" in ended.out
+    assert "each row is its best setting by validation" in ended.out
     provenance = [json.loads(path.read_text()) for path in outputs.glob("*/*/provenance.json")]
     assert sorted(len(run["attempts"]) for run in provenance) == [1] * 6 + [2] * 2
 

@@ -64,13 +64,18 @@ def own_experiment(folder: Path) -> None:
 
 def other_program(command: Callable[..., Any], module: str, words: list[str]) -> Any:
     """`python -m MODULE WORDS...` in a process of its own."""
-    name = f"{module}.__main__" if module == "bitexp.bench" else module
+    name = f"{module}.__main__" if module in ("bitexp.bench", "bitexp.report") else module
 
     def run() -> None:
         sys.argv = [module, *words]
         importlib.import_module(name).main()
 
     return command("--version", first=run)
+
+
+def interrupt(seconds: float) -> None:
+    """Ctrl-C while nothing happens."""
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("line", [c for c in commands() if "ddp" not in c])
@@ -96,6 +101,18 @@ def test_a_command_of_the_readme_runs(
         words[0] = str(outputs / Path(words[0]).name)
         ended = other_program(command, module, [*words, "--tokens", "8"])
         assert ended.out.startswith(words[words.index("--prompt") + 1])
+    elif module == "bitexp.report":
+        trained = command("-m", "+experiment=vit_ternary", "seed=0,1", "model.depth=1", *TINY)
+        assert trained.code == 0, trained.err
+        words[0] = str(outputs) if words[0] == "outputs" else str(outputs / Path(words[0]).name)
+        if "--watch" in words:
+            monkeypatch.setattr("time.sleep", interrupt)
+        ended = other_program(command, module, words)
+        assert "2 runs, 0 of them not finished" in ended.out
+    elif module == "bitexp.dashboard":
+        words[words.index("--entity") + 1] = "me"
+        ended = other_program(command, module, [*words, "--json", str(tmp_path / "workspace.json")])
+        assert (tmp_path / "workspace.json").exists()
     else:
         overlay = [] if "--cfg" in words else list(TINY)
         overlay += ["seed=0"] if "-m" in words else []
@@ -149,6 +166,20 @@ def test_the_packed_file_is_loaded_as_shown(
     exec(code, names)
     assert names["model"](torch.randn(3, 1, 8, 8)).shape == (3, 10)
     assert set(names["preprocessing"]) >= {"mean", "std", "class_names"}
+
+
+def test_the_notebook_works_as_shown(
+    train: Callable[..., Any], outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train("name=vit_ternary", "quantizer=full")
+    accuracy = train("name=vit_ternary", "seed=1").result["metrics"]["test/accuracy"]
+    assert outputs == tmp_path / "outputs"
+    (code,) = [block for block in blocks("python") if "bitexp.results" in block]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert len(names["runs"]) == len(names["table"]) == 2
+    assert names["data"]["test/accuracy"].sel(precision="ternary_mean", seed=1).item() == accuracy
 
 
 def test_adding_a_quantizer_is_one_class_and_one_yaml(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_the_folder_of_a_run_says_everything(train: Any, small: Any) -> None:
     outcome = train("trainer.log_every=2", "callbacks.checkpoint.monitor=val/accuracy")
     folder, result = outcome.folder, outcome.result
     assert {path.name for path in folder.iterdir()} == {
-        "checkpoints", "config.yaml", "confusion_matrix.csv", "metrics.csv", "model.json",
+        "MODEL_CARD.md", "checkpoints", "config.yaml", "confusion_matrix.csv", "metrics.csv", "model.json",
         "overrides.yaml", "packed.safetensors", "provenance.json", "result.json", "train.log",
     }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result
@@ -153,7 +153,10 @@ def test_the_folder_of_a_run_says_everything(train: Any, small: Any) -> None:
     assert result["step_ms"] > 0
     metrics = ["loss", "accuracy"]
     names = {f"{part}/{name}" for part in ("val", "test", "test_packed") for name in metrics}
-    assert set(result["metrics"]) == names | {"size/body_bytes", "size/total_bytes"}
+    names |= {f"size/{part}_{what}" for part in ("body", "total") for what in ("bytes", "weights")}
+    names |= {f"cost/{kind}_{what}" for kind in ("fp32", "int8") for what in ("add", "mul")}
+    names |= {"cost/body_macs", "cost/total_macs", "memory/saved_bytes"}
+    assert set(result["metrics"]) == names
     assert result["metrics"]["size/total_bytes"] < (folder / "packed.safetensors").stat().st_size
 
     assert yaml.safe_load((folder / "overrides.yaml").read_text())[: len(small)] == list(small)

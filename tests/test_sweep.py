@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import yaml
 from omegaconf import OmegaConf
 
 from bitexp.console import Report
 from bitexp.errors import UserError
-from bitexp.files import write_json, write_yaml
+from bitexp.files import write_json
 from bitexp.sweep.table import summarize
 from bitexp.sweep.tuned import apply_tuned
 
@@ -24,8 +25,8 @@ from bitexp.sweep.tuned import apply_tuned
 
 
 @pytest.fixture
-def record(tmp_path: Path) -> Callable[..., None]:
-    """Writes a job of a multirun, with its run."""
+def record(tmp_path: Path, write_run: Callable[..., Path]) -> Callable[..., None]:
+    """Writes a job of a multirun, with its run; overrides go into its config."""
     numbers = iter(range(1000))
 
     def write(
@@ -46,17 +47,14 @@ def record(tmp_path: Path) -> Callable[..., None]:
             **job,
         }
         if accuracy is not None:
-            metrics = {"test/loss": 1.0, "test/accuracy": accuracy}
-            metrics |= {"size/body_bytes": 26_700.0, "size/total_bytes": 1_234_567.0}
-            run.mkdir(parents=True)
-            result = {"status": "finished", "kind": None, "reason": None, "source": "x", "seconds": 1.0}
-            metrics |= {} if validated is None else {"val/accuracy": validated}
-            result |= {"metrics": metrics, "headline": "test/accuracy", "better": better}
-            result |= {"lr_decay_sum": 0.125, "step_ms": 12.5}
-            write_json(run / "result.json", result)
             typed = dict(word.partition("=")[::2] for word in overrides)
-            optimizer = {"lr": float(typed.get("optimizer.lr", 0.001)), "weight_decay": 0.0}
-            write_yaml(run / "config.yaml", {"quantizer": {"name": "ternary_mean"}, "optimizer": optimizer})
+            quantizer, seed = typed.pop("quantizer", "ternary_mean"), int(typed.pop("seed", 0))
+            changes = {key.replace(".", "__"): yaml.safe_load(value) for key, value in typed.items()}
+            changes["tuned"] = entry["tuned"]
+            write_run(
+                quantizer, seed, accuracy, folder=run, validated=validated, better=better, typed=overrides,
+                **changes,
+            )  # fmt: skip
             entry |= {"status": "finished", "run": str(run), "trained": True, **job}
         (tmp_path / "jobs").mkdir(exist_ok=True)
         write_json(tmp_path / "jobs" / f"{number}.json", entry)
@@ -85,17 +83,23 @@ def test_numbers_are_mean_and_deviation_over_seeds(record: Any, said: Any) -> No
     for quantizer, values in accuracies.items():
         for seed, value in enumerate(values):
             record(f"quantizer={quantizer}", f"seed={seed}", accuracy=value)
-    header, _, full, ternary, caption, count = said()
+    header, _, full, ternary, caption, hint, count = said()
     assert cells(header) == [
-        "precision", "test/accuracy", "vs full", "seeds", "lr", "weight decay", "lr x decay", "body",
-        "total", "ms/step",
+        "precision", "test/accuracy", "vs full", "p (Holm)", "seeds", "lr", "weight decay", "lr x decay",
+        "bits per weight", "body", "total", "energy per image, 45 nm", "ms per step",
     ]  # fmt: skip
     for line, name in ((full, "full"), (ternary, "ternary_mean")):
         values = np.array(accuracies[name])
         assert cells(line)[:2] == [name, f"{values.mean():.4f} ± {values.std(ddof=1):.4f}"]
-    apart = np.mean(accuracies["ternary_mean"]) - np.mean(accuracies["full"])
-    assert cells(ternary)[2:] == [f"{apart:+.4f}", "3", "0.001", "0", "0.125", "26.7 kB", "1.2 MB", "12.5"]
-    assert caption == "Mean ± standard deviation over seeds; all precisions at one shared setting."
+    apart = np.subtract(accuracies["ternary_mean"], accuracies["full"])
+    p = scipy.stats.ttest_1samp(apart, 0).pvalue
+    assert cells(ternary)[2:] == [
+        f"{apart.mean():+.4f}", f"{p:.3f}", "3", "0.001", "0", "0.125", "1.63", "26.7 kB", "46.7 kB",
+        "890 nJ", "12.5",
+    ]  # fmt: skip
+    assert caption.startswith("Best test/accuracy: full with 0.9650 ± 0.0050. Smallest file: ternary_mean")
+    assert "Mean ± standard deviation over seeds; all precisions at one shared setting." in caption
+    assert hint.startswith("Plots and all settings: python -m bitexp.report ")
     assert count.startswith("6 jobs: 6 trained, 0 finished before, 0 not finished. Index: ")
 
 
@@ -109,20 +113,20 @@ def test_full_precision_comes_first_then_its_control(record: Any, said: Any) -> 
 
 
 def test_other_swept_keys_are_columns_and_full_is_compared_within_them(record: Any, said: Any) -> None:
-    for width, full, binary in (("[16,16]", 0.5, 0.4), ("[head]", 0.9, 0.7)):
+    for width, full, binary in (("[16,16]", 0.5, 0.4), ("[32]", 0.9, 0.7)):
         record(f"model.hidden={width}", "quantizer=full", accuracy=full)
         record(f"model.hidden={width}", "quantizer=binary", accuracy=binary)
     header, _, *rows = said()[:6]
-    assert cells(header)[:2] == ["precision", "model.hidden"]
+    assert cells(header)[:2] == ["precision", "hidden"]
     assert [cells(row)[:4] for row in rows] == [
-        ["full", "[16,16]", "0.5000", "1"],
-        ["binary", "[16,16]", "0.4000", "-0.1000"],
-        ["full", "[head]", "0.9000", "1"],
-        ["binary", "[head]", "0.7000", "-0.2000"],
+        ["full", "[16, 16]", "0.5000", "1"],
+        ["binary", "[16, 16]", "0.4000", "-0.1000"],
+        ["full", "[32]", "0.9000", "1"],
+        ["binary", "[32]", "0.7000", "-0.2000"],
     ]
 
 
-def test_a_grid_ends_with_the_best_cell_of_each_precision(record: Any, said: Any) -> None:
+def test_a_grid_has_a_row_for_the_best_setting_of_each_precision(record: Any, said: Any) -> None:
     """Best by validation and mean over seeds, not by the test."""
     table = {  # (precision, lr): validation and test accuracy of two seeds
         ("full", "0.1"): [(0.5, 0.9), (0.6, 0.9)],
@@ -136,21 +140,20 @@ def test_a_grid_ends_with_the_best_cell_of_each_precision(record: Any, said: Any
             words = (f"quantizer={precision}", f"optimizer.lr={lr}", f"seed={seed}")
             record(*words, accuracy=tested, validated=validated)
     lines = said()
-    assert "each row at the setting it names" in lines[7]
-    assert cells(lines[8]) == [
-        "best cell of", "optimizer.lr", "val/accuracy", "test/accuracy", "seeds", "lr x decay", "cells",
-        "median cell", "worst cell",
-    ]  # fmt: skip
-    assert [cells(line) for line in lines[10:12]] == [
-        ["full", "0.2", "0.6000 ± 0.1414", "0.7000 ± 0.1414", "2", "0.125", "3", "0.5500", "0.2000"],
-        ["binary", "0.3", "0.6000 ± 0.4243", "0.3000 ± 0.1414", "2", "0.125", "2", "0.5000", "0.4000"],
+    assert cells(lines[0]) == ["precision", "lr", "val/accuracy", "test/accuracy", "seeds", "lr x decay"]
+    assert cells(lines[2]) == ["full", "0.1", "0.5500", "0.9000 ± 0.0000", "2", "0.125"]
+    assert "each row is its best setting by validation" in lines[11]
+    assert [cells(line)[:2] for line in lines[9:11]] == [
+        ["full", "0.7000 ± 0.1414"],
+        ["binary", "0.3000 ± 0.1414"],
     ]
+    assert cells(lines[9])[3:8] == ["0.2", "0", "0.125", "3", "33%"]
 
 
 def test_where_less_is_better_the_best_is_the_least(record: Any, said: Any) -> None:
     for lr, loss in (("0.1", 2.5), ("0.2", 1.5), ("0.3", 3.5)):
         record("quantizer=full", f"optimizer.lr={lr}", accuracy=loss, validated=loss, better="min")
-    assert cells(said()[8])[:3] == ["full", "0.2", "1.5000"]
+    assert cells(said()[7])[:4] == ["full", "1.5000", "1", "0.2"]
 
 
 def test_what_did_not_finish_is_listed_with_its_reason(record: Any, said: Any) -> None:
@@ -183,10 +186,10 @@ def test_runs_that_are_gone_or_garbage_are_left_out(record: Any, said: Any, tmp_
 
 
 def test_a_table_in_a_file_has_whole_cells(record: Any, said: Any) -> None:
-    word = "a_quantizer_with_quite_a_long_name" * 4
-    record(f"quantizer={word}", "seed=0", "data.limit=1", accuracy=0.5)
-    record(f"quantizer={word}", "seed=0", "data.limit=2", accuracy=0.5)
-    assert cells(said()[2])[:3] == [word, "1", "0.5000"]
+    word = "a_value_with_quite_a_long_name" * 8
+    record("seed=0", "data.limit=1", accuracy=0.5)
+    record("seed=0", f"data.limit={word}", accuracy=0.5)
+    assert cells(said()[3])[:3] == ["ternary_mean", word, "0.5000"]
 
 
 def test_the_summary_of_real_runs_is_that_of_their_files(command: Any, small: Any, outputs: Path) -> None:
@@ -202,7 +205,7 @@ def test_the_summary_of_real_runs_is_that_of_their_files(command: Any, small: An
     again = command("-m", *small, "quantizer=full,binary", "seed=0,1")
     lines = again.out.splitlines()
     assert sum("finished before, test/accuracy" in line for line in lines) == 4
-    assert len([line for line in lines if line.strip()]) == 4 + 4 + 2
+    assert len([line for line in lines if line.strip()]) == 4 + 4 + 3
 
 
 # tuned settings

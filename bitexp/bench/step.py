@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from bitexp.build import accepted
 from bitexp.cli import CONF
+from bitexp.cost import saved_bytes
 from bitexp.errors import UserError
 from bitexp.kernels import choose_kernel
 from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import matches, quantize
 from bitexp.quant.linear import QuantizedLayer, set_product
+from bitexp.report.compare import order
 from bitexp.settings import Settings, keywords, read_settings
-from bitexp.sweep.table import order
 
 PEER = "bitlinear 2.4.6"
 
@@ -159,25 +160,6 @@ def measure(found: list[Candidate], rounds: int) -> dict[str, Cost]:
         held = saved_bytes(c.forward, c.model, None)
         result[c.name] = Cost(median, statistics.median(ratios), held, layer_bytes(c))
     return result
-
-
-def saved_bytes(forward: Callable[[], Tensor], model: nn.Module, given: Tensor | None) -> int:
-    """Bytes that autograd holds after a forward, each storage once; parameters and `given` left out."""
-    held: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    own |= set() if given is None else {given.untyped_storage().data_ptr()}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        output = forward()
-    total = sum(held.values())
-    output.sum().backward()
-    return total
 
 
 def layer_bytes(c: Candidate) -> int:

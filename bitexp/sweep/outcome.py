@@ -14,11 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from bitexp.console import Report, size
+from bitexp.report.runs import Run, read_run
+from bitexp.report.tables import LR_DECAY
 from bitexp.sweep.conduct import described
 from bitexp.sweep.samplers import latest
 from bitexp.sweep.storage import shown
 from bitexp.sweep.study import Direction
-from bitexp.sweep.table import LR_DECAY, read_run
 
 
 @dataclass
@@ -105,9 +106,9 @@ def table(found: Sequence[Found]) -> Table:
     for study, trial in rows:
         words = dict(word.partition("=")[::2] for word in study.words)
         result, test = None, ""
-        if (run := trial.user_attrs.get("run")) and (read := read_run(Path(run))):
-            result = read[0]
-            test = f"{result['metrics'][result['headline']]:.4f}"
+        run = trial.user_attrs.get("run")
+        if run and isinstance(read := read_run(Path(run)), Run) and read.finished:
+            result, test = read.result, f"{read.score:.4f}"
         states = Counter(t.state for t in study.trials)
         out.add_row(
             *(escape(words.get(key, "")) for key in apart),

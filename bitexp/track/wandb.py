@@ -20,13 +20,18 @@ def check_login(settings: Settings) -> None:
     tracking = settings.logger.wandb
     if tracking is None or tracking.mode == "offline":
         return
-    named = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
-    if not (named or stored_key()):
+    if not has_key():
         raise UserError(
             "logger.wandb.mode=online needs a wandb key and there is none: run `wandb login` once, "
             "or set WANDB_API_KEY, or keep logger.wandb.mode=offline and upload later with "
             "`make sync`"
         )
+
+
+def has_key() -> bool:
+    """Whether a run can go online without asking."""
+    named = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+    return named or stored_key()
 
 
 def stored_key() -> bool:

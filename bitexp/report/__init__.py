@@ -1,0 +1,1 @@
+"""Comparing runs: folders -> runs -> rows with statistics -> tables, plots and one page."""

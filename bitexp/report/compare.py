@@ -1,0 +1,200 @@
+"""From runs to comparisons: cells (a setting over seeds), rows (a precision at its best setting)."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bitexp.report.axes import Axes, find_axes, values
+from bitexp.report.energy import NODE, energy
+from bitexp.report.runs import Run
+from bitexp.report.stats import Paired, Spread, front, holm, paired, spread, within
+
+BASELINE = "full"
+"""The precision that the others are compared with."""
+TOLERANCE = 0.01
+"""How far from the best a setting may be and still count as good, as a share of the best."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one precision at one setting: they differ in the seed alone."""
+
+    precision: str
+    apart: tuple[Any, ...]
+    variant: tuple[Any, ...]
+    tuned: tuple[Any, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def score(self) -> Spread:
+        """The headline metric over seeds."""
+        return spread([run.score for run in self.runs])
+
+    @property
+    def validated(self) -> float | None:
+        """Its mean on the validation part; None where a run has none."""
+        found = [run.validated for run in self.runs]
+        return None if None in found else statistics.fmean(value for value in found if value is not None)
+
+    @property
+    def chosen_by(self) -> float:
+        """What settings are chosen by: validation, or the headline metric where nothing was held out."""
+        return self.score.mean if self.validated is None else self.validated
+
+    def metric(self, name: str) -> float | None:
+        """The median of a metric over the runs that have it."""
+        found = [run.metrics[name] for run in self.runs if name in run.metrics]
+        return statistics.median(found) if found else None
+
+    def result(self, name: str) -> float | None:
+        """The median of a number in result.json over the runs that have it."""
+        found = [run.result[name] for run in self.runs if isinstance(run.result.get(name), int | float)]
+        return statistics.median(found) if found else None
+
+    def config(self, key: str) -> list[Any]:
+        """The values of a key over the runs, each once."""
+        return list(dict.fromkeys(run.flat.get(key) for run in self.runs))
+
+    def energy(self, node: str = NODE) -> float | None:
+        """Joules for one image or token."""
+        return next((j for run in self.runs if (j := energy(run.metrics, node)) is not None), None)
+
+    @property
+    def bits(self) -> float | None:
+        """Bits per weight of the body, measured: bytes in the packed file, steps included."""
+        count, weights = self.metric("size/body_bytes"), self.metric("size/body_weights")
+        return None if count is None or not weights else 8 * count / weights
+
+
+@dataclass(frozen=True)
+class Row:
+    """A precision at its chosen setting, against the baseline on the same network, data and budget."""
+
+    cell: Cell
+    cells: tuple[Cell, ...]
+    versus: Paired | None
+    robust: float
+    """The share of its cells within the tolerance of its best one."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that the finished runs of one experiment say together."""
+
+    name: str
+    metric: str
+    sign: int
+    tolerance: float
+    axes: Axes
+    rows: tuple[Row, ...]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Every setting, row by row."""
+        return [cell for row in self.rows for cell in row.cells]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every finished run."""
+        return [run for cell in self.cells for run in cell.runs]
+
+    @property
+    def held_out(self) -> bool:
+        """Whether settings could be chosen on validation data."""
+        return all(cell.validated is not None for cell in self.cells)
+
+    def front(self, costs: Sequence[float | None]) -> list[int]:
+        """The rows on the Pareto front of quality against a cost per row; rows without one are left out."""
+        known = [place for place, cost in enumerate(costs) if cost is not None]
+        points = [(float(costs[i] or 0), self.sign * self.rows[i].cell.score.mean) for i in known]
+        return [known[place] for place in front(points)]
+
+
+def order(precision: str) -> tuple[int, str]:
+    """Full precision first, then its control, then the others by name."""
+    return ({BASELINE: 0, "full_norm": 1}.get(precision, 2), precision)
+
+
+def compare(runs: Sequence[Run], tolerance: float = TOLERANCE) -> list[Comparison]:
+    """A comparison for each experiment and headline metric among the finished runs."""
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.finished:
+            groups[run.name, run.headline].append(run)
+    return [comparison(name, metric, group, tolerance) for (name, metric), group in sorted(groups.items())]
+
+
+def comparison(name: str, metric: str, runs: Sequence[Run], tolerance: float) -> Comparison:
+    """The comparison of one experiment's finished runs."""
+    axes, sign = find_axes(runs), -1 if runs[0].result["better"] == "min" else 1
+    families: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
+    for cell in cells(runs, axes):
+        families[cell.apart, cell.precision, cell.variant].append(cell)
+    ordered = sorted(families.items(), key=lambda item: (sortable(item[0][0]), order(item[0][1])))
+    rows = [
+        Row(chosen(family, sign), tuple(family), None, share(family, sign, tolerance))
+        for _, family in ordered
+    ]
+    return Comparison(name, metric, sign, tolerance, axes, tuple(against_baseline(rows)))
+
+
+def sortable(setting: tuple[Any, ...]) -> tuple[tuple[bool, float, str], ...]:
+    """A key that sorts settings: numbers by size, before words."""
+    return tuple(
+        (False, float(value), "")
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        else (True, 0.0, str(value))
+        for value in setting
+    )
+
+
+def cells(runs: Sequence[Run], axes: Axes) -> list[Cell]:
+    """The runs by setting, in order."""
+    found: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        setting = (values(run, keys) for keys in (axes.apart, axes.variant, axes.tuned))
+        found[run.precision, *setting].append(run)
+    made = [
+        Cell(precision, apart, variant, tuned, tuple(sorted(group, key=lambda run: str(run.seed))))
+        for (precision, apart, variant, tuned), group in found.items()
+    ]
+    return sorted(made, key=lambda cell: [sortable(part) for part in (cell.apart, cell.variant, cell.tuned)])
+
+
+def chosen(family: Sequence[Cell], sign: int) -> Cell:
+    """The setting that stands for a precision: among those with the most seeds the best validated one."""
+    most = max(len(cell.runs) for cell in family)
+    return max((c for c in family if len(c.runs) == most), key=lambda cell: sign * cell.chosen_by)
+
+
+def share(family: Sequence[Cell], sign: int, tolerance: float) -> float:
+    """How robust a precision is to its setting."""
+    return within([cell.chosen_by for cell in family], sign, tolerance)
+
+
+def against_baseline(rows: Sequence[Row]) -> list[Row]:
+    """Adds to each row its paired difference to the baseline of the same network, data and budget.
+
+    p values are corrected for all differences of the experiment together. Where the baseline comes in
+    several variants, the first stands.
+    """
+    bases: dict[tuple[Any, ...], Cell] = {}
+    for row in rows:
+        if row.cell.precision == BASELINE:
+            bases.setdefault(row.cell.apart, row.cell)
+    tests: list[Paired | None] = []
+    for row in rows:
+        base = bases.get(row.cell.apart)
+        if base is None or row.cell.precision == BASELINE:
+            tests.append(None)
+        else:
+            tests.append(paired(*({run.seed: run.score for run in cell.runs} for cell in (row.cell, base))))
+    corrected = holm([None if test is None else test.p for test in tests])
+    return [
+        replace(row, versus=None if test is None else replace(test, p_holm=p))
+        for row, test, p in zip(rows, tests, corrected, strict=True)
+    ]

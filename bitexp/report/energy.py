@@ -1,0 +1,38 @@
+"""Energy of an inference, estimated from its operations as the BitNet papers do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+PICOJOULES: Mapping[str, Mapping[str, float]] = {
+    "45 nm": {"fp32_add": 0.9, "fp32_mul": 3.7, "int8_add": 0.03, "int8_mul": 0.2},
+    "7 nm": {"fp32_add": 0.38, "fp32_mul": 1.31, "int8_add": 0.007, "int8_mul": 0.07},
+}
+"""Energy per operation by process node: BitNet (arXiv 2310.11453), table 2."""
+
+NODE = "45 nm"
+"""The node that plots and short tables show."""
+
+SOURCE = (
+    "Energy is an estimate, not a measurement: counted additions and multiplications times the picojoules "
+    "per operation of BitNet (arXiv 2310.11453, table 2; 45 nm and 7 nm), fp32 outside the quantized layers. "
+    "It leaves out memory traffic and everything elementwise."
+)
+
+
+def energy(metrics: Mapping[str, float], node: str = NODE) -> float | None:
+    """Joules for one image or token; None where a run has not counted its operations."""
+    prices = PICOJOULES[node]
+    counts = [metrics.get(f"cost/{kind}") for kind in prices]
+    if any(count is None for count in counts):
+        return None
+    return 1e-12 * sum(count * price for count, price in zip(counts, prices.values(), strict=True) if count)
+
+
+def shown(joules: float) -> str:
+    """Joules for people."""
+    for unit in ("pJ", "nJ", "µJ", "mJ"):
+        scale = {"pJ": 1e12, "nJ": 1e9, "µJ": 1e6, "mJ": 1e3}[unit]
+        if joules * scale < 1000:
+            return f"{joules * scale:.3g} {unit}"
+    return f"{joules:.3g} J"

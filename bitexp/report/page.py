@@ -1,0 +1,231 @@
+"""The page: one HTML file without scripts and without network, for light and dark, screen and paper."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote
+
+from bitexp.report import figure
+from bitexp.report.compare import Comparison
+from bitexp.report.energy import SOURCE
+from bitexp.report.runs import Problem, Run
+from bitexp.report.study import Study
+from bitexp.report.table import LONG, SHORT, Table, plain, word
+from bitexp.report.views import comma_separated, escape, latex, markdown, web
+from bitexp.report.words import verdict
+
+CSS = """
+*{box-sizing:border-box}
+body{margin:0 auto;padding:1.5rem 1.2rem 4rem;max-width:84rem;
+background:var(--cfdfdfc);color:var(--c1f2329);
+font:15px/1.5 system-ui,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
+h1{font-size:1.5rem;margin:.2rem 0}
+h2{font-size:1.25rem;margin:2.6rem 0 .6rem;border-bottom:1px solid var(--cd6dae0)}
+h3{font-size:1rem;margin:1.6rem 0 .4rem}
+h1,h2,h3,p,li,summary{overflow-wrap:anywhere}
+.lead,.note,figcaption,summary{color:var(--c5c6570)}
+.note,figcaption{font-size:.86rem;max-width:62rem}
+.note{margin:.3rem 0 1rem}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;font-size:.78rem;font-variant-numeric:tabular-nums;margin:.3rem 0}
+th,td{padding:.28rem .4rem;border-bottom:1px solid var(--cd6dae0)}
+th{font-weight:600;text-align:left;vertical-align:bottom;
+border-bottom-color:var(--c5c6570);color:var(--c5c6570)}
+td{white-space:nowrap}
+td.wrap{white-space:normal;min-width:18rem;overflow-wrap:anywhere}
+th.n,td.n{text-align:right}
+tr:hover td{background:color-mix(in srgb,var(--cd6dae0) 35%,transparent)}
+a{color:var(--c0b69b7)}
+code,pre{font:.8rem/1.45 ui-monospace,"DejaVu Sans Mono",Menlo,monospace}
+pre{overflow:auto;padding:.6rem;border:1px solid var(--cd6dae0);max-height:22rem}
+figure{margin:.8rem 0 1.4rem;overflow-x:auto}
+figure svg{display:block;max-width:max(100%,46rem);height:auto}
+nav a{margin-right:1rem}
+summary{cursor:pointer}
+details{margin:.5rem 0}
+@media print{
+@page{size:landscape;margin:12mm}
+body{max-width:none;padding:0;font-size:11px}
+.scroll,figure,pre{overflow:visible;max-height:none}
+table{font-size:7.4px}th,td{padding:.15rem .25rem}td,td.wrap{white-space:normal;min-width:0}
+td.n{white-space:nowrap}
+.note,figcaption{font-size:9px}
+figure,tr{break-inside:avoid}h2,h3{break-after:avoid}a{color:inherit}
+figure svg{min-width:0;width:auto;max-height:7cm}figure{margin:.2rem 0 .6rem}
+}
+"""
+
+
+@dataclass
+class Section:
+    """One comparison on the page: its tables and its plots with what they show."""
+
+    found: Comparison
+    tables: list[Table]
+    plots: list[tuple[str, str]]
+    """SVG and caption of each."""
+    unfinished: list[Run] = field(default_factory=list)
+
+
+def page(
+    sections: Sequence[Section],
+    studies: Sequence[tuple[Study, str | None]],
+    trials: str | None,
+    unfinished: Sequence[Run],
+    problems: Sequence[Problem],
+    out: Path,
+    refresh: int | None = None,
+) -> str:
+    """The whole page.
+
+    Args:
+        studies: with the SVG of their importance each; trials: SVG of the timeline.
+        out: the folder of the page, from which links lead to the runs.
+        refresh: seconds after which a browser reads the page again.
+    """
+    counted = sum(len(section.found.runs) for section in sections)
+    link = linker(out)
+    body = [
+        "<h1>Which precision wins, and at what cost?</h1>",
+        f"<p class=lead>{counted} finished runs in {len(sections)} experiment{'s' * (len(sections) != 1)}"
+        f"{f', {len(unfinished)} not finished' if unfinished else ''}. Every number is from the files of the "
+        "runs that its row links to.</p>",
+    ]
+    names = [f"{s.found.name} ({s.found.metric})" for s in sections]
+    if len(sections) > 1:
+        anchors = (f'<a href="#e{i}">{escape(name)}</a>' for i, name in enumerate(names))
+        body.append(f"<nav>{''.join(anchors)}</nav>")
+    for number, (section, name) in enumerate(zip(sections, names, strict=True)):
+        body += [f'<h2 id="e{number}">{escape(name)}</h2>', *section_body(section, link)]
+    for study, drawing in studies:
+        body += [f"<h2>Study {escape(study.name)}</h2>", *study_body(study, drawing)]
+    if trials is not None:
+        caption = "Each bar is a run: its last attempt, from start to end."
+        body += ["<h2>Timeline</h2>", drawn(trials, caption)]
+    body += rest(unfinished, problems, link)
+    head = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        "style-src 'unsafe-inline'; img-src data:\">"
+        f'{f"""<meta http-equiv="refresh" content="{refresh}">""" if refresh else ""}'
+        f"<title>bitexp: which precision wins?</title><style>{figure.css()}{CSS}</style></head><body>"
+    )
+    return head + "\n".join(body) + "</body></html>\n"
+
+
+def linker(out: Path) -> Callable[[Run], str]:
+    """Where a run's folder is, as seen from the page; a name with a colon stays a path."""
+
+    def link(run: Run) -> str:
+        return quote(os.path.relpath(run.path.absolute(), out.absolute()).replace(os.sep, "/")) + "/"
+
+    return link
+
+
+def section_body(section: Section, link: Callable[[Run], str]) -> list[str]:
+    """One comparison: the answer, the plots, the other tables, how to make it again."""
+    first, *others = section.tables
+    body = [
+        f"<p><strong>{escape(verdict(section.found))}</strong></p>",
+        web(first.shown(LONG), link),
+        export(first),
+    ]
+    if any(row.cell.energy() is not None for row in section.found.rows):
+        body.append(f"<p class=note>{escape(SOURCE)}</p>")
+    body += [drawn(drawing, caption) for drawing, caption in section.plots]
+    for table in others:
+        inner = web(table.shown(LONG), link) + export(table)
+        if len(table.items) > 12:
+            body.append(
+                f"<details><summary>{escape(table.title)} ({len(table.items)})</summary>{inner}</details>"
+            )
+        else:
+            body += [f"<h3>{escape(table.title)}</h3>", inner]
+    body += ["<h3>How to reproduce each run</h3>", reproduce(section.found.runs, link)]
+    return body
+
+
+def drawn(drawing: str, caption: str) -> str:
+    """A plot with what it shows."""
+    return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def export(table: Table) -> str:
+    """The short table as text to copy; files with all columns lie beside the page."""
+    short = table.shown(SHORT)
+    forms = {"Markdown": markdown(short), "LaTeX": latex(short), "CSV": comma_separated(table)}
+    blocks = "".join(f"<h3>{name}</h3><pre>{escape(text)}</pre>" for name, text in forms.items())
+    return f"<details><summary>as Markdown, LaTeX, CSV</summary>{blocks}</details>"
+
+
+def reproduce(runs: Sequence[Run], link: Callable[[Run], str]) -> str:
+    """Command, commit and environment of every run."""
+    rows = []
+    for run in runs:
+        git = run.made.get("git")
+        commit = (
+            str(git.get("commit", ""))[:10] + ("+" * bool(git.get("dirty"))) if isinstance(git, dict) else ""
+        )
+        versions = run.made.get("versions")
+        torch = versions.get("torch") if isinstance(versions, dict) else None
+        place = ", ".join(map(str, run.made.get("gpus") or [run.made.get("processor", "")]))
+        threads = f"{run.made.get('threads', '?')} thread(s)"
+        environment = f"torch {plain(torch)}, Python {plain(run.made.get('python'))}, {place}, {threads}"
+        rows.append(
+            f'<tr><td><a href="{escape(link(run))}">{escape(run.id)}</a></td>'
+            f"<td class=wrap><code>{escape(run.command)}</code></td>"
+            f"<td>{escape(commit)}</td><td>{escape(plain(run.result.get('source')))}</td>"
+            f"<td class=wrap>{escape(environment)}</td></tr>"
+        )
+    heads = "".join(f"<th>{title}</th>" for title in ("run", "command", "commit", "source", "environment"))
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    note = (
+        "<p class=note>A + marks a checkout with changes; source is the hash of bitexp's own Python files. "
+        "All versions are in provenance.json of each run.</p>"
+    )
+    inner = f'<div class=scroll tabindex="0">{table}</div>{note}'
+    title = f"commands, commits and environments ({len(runs)})"
+    return f"<details><summary>{title}</summary>{inner}</details>"
+
+
+def study_body(study: Study, drawing: str | None) -> list[str]:
+    """A study in words, with the importance of its parameters."""
+    states = ", ".join(f"{count} {state}" for state, count in sorted(study.states.items())) or "no"
+    body = [f"<p>{escape(states)} trials; journal: {escape(study.path)}</p>"]
+    if study.value is not None:
+        setting = ", ".join(f"{key}={value}" for key, value in study.best.items())
+        body.append(f"<p>Best: {study.value:.4f} with <code>{escape(setting)}</code></p>")
+    if drawing is not None:
+        body.append(drawn(drawing, "Importance of the study's parameters by PED-ANOVA (arXiv 2304.10255)."))
+    return body
+
+
+def rest(unfinished: Sequence[Run], problems: Sequence[Problem], link: Callable[[Run], str]) -> list[str]:
+    """What is in none of the tables, and why."""
+    body = []
+    if unfinished:
+        columns = (
+            word("experiment", "experiment", lambda run: run.name),
+            word("precision", "precision", lambda run: run.precision),
+            word("seed", "seed", lambda run: run.seed),
+            word("status", "status", lambda run: run.status),
+            word("reason", "reason", reason),
+        )
+        table = Table("Not finished", columns, tuple(unfinished), links=lambda run: (run,))
+        body += ["<h2>Not finished</h2>", web(table, link)]
+    if problems:
+        items = "".join(f"<li><code>{escape(p.path)}</code>: {escape(p.reason)}</li>" for p in problems)
+        body += ["<h2>Not read</h2>", f"<ul>{items}</ul>"]
+    return body
+
+
+def reason(run: Run) -> str:
+    """Why a run did not finish, or how far it is."""
+    if run.result:
+        return plain(run.result.get("reason"))
+    loss = run.curves.get("train/loss")
+    return f"no result yet; at step {loss[-1][0]:,}" if loss else "no result yet"

@@ -1,0 +1,232 @@
+"""The plots of a comparison: quality against cost, and how training went. None where there is no data."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from bitexp.console import size
+from bitexp.report import figure
+from bitexp.report.axes import DATA
+from bitexp.report.compare import Cell, Comparison, Row
+from bitexp.report.energy import NODE, shown
+from bitexp.report.runs import Run
+from bitexp.report.table import one_line, plain
+
+SHOWN = 12
+"""Rows that one plot can tell apart."""
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+MARKERS = "osD^vP"
+BYTES = "size of the packed file"
+
+Curve = Sequence[tuple[int, float, float]]
+"""Steps with mean and standard deviation over seeds."""
+
+
+def label(found: Comparison, cell: Cell) -> str:
+    """A cell's precision, with what else tells rows apart."""
+    keys = (*found.axes.apart, *found.axes.variant)
+    words = [
+        f"{'data' if key == DATA else key.rpartition('.')[2]}={short(plain(value))}"
+        for key, value in zip(keys, (*cell.apart, *cell.variant), strict=True)
+    ]
+    return one_line(", ".join([cell.precision, *words]))
+
+
+def looks(found: Comparison) -> Callable[[Row], dict[str, Any]]:
+    """How a row is drawn: the colour says its precision, dashes and markers what else it differs in."""
+    palette = figure.colours(list(dict.fromkeys(row.cell.precision for row in found.rows)))
+    settings = list(dict.fromkeys((row.cell.apart, row.cell.variant) for row in found.rows))
+    groups: dict[str, list[Any]] = {}
+    for apart, variant in settings:
+        groups.setdefault(repr(apart), []).append(variant)
+    places = list(groups)
+
+    def look(row: Row) -> dict[str, Any]:
+        place = places.index(repr(row.cell.apart)) + groups[repr(row.cell.apart)].index(row.cell.variant)
+        return {"color": palette[row.cell.precision], "place": place, "label": label(found, row.cell)}
+
+    return look
+
+
+def legend(drawing: Figure, axes: Any) -> None:
+    """One legend for all panels, below them."""
+    found: dict[str, Any] = {}
+    for panel in axes.flat:
+        handles, names = panel.get_legend_handles_labels()
+        found.update(zip(names, handles, strict=True))
+    longest = max((len(name) for name in found), default=0)
+    fit = max(1, int(drawing.get_figwidth() / (0.6 + 0.07 * longest)))
+    if found:
+        drawing.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(fit, len(found)))
+
+
+def quality(found: Comparison) -> Figure | None:
+    """Quality against bytes of the packed file and against energy, with the Pareto fronts."""
+    costs: dict[str, list[float | None]] = {
+        BYTES: [row.cell.metric("size/total_bytes") for row in found.rows],
+        f"estimated energy of an inference ({NODE})": [row.cell.energy() for row in found.rows],
+    }
+    costs = {title: values for title, values in costs.items() if any(values)}
+    if not costs:
+        return None
+    drawing, axes = figure.new(4.1 * len(costs) + 0.2, 3.5, 1, len(costs), sharey=True)
+    look = looks(found)
+    for panel, (title, values) in zip(axes.flat, costs.items(), strict=True):
+        chosen = found.front(values)
+        corners = [(values[i], found.rows[i].cell.score.mean) for i in chosen]
+        for (x0, y0), (x1, y1) in pairwise(corners):
+            panel.plot([x0, x1, x1], [y0, y0, y1], color=figure.MUTED, linewidth=1, zorder=1)
+        panel.plot(*zip(*corners, strict=True), "o", markersize=13, markerfacecolor="none",
+                   color=figure.MUTED, markeredgewidth=1)  # fmt: skip
+        for row, cost in zip(found.rows, values, strict=True):
+            if cost is None:
+                continue
+            style = look(row)
+            marker, score = MARKERS[style.pop("place") % len(MARKERS)], row.cell.score
+            panel.errorbar(
+                cost, score.mean, yerr=score.std, fmt=marker, capsize=3, markersize=6.5, elinewidth=1, **style
+            )
+        panel.set_xscale("log")
+        panel.set_xlabel(title)
+        panel.margins(0.12)
+        figure.logarithmic(panel.xaxis, rounded if title == BYTES else shown)
+        if found.sign < 0:
+            panel.invert_yaxis()
+    axes[0, 0].set_ylabel(f"{found.metric}{' (better above)' if found.sign < 0 else ''}")
+    legend(drawing, axes)
+    return drawing
+
+
+def rounded(number: float) -> str:
+    """Round numbers of bytes, as an axis has them."""
+    return size(number).replace(".0 ", " ")
+
+
+def averaged(runs: Sequence[Run], metric: str) -> Curve:
+    """A metric's curve over seeds, at the steps that all runs have."""
+    each = [dict(run.curves.get(metric, ())) for run in runs]
+    each = [curve for curve in each if curve]
+    if not each:
+        return []
+    steps = sorted(set.intersection(*(set(curve) for curve in each)))
+    return [
+        (step, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        for step in steps
+        if (values := [curve[step] for curve in each])
+    ]
+
+
+def curves(found: Comparison) -> Figure | None:
+    """Learning curves of the chosen settings: validation and training loss, with bands over seeds."""
+    validated = found.metric.replace("test/", "val/")
+    return lines(found, found.rows[:SHOWN], (validated, "train/loss"), logarithmic=("train/loss",))
+
+
+def diagnostics(found: Comparison) -> Figure | None:
+    """What quantization did over time: zeros, flips, and how far the steps moved."""
+    metrics = ("quant/zero_fraction", "quant/flip_rate", "quant/scale_drift")
+    rows = [row for row in found.rows if any("quant/flip_rate" in run.curves for run in row.cell.runs)]
+    return lines(found, rows[:SHOWN], metrics, logarithmic=("quant/flip_rate",))
+
+
+def lines(
+    found: Comparison, rows: Sequence[Row], metrics: Sequence[str], logarithmic: Sequence[str] = ()
+) -> Figure | None:
+    """A panel for each metric over the steps, a line with its band for each row."""
+    drawn = {m: [(row, c) for row in rows if (c := averaged(row.cell.runs, m))] for m in metrics}
+    drawn = {metric: items for metric, items in drawn.items() if items}
+    if not drawn:
+        return None
+    width = {1: 5.4, 2: 4.2, 3: 2.85}[len(drawn)]
+    drawing, axes = figure.new(width * len(drawn), 3.3, 1, len(drawn))
+    look = looks(found)
+    for panel, (metric, items) in zip(axes.flat, drawn.items(), strict=True):
+        positive = all(mean > 0 for _, curve in items for _, mean, _ in curve)
+        for row, curve in items:
+            style = look(row)
+            dash = DASHES[style.pop("place") % len(DASHES)]
+            steps, means, stds = zip(*curve, strict=True)
+            panel.plot(steps, means, linestyle=dash, marker="." if len(steps) < 3 else None, **style)
+            if any(stds):
+                low = [mean - std for mean, std in zip(means, stds, strict=True)]
+                high = [mean + std for mean, std in zip(means, stds, strict=True)]
+                if metric in logarithmic:
+                    low = [max(value, mean / 10) for value, mean in zip(low, means, strict=True)]
+                panel.fill_between(steps, low, high, color=style["color"], alpha=0.16, linewidth=0)
+        if metric in logarithmic and positive:
+            panel.set_yscale("log")
+            figure.logarithmic(panel.yaxis)
+        if metric == "quant/zero_fraction":
+            panel.set_ylim(0, max(0.1, panel.get_ylim()[1]))
+        panel.set_title(metric)
+        panel.set_xlabel("step")
+        panel.xaxis.set_major_locator(ticks(4))
+    legend(drawing, axes)
+    return drawing
+
+
+def ticks(count: int) -> Any:
+    """At most so many intervals between round numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(count, integer=True)
+
+
+def layers(found: Comparison) -> Figure | None:
+    """The same by layer, at the end of training: mean over seeds."""
+    measures = ("zero_fraction", "flip_rate", "scale")
+    rows = [row for row in found.rows if any("quant/flip_rate" in run.curves for run in row.cell.runs)]
+    last: dict[tuple[str, int, str], float] = {}
+    names: dict[str, None] = {}
+    for place, row in enumerate(rows[:SHOWN]):
+        for measure in measures:
+            for layer, value in by_layer(row.cell.runs, f"quant/{measure}/"):
+                names[layer] = None
+                last[measure, place, layer] = value
+    if not names:
+        return None
+    listed = list(names)[:64]
+    drawing, axes = figure.new(8.6, 1.1 + 0.19 * len(listed), 1, 3, sharey=True)
+    look = looks(found)
+    for panel, measure in zip(axes.flat, measures, strict=True):
+        for place, row in enumerate(rows[:SHOWN]):
+            spots = [
+                (last[measure, place, n], y) for y, n in enumerate(listed) if (measure, place, n) in last
+            ]
+            style = look(row)
+            marker = MARKERS[style.pop("place") % len(MARKERS)]
+            if spots:
+                panel.scatter(*zip(*spots, strict=True), s=22, marker=marker, alpha=0.85, **style)
+        panel.set_title(f"quant/{measure}")
+        panel.xaxis.set_major_locator(ticks_any(4))
+    axes[0, 0].set_yticks(range(len(listed)), [short(name) for name in listed])
+    axes[0, 0].set_ylim(len(listed) - 0.4, -0.6)
+    legend(drawing, axes)
+    return drawing
+
+
+def ticks_any(count: int) -> Any:
+    """At most so many intervals."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(count)
+
+
+def short(name: str) -> str:
+    """A name, its middle left out where it is long."""
+    return name if len(name) <= 32 else f"{name[:14]}…{name[-16:]}"
+
+
+def by_layer(runs: Iterable[Run], prefix: str) -> list[tuple[str, float]]:
+    """The last value of each metric below a prefix, as a mean over runs."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for metric, curve in run.curves.items():
+            if metric.startswith(prefix):
+                found.setdefault(metric.removeprefix(prefix), []).append(curve[-1][1])
+    return [(layer, statistics.fmean(values)) for layer, values in found.items()]

@@ -1,0 +1,289 @@
+"""Run folders as values: found below any path, read tolerantly, nothing in them executed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bitexp.errors import UserError
+from bitexp.files import read_json
+from bitexp.track.folder import RunFolder
+
+LARGEST, SMALL = 1_000_000, 20_000
+"""Characters of a config beyond which a file is none of ours, and of one as most are."""
+SKIPPED = ("checkpoints", "wandb", "studies", "report")
+FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder: its config by dotted key, what was typed, its last attempt, how it ended."""
+
+    path: Path
+    flat: Mapping[str, Any] = field(repr=False)
+    overrides: tuple[str, ...]
+    made: Mapping[str, Any] = field(repr=False)
+    result: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def name(self) -> str:
+        """Of the experiment."""
+        return str(self.flat.get("name") or self.path.parent.name)
+
+    @property
+    def status(self) -> str:
+        """finished, failed, pruned, stopped; `unfinished` where no result was written yet."""
+        return str(self.result.get("status", "unfinished"))
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def precision(self) -> str:
+        """The quantizer as it was chosen: the preset where one was typed, else its name."""
+        typed = dict(word.lstrip("+").partition("=")[::2] for word in self.overrides)
+        return typed.get("quantizer") or str(self.flat.get("quantizer.name", "?"))
+
+    @property
+    def seed(self) -> Any:
+        return self.flat.get("seed")
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """What result.json measured, numbers only."""
+        found = self.result.get("metrics")
+        items = found.items() if isinstance(found, Mapping) else ()
+        return {str(name): float(value) for name, value in items if is_number(value)}
+
+    @property
+    def headline(self) -> str:
+        """The metric that this run is compared by."""
+        return str(self.result["headline"])
+
+    @property
+    def score(self) -> float:
+        """The headline metric."""
+        return self.metrics[self.headline]
+
+    @property
+    def validated(self) -> float | None:
+        """The same metric on the validation part, where there is one."""
+        return self.metrics.get(self.headline.replace("test/", "val/"))
+
+    @property
+    def data(self) -> str:
+        """Fingerprint of the data it was trained on."""
+        return str(self.made.get("data", ""))
+
+    @property
+    def command(self) -> str:
+        """What makes this run again, by itself, whatever sweep it was part of."""
+        return shlex.join(["python", "-m", "bitexp", *sorted(self.overrides, key=added_last)])
+
+    @property
+    def span(self) -> tuple[datetime, datetime] | None:
+        """When its last attempt began and when it ended."""
+        began, ended = (moment(value) for value in (self.made.get("started"), self.result.get("ended")))
+        return None if began is None or ended is None else (began, ended)
+
+    @cached_property
+    def curves(self) -> dict[str, list[tuple[int, float]]]:
+        """metrics.csv: for each metric its values by step; lines that cannot be read are left out."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        try:
+            lines = (self.path / "metrics.csv").read_text(errors="replace").splitlines()[1:]
+        except OSError:
+            return found
+        for line in lines:
+            step, _, rest = line.partition(",")
+            _, _, rest = rest.partition(",")
+            name, _, value = rest.rpartition(",")
+            try:
+                point = int(step), float(value)
+            except ValueError:
+                continue
+            found.setdefault(name, []).append(point)
+        return found
+
+
+class NoRuns(UserError):
+    """There is nothing to compare, yet."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What could not be read, or did not become a run at all, and why."""
+
+    path: Path
+    reason: str
+
+
+def added_last(word: str) -> bool:
+    """Puts `+experiment=...` before the keys that change it."""
+    return not word.startswith("+")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def moment(text: Any) -> datetime | None:
+    """A time stamp of a run's files; None where there is none to compare with others."""
+    try:
+        found = datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
+
+
+def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
+    """Every run at or below the paths once, and what there was that is none.
+
+    A path may be a run, a folder of runs at any depth, or the index of a multirun (`sweeps/DATE`). Of
+    copies of a run the one that is finished counts.
+
+    Raises:
+        UserError: a path does not exist; NoRuns: there is no run anywhere.
+    """
+    runs: dict[tuple[str, str, str], Run] = {}
+    problems: list[Problem] = []
+    paths = list(paths)
+    for path in paths:
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "does not exist"
+            raise UserError(
+                f"{path} {what}: name the folder of a run, or one with runs in it. They are kept in "
+                "outputs/EXPERIMENT/ID (BITEXP_OUTPUTS moves outputs)"
+            )
+        for place in places(path, problems):
+            run = read_run(place)
+            if isinstance(run, Problem):
+                problems.append(run)
+                continue
+            key = (run.name, run.id, run.data)
+            if key not in runs or (run.finished and not runs[key].finished):
+                runs[key] = run
+    if not runs and not problems:
+        raise NoRuns(
+            f"no runs in {', '.join(map(str, paths))}: looked for folders with a config.yaml or a "
+            "result.json at any depth, as `python -m bitexp` leaves them in outputs/EXPERIMENT/ID"
+        )
+    return sorted(runs.values(), key=lambda run: (run.name, str(run.path))), problems
+
+
+def places(path: Path, problems: list[Problem]) -> Iterator[Path]:
+    """The folders of runs at or below a path; jobs of an index without a run become problems."""
+    if (path / "jobs").is_dir():
+        for record in job_records(path):
+            if (place := job_run(path, record)) is not None:
+                yield place
+            elif record.get("status") != "finished":
+                words = record.get("overrides")
+                what = ", ".join(map(str, words)) if isinstance(words, list) else "a job"
+                problems.append(Problem(path, f"{what}: {record.get('status')}: {record.get('reason')}"))
+        return
+    for folder, inside, files in os.walk(path):
+        if "config.yaml" in files or "result.json" in files:
+            inside.clear()
+            yield Path(folder)
+        inside[:] = sorted(name for name in inside if name not in SKIPPED and not name.startswith("."))
+
+
+def job_records(sweep: Path) -> list[dict[str, Any]]:
+    """The jobs of a multirun, in their order; garbage is left out."""
+    numbered = [path for path in (sweep / "jobs").glob("*.json") if path.stem.isdecimal()]
+    records = (read_json(path) for path in sorted(numbered, key=lambda path: int(path.stem)))
+    return [record for record in records if isinstance(record, dict)]
+
+
+def job_run(sweep: Path, record: Mapping[str, Any]) -> Path | None:
+    """Where the run of a job is: where it was, or beside the sweeps where all was moved or copied."""
+    if not isinstance(record.get("run"), str):
+        return None
+    there = Path(record["run"])
+    candidates = (there, sweep.parent.parent / there.name)
+    return next((place for place in candidates if place.is_dir()), None)
+
+
+def read_run(path: Path) -> Run | Problem:
+    """The run in a folder, or what is wrong with it."""
+    try:
+        config = load(path / "config.yaml")
+        if not isinstance(config, dict):
+            return Problem(path, "config.yaml holds no config")
+        flat = dict(flatten(config, set()))
+    except FileNotFoundError:
+        return Problem(path, "config.yaml is missing")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        return Problem(path, f"config.yaml cannot be read: {str(error).splitlines()[0]}")
+    try:
+        result, attempts = RunFolder(path).result() or {}, RunFolder(path).attempts()
+    except (OSError, RecursionError) as error:
+        return Problem(path, f"result.json or provenance.json cannot be read: {error}")
+    if not result and (path / "result.json").exists():
+        return Problem(path, "result.json is damaged or of another program")
+    run = Run(path, flat, typed(path), attempts[-1] if attempts else {}, result)
+    if run.finished and run.result["headline"] not in run.metrics:
+        return Problem(path, f"result.json has no number for {run.result['headline']}")
+    return run
+
+
+def load(file: Path) -> Any:
+    """The value in a YAML file that may be of anyone.
+
+    Raises:
+        OSError, yaml.YAMLError: it is not there, or no plain YAML; ValueError: it is far too large;
+        RecursionError: it is nested too deeply.
+    """
+    text = file.read_text()
+    if len(text) > LARGEST:
+        raise ValueError(f"it has more than {LARGEST:,} characters")
+    # the fast loader of libyaml would end the process where a large file is nothing but brackets
+    return yaml.load(text, FastLoader if len(text) <= SMALL else yaml.SafeLoader)
+
+
+def typed(path: Path) -> tuple[str, ...]:
+    """The overrides of a run, where they are kept."""
+    try:
+        words = load(path / "overrides.yaml")
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return ()
+    return tuple(str(word) for word in words) if isinstance(words, list) else ()
+
+
+def flatten(node: Mapping[Any, Any], seen: set[int], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All leaves of a config by dotted key; lists as JSON. A part that occurs twice raises `ValueError`."""
+    for key, value in node.items():
+        if isinstance(value, dict | list):
+            once(value, seen)
+        if isinstance(value, dict) and value:
+            yield from flatten(value, seen, f"{prefix}{key}.")
+        else:
+            plain = value is None or isinstance(value, str | int | float)
+            yield f"{prefix}{key}", value if plain else json.dumps(value, default=str)
+
+
+def once(value: Any, seen: set[int]) -> None:
+    """Raises `ValueError` where YAML aliases make a part occur twice: such a file can grow without bound."""
+    if id(value) in seen:
+        raise ValueError("it has YAML aliases, which no run of bitexp writes")
+    seen.add(id(value))
+    for part in value if isinstance(value, list) else ():
+        if isinstance(part, dict | list):
+            once(part, seen)

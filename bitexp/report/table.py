@@ -1,0 +1,101 @@
+"""A table: what its columns are called, and each cell once as text for people and once as a value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bitexp.report.axes import DATA
+from bitexp.report.runs import Run
+
+SHORT, LONG, FILE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading, its name for programs, and where its text and its value come from."""
+
+    title: str
+    key: str
+    text: Callable[[Any], str]
+    value: Callable[[Any], Any]
+    level: int = SHORT
+    """Where it is shown: SHORT tables have fewer columns than LONG ones, files have all."""
+    number: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text with their values; `links` leads from a row to the runs behind it."""
+
+    title: str
+    columns: tuple[Column, ...]
+    items: tuple[Any, ...]
+    caption: str = ""
+    links: Callable[[Any], Sequence[Run]] = field(default=lambda item: ())
+
+    def shown(self, level: int = LONG) -> Table:
+        """The same with the columns up to a level, and without those that are empty."""
+        filled = [
+            column
+            for column in self.columns
+            if column.level <= level and any(column.text(item) for item in self.items)
+        ]
+        return replace(self, columns=tuple(filled))
+
+    def texts(self) -> list[list[str]]:
+        """All cells as text."""
+        return [[one_line(column.text(item)) for column in self.columns] for item in self.items]
+
+    def values(self) -> list[dict[str, Any]]:
+        """All cells as values by the name of their column."""
+        return [{column.key: column.value(item) for column in self.columns} for item in self.items]
+
+
+def numeric(title: str, key: str, value: Callable[[Any], Any], form: Any, level: int = SHORT) -> Column:
+    """A column of numbers; None is an empty cell. `form` is a format or a function."""
+    write = form if callable(form) else (lambda number: format(number, form))
+    return Column(title, key, lambda item: "" if (v := value(item)) is None else write(v), value, level)
+
+
+def word(title: str, key: str, value: Callable[[Any], Any]) -> Column:
+    """A column of words."""
+    return Column(title, key, lambda item: plain(value(item)), value, number=False)
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and control characters, which a terminal would obey."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+
+
+def plain(value: Any) -> str:
+    """A value of a config for people: as one would type it, to four digits."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def axis_columns(
+    keys: Sequence[str], part: Callable[[Any], Sequence[Any]], items: Sequence[Any]
+) -> list[Column]:
+    """A column for each axis of a setting; numbers stand on the right."""
+
+    def column(place: int, key: str) -> Column:
+        def value(item: Any) -> Any:
+            return part(item)[place]
+
+        numbers = all(isinstance(value(item), int | float) for item in items)
+        return replace(word(title(key, keys), key, value), number=numbers)
+
+    return [column(place, key) for place, key in enumerate(keys)]
+
+
+def title(key: str, keys: Sequence[str]) -> str:
+    """A key's last word for people, the whole key where two end alike."""
+    last = key.rpartition(".")[2]
+    alone = sum(other.rpartition(".")[2] == last for other in keys) == 1
+    return "data" if key == DATA else last.replace("_", " ") if alone else key

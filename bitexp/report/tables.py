@@ -1,0 +1,163 @@
+"""The tables of a comparison: precisions, settings, and the best at equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bitexp.console import amount, size
+from bitexp.report.compare import Cell, Comparison, Row
+from bitexp.report.energy import NODE, PICOJOULES, shown
+from bitexp.report.runs import Run
+from bitexp.report.table import FILE, LONG, SHORT, Column, Table, axis_columns, numeric, plain, word
+from bitexp.report.words import caption, mean_text, p_text, total
+
+LR_DECAY = "lr x decay"  # summed over the steps: what a weight decay comes to
+
+
+def precision_table(found: Comparison) -> Table:
+    """The answer: a row per precision (and network, data, budget), at its chosen setting."""
+    axes, rows = found.axes, found.rows
+    own = {"optimizer.lr": "lr", "optimizer.weight_decay": "weight decay"}
+    columns = [
+        word("precision", "precision", lambda row: row.cell.precision),
+        *axis_columns(axes.apart, lambda row: row.cell.apart, rows),
+        *axis_columns(axes.variant, lambda row: row.cell.variant, rows),
+        *score_columns(found.metric),
+        *axis_columns(axes.tuned, lambda row: row.cell.tuned, rows),
+        *(setting_column(title, key) for key, title in own.items() if key not in axes.tuned),
+    ]
+    if any(row.cell.result("lr_decay_sum") for row in rows):
+        columns.append(numeric(LR_DECAY, "lr_decay_sum", lambda row: row.cell.result("lr_decay_sum"), ".3g"))
+    if any(len(row.cells) > 1 for row in rows):
+        columns.append(numeric("settings", "settings", lambda row: len(row.cells), "d"))
+        columns.append(numeric(f"within {found.tolerance:.2g}", "robust", lambda row: row.robust, ".0%"))
+    if axes.apart:
+        columns.append(numeric("parameters", "parameters", parameters, amount))
+    unit = str(rows[0].cell.runs[0].result.get("unit", "inputs")).removesuffix("s")
+    return Table("Precisions", (*columns, *cost_columns(unit)), rows, caption(found), members)
+
+
+def score_columns(metric: str) -> list[Column]:
+    """The metric over seeds, and its difference to the baseline."""
+    return [
+        Column(metric, metric, lambda row: mean_text(row.cell), lambda row: row.cell.score.mean),
+        numeric("std", "std", lambda row: row.cell.score.std, ".4f", FILE),
+        Column(
+            "95 % interval",
+            "low",
+            lambda row: interval(row.cell.score.low, row.cell.score.high, ".4f"),
+            lambda row: row.cell.score.low,
+            LONG,
+        ),
+        numeric("high", "high", lambda row: row.cell.score.high, ".4f", FILE),
+        numeric("vs full", "difference", lambda row: of(row, "difference"), "+.4f"),
+        Column(
+            "its interval",
+            "difference_low",
+            lambda row: interval(of(row, "low"), of(row, "high"), "+.4f"),
+            lambda row: of(row, "low"),
+            LONG,
+        ),
+        numeric("high", "difference_high", lambda row: of(row, "high"), "+.4f", FILE),
+        numeric("effect d", "effect", lambda row: of(row, "effect"), "+.2f", LONG),
+        numeric("p", "p", lambda row: of(row, "p"), p_text, FILE),
+        numeric("p (Holm)", "p_holm", lambda row: of(row, "p_holm"), p_text),
+        numeric("seeds", "seeds", lambda row: row.cell.score.seeds, "d"),
+    ]
+
+
+def cost_columns(unit: str) -> list[Column]:
+    """Bits, bytes, energy, memory and time."""
+
+    def joules(node: str) -> Column:
+        level = SHORT if node == NODE else FILE
+        title = f"energy per {unit}, {node}"
+        return numeric(title, f"joules {node}", lambda row: row.cell.energy(node), shown, level)
+
+    return [
+        numeric("bits per weight", "bits_per_weight", lambda row: row.cell.bits, ".2f"),
+        numeric("body", "body_bytes", lambda row: row.cell.metric("size/body_bytes"), size),
+        numeric("total", "total_bytes", lambda row: row.cell.metric("size/total_bytes"), size),
+        *map(joules, PICOJOULES),
+        numeric(
+            "memory per step", "saved_bytes", lambda row: row.cell.metric("memory/saved_bytes"), size, LONG
+        ),
+        numeric("ms per step", "step_ms", lambda row: row.cell.result("step_ms"), ".1f"),
+    ]
+
+
+def setting_column(title: str, key: str) -> Column:
+    """The value of a key that all runs of a row share."""
+
+    def text(row: Row) -> str:
+        return shared(row.cell.config(key))
+
+    return Column(title, key, text, text)
+
+
+def setting_table(found: Comparison) -> Table:
+    """Every setting of every precision, whether chosen or not."""
+    axes = found.axes
+    validated = found.metric.replace("test/", "val/")
+    columns = [
+        word("precision", "precision", lambda cell: cell.precision),
+        *axis_columns(axes.apart, lambda cell: cell.apart, found.cells),
+        *axis_columns(axes.variant, lambda cell: cell.variant, found.cells),
+        *axis_columns(axes.tuned, lambda cell: cell.tuned, found.cells),
+        numeric(validated, validated, lambda cell: cell.validated, ".4f"),
+        Column(found.metric, found.metric, mean_text, lambda cell: cell.score.mean),
+        numeric("seeds", "seeds", lambda cell: cell.score.seeds, "d"),
+        numeric(LR_DECAY, "lr_decay_sum", lambda cell: cell.result("lr_decay_sum"), ".3g"),
+    ]
+    return Table("All settings", tuple(columns), tuple(found.cells), links=members)
+
+
+def bytes_table(found: Comparison) -> Table | None:
+    """The best of each precision within the bytes of each file; None where all come in one size."""
+    rows = [row for row in found.rows if row.cell.metric("size/total_bytes") is not None]
+    names = list(dict.fromkeys(row.cell.precision for row in rows))
+    if all(len({total(row) for row in rows if row.cell.precision == name}) < 2 for name in names):
+        return None
+
+    def column(name: str) -> Column:
+        def best(budget: float) -> Row | None:
+            small = [row for row in rows if row.cell.precision == name and total(row) <= budget]
+            return max(small, key=lambda row: found.sign * row.cell.score.mean, default=None)
+
+        return Column(
+            name,
+            name,
+            lambda budget: "" if (row := best(budget)) is None else mean_text(row.cell),
+            lambda budget: None if (row := best(budget)) is None else row.cell.score.mean,
+        )
+
+    columns = (numeric("bytes at most", "bytes", lambda budget: budget, size), *map(column, names))
+    budgets = tuple(sorted({total(row) for row in rows}))
+    return Table("Equal bytes", columns, budgets, f"{found.metric} of the best network that fits.")
+
+
+def shared(values: Sequence[Any]) -> str:
+    """The one value that all runs of a row have."""
+    found = {f"{value:.3g}" if isinstance(value, float) else plain(value) for value in values}
+    return found.pop() if len(found) == 1 else "mixed"
+
+
+def interval(low: float | None, high: float | None, form: str) -> str:
+    """A confidence interval; nothing where there is none."""
+    return "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
+
+
+def of(row: Row, name: str) -> Any:
+    """Part of a row's difference to the baseline; None where there is none."""
+    return None if row.versus is None else getattr(row.versus, name)
+
+
+def parameters(row: Row) -> float | None:
+    """All weights of the network, quantized or not."""
+    return row.cell.metric("size/total_weights")
+
+
+def members(item: Row | Cell) -> Sequence[Run]:
+    """The runs behind a row or a cell."""
+    return item.cell.runs if isinstance(item, Row) else item.runs

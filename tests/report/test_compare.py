@@ -1,0 +1,223 @@
+"""What is compared with what: axes, settings, the baseline, and what the captions admit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bitexp.report.axes import DATA
+from bitexp.report.compare import Comparison, compare
+from bitexp.report.energy import PICOJOULES, energy, shown
+from bitexp.report.runs import read_runs
+from bitexp.report.stats import holm, paired
+from bitexp.report.tables import bytes_table, precision_table, setting_table
+from bitexp.report.words import caption
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def compared(outputs: Path) -> Callable[[], Comparison]:
+    """The comparison of all runs that were written."""
+
+    def only() -> Comparison:
+        (found,) = compare(read_runs([outputs])[0])
+        return found
+
+    return only
+
+
+def test_a_setting_that_follows_from_the_precision_is_no_axis(write_run: Write, compared: Any) -> None:
+    for quantizer, lr in (("full", 0.003), ("binary", 0.01)):
+        for seed in range(3):
+            write_run(quantizer, seed, 0.9 + seed / 100, optimizer__lr=lr, tuned=True)
+    found = compared()
+    assert (found.axes.apart, found.axes.variant, found.axes.tuned) == ((), (), ())
+    assert [row.cell.precision for row in found.rows] == ["full", "binary"]
+    assert [row.cell.config("optimizer.lr") for row in found.rows] == [[0.003], [0.01]]
+    assert "each precision at its tuned setting" in caption(found)
+
+
+def test_settings_drawn_at_random_keep_all_their_axes(write_run: Write, compared: Any) -> None:
+    """No learning rate occurs twice, so that the decay follows from it; it was swept all the same."""
+    for number in range(6):
+        lr, decay = 0.001 * (number + 1), 0.01 * (number * 5 % 6)
+        typed = [f"optimizer.lr={lr}", f"optimizer.weight_decay={decay}"]
+        settings = {"optimizer__lr": lr, "optimizer__weight_decay": decay}
+        write_run("binary", 0, 0.5, typed=typed, **settings)
+    assert compared().axes.tuned == ("optimizer.lr", "optimizer.weight_decay")
+
+
+def test_keys_that_go_with_a_choice_are_no_axes_of_their_own(write_run: Write, compared: Any) -> None:
+    for hidden, dropout in (([16], 0.1), ([32], 0.2)):
+        for quantizer in ("full", "binary"):
+            write_run(quantizer, 0, 0.5, model__hidden=hidden, model__dropout=dropout)
+    found = compared()
+    assert found.axes.apart == ("model.hidden",)
+    assert [row.versus is None for row in found.rows] == [True, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("key", "axis"),
+    [("trainer__epochs", "trainer.epochs"), ("data__limit", "data.limit"), ("task__mixup", "task.mixup")],
+)
+def test_budget_and_data_are_never_hidden_by_the_precision(
+    key: str, axis: str, write_run: Write, compared: Any
+) -> None:
+    write_run("full", 0, 0.95, **{key: 60})
+    write_run("binary", 0, 0.9, **{key: 5})
+    write_run("full_norm", 0, 0.93, **{key: 60})
+    found = compared()
+    assert found.axes.apart == (axis,)
+    against = {row.cell.precision: row.versus for row in found.rows}
+    assert against["binary"] is None
+    assert against["full_norm"].difference == pytest.approx(-0.02)
+    assert f"only where {axis} agree" in caption(found)
+    assert "A row without a difference has no full run" in caption(found)
+
+
+def test_other_data_are_another_comparison(write_run: Write, compared: Any) -> None:
+    write_run("full", 0, 0.95, made={"data": "one"})
+    write_run("binary", 0, 0.9, made={"data": "two"})
+    found = compared()
+    assert found.axes.apart == (DATA,)
+    assert all(row.versus is None for row in found.rows)
+    assert [column.title for column in precision_table(found).columns][:2] == ["precision", "data"]
+
+
+def test_options_of_the_quantizer_are_rows_against_the_same_baseline(write_run: Write, compared: Any) -> None:
+    write_run("full", 0, 0.95)
+    for granularity, score in (("tensor", 0.9), ("channel", 0.92)):
+        write_run("ternary_mean", 0, score, quantizer__granularity=granularity)
+    found = compared()
+    assert found.axes.variant == ("quantizer.granularity",)
+    assert [round(row.versus.difference, 6) for row in found.rows[1:]] == [-0.03, -0.05]
+
+
+def test_the_chosen_setting_is_the_best_validated_of_those_with_most_seeds(
+    write_run: Write, compared: Any
+) -> None:
+    write_run("binary", 0, 0.99, validated=0.99, optimizer__lr=0.1)  # one lucky seed
+    for lr, validated, score in ((0.2, 0.8, 0.7), (0.3, 0.9, 0.6), (0.4, 0.7, 0.9)):
+        for seed in range(2):
+            write_run("binary", seed, score, validated=validated, optimizer__lr=lr)
+    found = compared()
+    (row,) = found.rows
+    assert row.cell.tuned == (0.3,)
+    assert len(row.cells) == 4
+    assert row.robust == 1 / 4
+    assert "by validation, among those with the most seeds" in caption(found)
+
+
+def test_without_validation_the_choice_says_what_it_is(write_run: Write, compared: Any) -> None:
+    for lr, score in ((0.2, 0.7), (0.3, 0.8)):
+        write_run("binary", 0, score, optimizer__lr=lr)
+    found = compared()
+    assert found.rows[0].cell.tuned == (0.3,)
+    assert "by test/accuracy itself, which flatters it: nothing was held out" in caption(found)
+
+
+def test_p_values_are_corrected_over_the_whole_table(write_run: Write, compared: Any) -> None:
+    draw = np.random.default_rng(0)
+    scores = {q: draw.normal(0.9, 0.02, 4) for q in ("full", "binary", "ternary_mean", "ternary_median")}
+    for quantizer, values in scores.items():
+        for seed, value in enumerate(values):
+            write_run(quantizer, seed, float(value))
+    found = compared()
+    base = dict(enumerate(scores["full"]))
+    expected = [paired(dict(enumerate(scores[row.cell.precision])), base) for row in found.rows[1:]]
+    assert [row.versus.p for row in found.rows[1:]] == [test.p for test in expected]
+    assert [row.versus.p_holm for row in found.rows[1:]] == holm([test.p for test in expected])
+    assert "paired t test" in caption(found)
+    assert "With so few seeds" in caption(found)
+
+
+def test_one_seed_is_called_what_it_is(write_run: Write, compared: Any) -> None:
+    write_run("full", 0, 0.9)
+    write_run("binary", 0, 0.8)
+    found = compared()
+    values = precision_table(found).values()[1]
+    assert (values["difference"], values["p"], values["std"]) == (pytest.approx(-0.1), None, None)
+    assert "One seed is no test of a difference." in caption(found)
+
+
+def test_other_sources_and_other_lengths_are_told(write_run: Write, compared: Any) -> None:
+    write_run("full", 0, 0.9, result={"steps": 50})
+    write_run("binary", 0, 0.8, result={"source": "other"})
+    said = caption(compared())
+    assert "same number of steps" in said
+    assert "different versions of bitexp's source" in said
+
+
+def test_experiments_are_apart(write_run: Write, outputs: Path) -> None:
+    write_run("full", 0, 0.9, name="a")
+    write_run("binary", 0, 0.8, name="b")
+    assert [found.name for found in compare(read_runs([outputs])[0])] == ["a", "b"]
+
+
+def test_equal_bytes_compares_the_best_that_fits(write_run: Write, compared: Any) -> None:
+    table = {("full", 16): (0.8, 4000), ("full", 32): (0.9, 16000), ("binary", 32): (0.85, 500)}
+    table |= {("binary", 64): (0.95, 2000)}
+    for (quantizer, width), (score, size) in table.items():
+        path = write_run(quantizer, 0, score, model__hidden=[width])
+        file = path / "result.json"
+        file.write_text(
+            file.read_text().replace('"size/total_bytes": ', f'"size/total_bytes": {size}.0, "x": ')
+        )
+    rows = bytes_table(compared()).values()
+    assert [(row["bytes"], row["full"], row["binary"]) for row in rows] == [
+        (500, None, 0.85),
+        (2000, None, 0.95),
+        (4000, 0.8, 0.95),
+        (16000, 0.9, 0.95),
+    ]
+
+
+def test_equal_bytes_needs_two_sizes(write_run: Write, compared: Any) -> None:
+    write_run("full", 0, 0.9)
+    write_run("binary", 0, 0.8)
+    assert bytes_table(compared()) is None
+
+
+def test_the_front_is_over_rows(write_run: Write, compared: Any) -> None:
+    for quantizer, score in (("full", 0.9), ("full_norm", 0.8), ("binary", 0.7), ("ternary_mean", 0.6)):
+        write_run(quantizer, 0, score)
+    found = compared()
+    chosen = found.front([row.cell.metric("size/total_bytes") for row in found.rows])
+    assert [found.rows[i].cell.precision for i in chosen] == ["binary", "full"]
+
+
+def test_every_number_of_the_table_is_that_of_the_files(write_run: Write, compared: Any) -> None:
+    write_run("full", 0, 0.9)
+    write_run("binary", 0, 0.8)
+    row = precision_table(compared()).values()[1]
+    assert row["test/accuracy"] == 0.8
+    assert row["bits_per_weight"] == 8 * 26_688 / 131_072
+    assert (row["body_bytes"], row["total_bytes"], row["step_ms"]) == (26_688, 46_688, 12.5)
+    assert row["joules 45 nm"] == pytest.approx(1e-12 * (1e5 * 0.9 + 2e5 * 3.7 + 2e6 * 0.03))
+
+
+def test_energy_of_a_layer_is_that_of_the_paper() -> None:
+    """A full-precision multiply-accumulate at 45 nm: 0.9 + 3.7 pJ; nothing without counts."""
+    counts = {"cost/fp32_add": 1.0, "cost/fp32_mul": 1.0, "cost/int8_add": 0.0, "cost/int8_mul": 0.0}
+    assert energy(counts, "45 nm") == pytest.approx(4.6e-12)
+    assert energy(counts, "7 nm") == pytest.approx(1.69e-12)
+    assert energy({}) is None
+    assert set(PICOJOULES["7 nm"]) == set(PICOJOULES["45 nm"])
+
+
+@pytest.mark.parametrize(
+    ("joules", "text"), [(4.6e-12, "4.6 pJ"), (8.69e-7, "869 nJ"), (1.03e-5, "10.3 µJ"), (2.0, "2 J")]
+)
+def test_joules_for_people(joules: float, text: str) -> None:
+    assert shown(joules) == text
+
+
+def test_settings_are_listed_in_the_order_of_their_numbers(write_run: Write, compared: Any) -> None:
+    for lr in (0.1, 0.0001, 0.01, 0.02):
+        write_run("full", 0, 0.9, optimizer__lr=lr)
+    assert [row["optimizer.lr"] for row in setting_table(compared()).values()] == [0.0001, 0.01, 0.02, 0.1]
