@@ -123,29 +123,31 @@ class Study:
         self.failures = 0
         self._mine: set[int] = set()
         self._me = myself()
-        sampler = PerCell(definition.sampler, definition.space)
-        pruner = build_pruner(definition.pruner)
-        with store.exclusive(name):
-            self.study = optuna.create_study(
-                study_name=name,
-                storage=store.storage,
-                sampler=sampler,
-                pruner=pruner,
-                directions=list(definition.directions),
-                load_if_exists=True,
-            )
-            self._same_definition()
-            self.retried = self._retry_failed()
+        store.patiently(self._open)
         self._beat = threading.Event()
         self._heart = threading.Thread(target=self._heartbeat, daemon=True)
         self._heart.start()
 
+    def _open(self) -> None:
+        with self.store.exclusive(self.name):
+            self.study = optuna.create_study(
+                study_name=self.name,
+                storage=self.store.storage,
+                sampler=PerCell(self.definition.sampler, self.definition.space),
+                pruner=build_pruner(self.definition.pruner),
+                directions=list(self.definition.directions),
+                load_if_exists=True,
+            )
+            self._same_definition()
+            self.retried = self._retry_failed()
+
     def close(self) -> None:
-        """Ends the signs of life; trials that were begun here may be taken over."""
+        """Ends the signs of life and the connections; trials that were begun here may be taken over."""
         self._beat.set()
         self._heart.join(5.0)  # it may be waiting for a database
         for number in sorted(self._mine):
             self.release(number)
+        self.store.close()
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number."""
