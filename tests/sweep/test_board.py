@@ -35,7 +35,7 @@ def test_each_job_that_ends_is_a_line_with_the_best_and_the_time_left(
     board = Board(Report(), total=4, workers=1, better="max")
     jobs: list[tuple[str, str | None, list[float]]] = [
         ("finished", None, [0.5]),
-        ("failed", "the training loss is nan at step 3", []),
+        ("failed", "the loss is nan at step 3", []),
         ("finished", None, [0.25]),
         ("pruned", "val/accuracy 0.1", []),
     ]
@@ -45,7 +45,7 @@ def test_each_job_that_ends_is_a_line_with_the_best_and_the_time_left(
         board.ended(number, status, reason, values)
     assert capsys.readouterr().out.splitlines() == [
         "[1/4] 0: finished · 0.5000 · lr=0 · 1:00 · best 0.5000 by 0 · about 3:00 left",
-        "[2/4] 1: failed · the training loss is nan at step 3 · lr=1 · 1:00 · best 0.5000 by 0 · about 2:00 left",
+        "[2/4] 1: failed · the loss is nan at step 3 · lr=1 · 1:00 · best 0.5000 by 0 · about 2:00 left",
         "[3/4] 2: finished · 0.2500 · lr=2 · 1:00 · best 0.5000 by 0 · about 1:00 left",
         "[4/4] 3: pruned · val/accuracy 0.1 · lr=3 · 1:00 · best 0.5000 by 0",
     ]

@@ -39,8 +39,9 @@ def trial(tmp_path: Path) -> Callable[..., Any]:
                 "size/total_bytes": 26_700.0,
             }
             write_json(run / "result.json", {
-                "status": status, "kind": None, "reason": None, "source": "x", "seconds": 1.0, "metrics": metrics,
-                "headline": "test/accuracy", "better": "max", "lr_decay_sum": 0.125, "step_ms": 1.0,
+                "status": status, "kind": None, "reason": None, "source": "x", "seconds": 1.0,
+                "metrics": metrics, "headline": "test/accuracy", "better": "max", "lr_decay_sum": 0.125,
+                "step_ms": 1.0,
             })  # fmt: skip
             write_yaml(run / "config.yaml", {})
             attributes["run"] = str(run)
@@ -85,8 +86,8 @@ def test_the_best_trial_of_each_study_is_a_row(trial: Any, said: Any) -> None:
     binary = [trial(3, 0.6), trial(4, 0.5)]
     lines = said((["quantizer=full"], full), (["quantizer=binary"], binary))
     assert cells(lines[0]) == [
-        "quantizer", "optimizer.lr", "val/accuracy", "test", "lr x decay", "body", "total", "trials", "pruned",
-        "trial", "run",
+        "quantizer", "optimizer.lr", "val/accuracy", "test", "lr x decay", "body", "total", "trials",
+        "pruned", "trial", "run",
     ]  # fmt: skip
     assert cells(lines[2]) == [
         "full", "0.2", "0.9000", "0.5100", "0.125", "900 B", "26.7 kB", "3", "1", "1", "run1"

@@ -225,8 +225,8 @@ def test_a_killed_worker_and_a_restarted_server_lose_nothing(
 
 @pytest.mark.slow
 def test_a_server_that_restarts_again_and_again_costs_time_only(
-    database: str, server: Server, work_off: Any, start: Any, together: Any, made: Any, draws: Any, journal: Path,
-    until: Any,
+    database: str, server: Server, work_off: Any, start: Any, together: Any, made: Any, draws: Any,
+    journal: Path, until: Any,
 ) -> None:  # fmt: skip
     workers = [start(lambda: work_off(database, 12, together, workers=2, heartbeat=0.05)) for _ in range(2)]
     until(made)

@@ -136,8 +136,8 @@ def distribution(override: Override) -> Any:
             step = abs(value.step)
             if all(isinstance(point, int) for point in points):
                 return IntDistribution(points[0], points[-1], step=int(step))
-            ends = (float(f"{end:.12g}") for end in (points[0], points[-1]))  # 0.3, not 0.1 + 0.1 + 0.1
-            return FloatDistribution(*ends, step=float(step))
+            low, high = (float(f"{end:.12g}") for end in (points[0], points[-1]))  # 0.3, not 0.1 + 0.1 + 0.1
+            return FloatDistribution(low, high, step=float(step))
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
     assert isinstance(value, ChoiceSweep | RangeSweep) or override.is_discrete_sweep()
