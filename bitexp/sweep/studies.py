@@ -211,12 +211,15 @@ class Plan:
         budget = self.limits.n_trials
         look = Progresses(study)
         with Board(report, budget, workers, better, live=not self.jobs.basic, look=look) as board:
-            board.skip(Counter(status(t) for t in latest(before) if t.state.is_finished()))
+            done = Counter(status(t) for t in latest(before) if t.state.is_finished())
+            board.skip(done)
             for trial in before:
                 if trial.state == TrialState.COMPLETE:
                     board.note_best(trial.number, described(trial.params), trial.values)
             conductor = Conductor(study, self._launch, board)
             conductor.conduct(workers, self.jobs.halt)
+        if board.counts["failed"] > done["failed"]:  # where jobs are other processes, only we can tell
+            Progress.note(1)
         if conductor.nothing_works:
             report.line(f"No trial can work, so the sweep ends here: {conductor.nothing_works}")
             Progress.note(2)
