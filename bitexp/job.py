@@ -86,7 +86,11 @@ def run(config: dict[str, Any], overrides: list[str], number: int | None) -> Out
     with report.console.status("loading torch and Lightning"):
         from bitexp.run import run as take_the_road
     judge = None if number is None else judge_of(number, report.line)
-    return take_the_road(config, overrides, report, judge, wait=multirun)
+    try:
+        return take_the_road(config, overrides, report, judge, wait=multirun)
+    finally:
+        if judge is not None:
+            judge.close()
 
 
 def reason(problem: Exception) -> str:

@@ -43,33 +43,37 @@ class Conductor:
         """
         if workers == 1:
             return self._work()
-        threads = [threading.Thread(target=self._guarded, daemon=True) for _ in range(workers)]
-        for thread in threads:
-            thread.start()
+        ends = [
+            threading.Event() for _ in range(workers)
+        ]  # a join() that Ctrl-C breaks off cannot be repeated
+        for end in ends:
+            threading.Thread(target=self._guarded, args=(end,), daemon=True).start()
         try:
-            for thread in threads:
-                thread.join()
+            for end in ends:
+                end.wait()
         except KeyboardInterrupt:
             self.stop.set()
             self.board.say("Stopping: the jobs under way save a checkpoint; Ctrl-C again kills them.")
             halt()
             try:
-                for thread in threads:
-                    thread.join()
+                for end in ends:
+                    end.wait()
             except KeyboardInterrupt:
                 halt()
-                for thread in threads:
-                    thread.join(10)
+                for end in ends:
+                    end.wait(10)
             raise
         if self._problems:
             raise self._problems[0]
 
-    def _guarded(self) -> None:
+    def _guarded(self, end: threading.Event) -> None:
         try:
             self._work()
         except BaseException as problem:
             self._problems.append(problem)
             self.stop.set()
+        finally:
+            end.set()
 
     def _work(self) -> None:
         told = False

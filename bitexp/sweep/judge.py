@@ -45,6 +45,7 @@ class StudyJudge:
         self._study, self._number, self._say = study, number, say
         self._prunes = study.pruner is not None
         self._reported: set[int] = set()
+        self._unreachable = False
         self._trial: Any = None
         self._store: Any = None
 
@@ -54,7 +55,7 @@ class StudyJudge:
             value: of the objective; permille: the share of the run that is done, in thousandths, which are
                 the steps of a trial for Optuna: a pruner's `n_warmup_steps: 250` is a quarter of any run.
         """
-        if permille in self._reported:
+        if self._unreachable or permille in self._reported:
             return False
         self._reported.add(permille)
         try:
@@ -62,8 +63,14 @@ class StudyJudge:
                 self._open()
             return bool(self._store.patiently(lambda: self._ask(value, permille), self.PATIENCE))
         except Exception as error:  # a database may fail in nearly any way
+            self._unreachable = True
             self._say(f"the study {self._study.name} cannot be reached, so nothing is pruned: {error}")
             return False
+
+    def close(self) -> None:
+        """Ends the connections to the study."""
+        if self._store is not None:
+            self._store.close()
 
     def _open(self) -> None:
         from bitexp.sweep.storage import Store

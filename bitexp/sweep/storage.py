@@ -74,6 +74,14 @@ class Store:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise UserError(f"the database {shown(url)} cannot be used: {reason}") from None
 
+    def close(self) -> None:
+        """Closes the connections to a database."""
+        from optuna.storages import RDBStorage
+
+        if isinstance(self.storage, RDBStorage):
+            self.storage.remove_session()
+            self.storage.engine.dispose()
+
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
         """Holds the lock of that name, against threads and against other processes and machines."""

@@ -24,9 +24,9 @@ from bitexp.sweep.conduct import Conductor, described
 from bitexp.sweep.judge import STUDY, StudyOfJobs
 from bitexp.sweep.options import SweeperOptions
 from bitexp.sweep.outcome import Found, say_findings
-from bitexp.sweep.samplers import latest, values
+from bitexp.sweep.samplers import PerCell, latest, values
 from bitexp.sweep.storage import Store
-from bitexp.sweep.study import Definition, Direction, Ending, Limits, Mine, Study
+from bitexp.sweep.study import Definition, Direction, Ending, Limits, Mine, Study, build_pruner
 from bitexp.sweep.tuned import KEYS, write_tuned
 from bitexp.tasks import TASKS
 from bitexp.track.folder import outputs
@@ -116,8 +116,11 @@ class Plan:
     ) -> None:
         """`words` are those overrides of `fixed` that set this study apart from others of the command."""
         self.jobs, self.options, self.words = jobs, options, list(words)
-        first = [f"{name}={first_value(d)}" for name, d in space.items()]
-        config = jobs.compose([*fixed, *first])
+        first = {name: first_value(d) for name, d in space.items()}
+        config = jobs.compose([*fixed, *typed(first)])
+        for name, d in space.items():
+            for choice in getattr(d, "choices", ())[1:]:  # a word that no group has is told now, not later
+                jobs.compose([*fixed, *typed({**first, name: choice})])
         plain: Any = OmegaConf.to_container(config, resolve=True)
         settings = read_settings(plain)
         self.name = settings.name
@@ -142,6 +145,8 @@ class Plan:
         self.definition = Definition(
             fixed, space, self.objectives, self.directions, options.sampler, options.pruner
         )
+        PerCell(options.sampler, space)
+        build_pruner(options.pruner)
         self.limits = Limits(
             n_trials=self._budget(),
             retries=options.retries,
@@ -206,12 +211,15 @@ class Plan:
         budget = self.limits.n_trials
         look = Progresses(study)
         with Board(report, budget, workers, better, live=not self.jobs.basic, look=look) as board:
-            board.skip(Counter(status(t) for t in latest(before) if t.state.is_finished()))
+            done = Counter(status(t) for t in latest(before) if t.state.is_finished())
+            board.skip(done)
             for trial in before:
                 if trial.state == TrialState.COMPLETE:
                     board.note_best(trial.number, described(trial.params), trial.values)
             conductor = Conductor(study, self._launch, board)
             conductor.conduct(workers, self.jobs.halt)
+        if board.counts["failed"] > done["failed"]:  # where jobs are other processes, only we can tell
+            Progress.note(1)
         if conductor.nothing_works:
             report.line(f"No trial can work, so the sweep ends here: {conductor.nothing_works}")
             Progress.note(2)
@@ -235,8 +243,7 @@ class Plan:
         """Makes the run of a trial by the launcher; the job's record says how it ended."""
         index = self.folder / "jobs" / f"{trial.number}.json"
         index.unlink(missing_ok=True)
-        words = [f"{name}={value}" for name, value in trial.params.items()]
-        overrides = [*self.definition.fixed, *words]
+        overrides = [*self.definition.fixed, *typed(trial.params)]
         problem = self.jobs.launch(trial.number, overrides)
         record = read_json(index)
         if not isinstance(record, dict):
@@ -273,6 +280,11 @@ class Progresses:
 def given(name: str, fixed: Sequence[str]) -> bool:
     """Whether an override sets that key to one value."""
     return any(word.lstrip("+").partition("=")[0] == name.lstrip("+") for word in fixed)
+
+
+def typed(params: Mapping[str, Any]) -> list[str]:
+    """Drawn parameters as overrides."""
+    return [f"{name}={value}" for name, value in params.items()]
 
 
 def first_value(distribution: BaseDistribution) -> Any:

@@ -142,11 +142,12 @@ class Study:
             return self._retry_failed()
 
     def close(self) -> None:
-        """Ends the signs of life; trials that were begun here may be taken over."""
+        """Ends the signs of life and the connections; trials that were begun here may be taken over."""
         self._beat.set()
         self._heart.join(5.0)  # it may be waiting for a database
         for number in sorted(self._mine):
             self.release(number)
+        self.store.close()
 
     def trials(self) -> list[FrozenTrial]:
         """All trials, by number."""

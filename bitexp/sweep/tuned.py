@@ -76,7 +76,7 @@ def write_tuned(name: str, precision: str, params: Mapping[str, Any], sources: S
         raise UserError("no folder of configs can be written: give --config-dir=FOLDER")
     path = folder / "tuning" / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
-    setting = ", ".join(f"{key}: {float(f'{value:.3g}')!r}" for key, value in kept.items())
+    setting = ", ".join(f"{key}: {decimal(float(value))}" for key, value in kept.items())
     line = f"{precision}: {{{setting}}}"
     lines = path.read_text().splitlines() if path.exists() else []
     names = [old.partition(":")[0] for old in lines]
@@ -90,3 +90,9 @@ def write_tuned(name: str, precision: str, params: Mapping[str, Any], sources: S
         lines.insert(next(further, len(lines)), line)
     write_atomic(path, ("\n".join(lines) + "\n").encode())
     return path
+
+
+def decimal(value: float) -> str:
+    """Three digits, with the point that YAML wants to see in a number: 1.0e-05."""
+    digits, *exponent = repr(float(f"{value:.3g}")).partition("e")
+    return "".join([digits if "." in digits else f"{digits}.0", *exponent])

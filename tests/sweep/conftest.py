@@ -131,7 +131,7 @@ def journal(tmp_path: Path) -> Path:
     return tmp_path / "studies" / "study.journal"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def load() -> Callable[[Path], list[FrozenTrial]]:
     """The trials of the one study in a journal."""
     from bitexp.sweep.storage import open_journal

@@ -394,3 +394,73 @@ def test_the_order_of_words_defines_nothing_and_their_values_do(define: Any) -> 
     assert a.digest() == b.digest()
     digests = {define(fixed=["a=2"]).digest(), define("TPESampler").digest(), define(space="finite").digest()}
     assert len({a.digest(), *digests}) == 4
+
+
+# Ctrl-C
+
+
+def test_ctrl_c_waits_for_all_jobs_and_gives_their_trials_back(
+    work_off: Any, start: Any, journal: Path, tmp_path: Path, until: Any, load: Any
+) -> None:
+    def work() -> None:
+        halted = threading.Event()
+
+        def launch(trial: Mine) -> Ending:
+            (tmp_path / f"begun{trial.number}").touch()
+            halted.wait(60)
+            time.sleep(0.4 * (2 - trial.number))  # the jobs need a moment for their checkpoints
+            return Ending("stopped", "signal", "SIGINT")
+
+        with pytest.raises(KeyboardInterrupt):
+            work_off(journal, 4, launch, workers=2, halt=halted.set)
+
+    child = start(work)
+    until(lambda: len(list(tmp_path.glob("begun*"))) == 2)
+    os.kill(child.pid, signal.SIGINT)
+    assert (ended := child.wait()).code == 0, ended.err
+    trials = load(journal)
+    assert [trial.state for trial in trials] == [TrialState.RUNNING] * 2
+    assert [trial.user_attrs[OWNER] for trial in trials] == [""] * 2
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_checkpoints(
+    work_off: Any, start: Any, journal: Path, tmp_path: Path, until: Any
+) -> None:
+    def work() -> None:
+        killed = threading.Event()
+        asked: list[int] = []
+
+        def halt() -> None:
+            asked.append(1)
+            (tmp_path / "asked").touch()
+            if len(asked) == 2:
+                killed.set()
+
+        def launch(trial: Mine) -> Ending:
+            (tmp_path / f"begun{trial.number}").touch()
+            killed.wait(60)
+            return Ending("stopped", "signal", "SIGINT")
+
+        with pytest.raises(KeyboardInterrupt):
+            work_off(journal, 4, launch, workers=2, halt=halt)
+        assert len(asked) == 2
+
+    child = start(work)
+    until(lambda: len(list(tmp_path.glob("begun*"))) == 2)
+    os.kill(child.pid, signal.SIGINT)
+    until((tmp_path / "asked").exists)
+    time.sleep(0.2)
+    os.kill(child.pid, signal.SIGINT)
+    assert (ended := child.wait()).code == 0, ended.err
+
+
+def test_a_launcher_that_breaks_ends_the_sweep_and_loses_no_trial(
+    work_off: Any, journal: Path, load: Any
+) -> None:
+    def launch(trial: Mine) -> Ending:
+        raise OSError("no more processes")
+
+    for workers in (1, 2):
+        with pytest.raises(OSError, match="no more processes"):
+            work_off(journal, 4, launch, workers=workers)
+        assert {trial.user_attrs[OWNER] for trial in load(journal)} == {""}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +50,18 @@ class ProcessLauncher(Launcher):
                 return returned(record)
 
             with ThreadPoolExecutor(workers) as pool:
+                futures = [pool.submit(make, job) for job in jobs]
                 try:
-                    return list(pool.map(make, jobs))
+                    return [future.result() for future in futures]
                 except KeyboardInterrupt:
-                    board.say("Stopping: the jobs under way save a checkpoint; Ctrl-C again kills them.")
+                    say = board.say if self.watched else Report().line
+                    say("Stopping: the jobs under way save a checkpoint; Ctrl-C again kills them.")
                     self.stop()
                     try:
-                        pool.shutdown(wait=True)
+                        wait(futures)
                     except KeyboardInterrupt:
                         self.stop()
+                        wait(futures)
                     raise
 
     def run(self, number: int, words: Sequence[str]) -> dict[str, Any]:

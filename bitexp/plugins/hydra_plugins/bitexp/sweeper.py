@@ -106,8 +106,8 @@ def key(override: Override) -> str:
 def distribution(override: Override) -> Any:
     """What Optuna draws for one swept key, from Hydra's grammar.
 
-    `interval(a, b)` draws between two numbers, whole ones for whole bounds, `tag(log, ...)` on a logarithmic
-    scale; `range(a, b, step)` and `choice(...)` or `a,b,c` draw one of what they list.
+    `interval(a, b)` draws between two numbers, `int(interval(a, b))` whole ones, `tag(log, ...)` on a
+    logarithmic scale; `range(a, b, step)` and `choice(...)` or `a,b,c` draw one of what they list.
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
@@ -128,13 +128,16 @@ def distribution(override: Override) -> Any:
                 return IntDistribution(value.start, value.end, log=log)
             return FloatDistribution(float(value.start), float(value.end), log=log)
         if isinstance(value, RangeSweep) and not value.shuffle:
-            points = list(value.range())
-            step = value.step
+            points = sorted(value.range())
             if log:
                 raise UserError(f"{name}: range() has equal steps; interval() can be tagged log")
+            if not points:
+                raise UserError(f"'{override.input_line}' is empty")
+            step = abs(value.step)
             if all(isinstance(point, int) for point in points):
                 return IntDistribution(points[0], points[-1], step=int(step))
-            return FloatDistribution(float(points[0]), float(points[-1]), step=float(step))
+            low, high = (float(f"{end:.12g}") for end in (points[0], points[-1]))  # 0.3, not 0.1 + 0.1 + 0.1
+            return FloatDistribution(low, high, step=float(step))
     except ValueError as error:
         raise UserError(f"{name}: {error}") from None
     assert isinstance(value, ChoiceSweep | RangeSweep) or override.is_discrete_sweep()
