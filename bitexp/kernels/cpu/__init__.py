@@ -1,0 +1,1 @@
+"""The CPU kernels, compiled by numba where it is installed (`pip install 'bitexp[cpu]'`)."""
