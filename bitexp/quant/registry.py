@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +15,11 @@ Norm = Literal["none", "rms", "layer"]
 Granularity = Literal["tensor", "channel", "group"]
 
 EPS = 1e-5  # floor of every step, as in all BitNet code bases
+
+
+def abs_median(rows: Tensor) -> Tensor:
+    """`[rows, weights] -> [rows, 1]`: the median of |W|, the lower of two middle values."""
+    return rows.abs().median(-1, keepdim=True).values
 
 
 class Quantizer:
@@ -64,6 +70,7 @@ class Quantizer:
         self.granularity: Granularity = granularity
         self.group_size = group_size
         self.bias = bias
+        self.abs_median: Callable[[Tensor], Tensor] = abs_median
 
     def step(self, rows: Tensor) -> Tensor:
         """The step of each row: `[rows, weights] -> [rows, 1]`, fp32."""
