@@ -52,7 +52,7 @@ def candidates(options: argparse.Namespace) -> list[Candidate]:
         quantizer = QUANTIZERS.get(name)(**settings.quantizer.arguments)
         quantize(model, quantizer, settings.quantizer.include, settings.quantizer.exclude)
         kernel, _, _ = choose_kernel(options.kernel, "cpu")
-        set_product(model, kernel.product)
+        set_product(model, kernel.product, kernel.fused)
         found.append(candidate(name, model, *batch))
     if (peer := peer_model(options)) is not None:
         found.append(candidate(PEER, peer, *batch))

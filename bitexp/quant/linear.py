@@ -1,8 +1,8 @@
 """BitLinear and BitConv2d: norm, quantize, multiply integers, scale; gradients go straight through.
 
-    x_n = norm(x);  x_q, s_x = int8 codes of x_n, one step per token
-    w_q, s_w = the quantizer's codes of the latent weights, once per optimizer step
-    y = (x_q @ w_q^T) * (s_x * s_w) + bias
+x_n = norm(x);  x_q, s_x = int8 codes of x_n, one step per token
+w_q, s_w = the quantizer's codes of the latent weights, once per optimizer step
+y = (x_q @ w_q^T) * (s_x * s_w) + bias
 """
 
 from __future__ import annotations

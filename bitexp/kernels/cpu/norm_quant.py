@@ -72,7 +72,9 @@ def quantize_row(x: Array, qmax: Any, codes: Array) -> Any:
 
 
 @compiled
-def norm_quantize(x: Array, subtract: bool, qmax: Any, codes: Array, scale: Array, mean: Array, rstd: Array) -> None:
+def norm_quantize(
+    x: Array, subtract: bool, qmax: Any, codes: Array, scale: Array, mean: Array, rstd: Array
+) -> None:
     """Codes and steps of the normed rows, and the mean and 1/std of x; `subtract`: layer norm, else RMS."""
     n = F32(x.shape[1])
     normed = np.empty(x.shape[1], np.float32)

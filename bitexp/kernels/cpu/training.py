@@ -24,10 +24,25 @@ LONG = 4096
 """Weights in a row from which on its median is found faster by the compiled way."""
 
 
-def parts(tokens: int, *features: int) -> Iterator[slice]:
-    """Slices of the tokens."""
-    size = max(64, PART // max(features))
-    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
+def width(*features: int) -> int:
+    """Tokens in a part."""
+    return max(64, PART // max(features))
+
+
+def parts(tokens: Tensor, *features: int) -> Iterator[slice]:
+    """Slices of the tokens `[tokens, ...]`."""
+    size = width(*features)
+    return (slice(start, start + size) for start in range(0, len(tokens), size))
+
+
+def floats(x: Tensor) -> Any:
+    """As an array of fp32, copied only where it is none."""
+    return x.float().contiguous().numpy()
+
+
+def flat(x: Tensor) -> Any:
+    """Values per token as an array of one dimension."""
+    return x.reshape(-1).numpy()
 
 
 class CpuTraining:
@@ -42,30 +57,29 @@ class CpuTraining:
     ) -> tuple[Tensor, *Saved]:
         from bitexp.kernels.cpu.norm_quant import F32, norm_quantize, quantize, rescale
 
-        flat, outputs = rows(x), w_codes.shape[0]
-        tokens, inputs = flat.shape
+        outputs, inputs = w_codes.shape
         y = torch.empty(*x.shape[:-1], outputs, dtype=spec.dtype)
         codes = torch.empty(x.shape, dtype=torch.int8)
-        scale, mean, rstd = torch.empty(3, *x.shape[:-1], 1).unbind()
+        scale, mean, rstd = (torch.empty(*x.shape[:-1], 1) for _ in range(3))
         steps = w_scale.expand(outputs).contiguous().numpy()
-        offsets = torch.empty(0).numpy() if bias is None else bias.detach().numpy()
-        flat_y, flat_codes = rows(y), rows(codes)
-        per_token = [t.view(-1).numpy() for t in (scale, mean, rstd)]
-        for part in parts(tokens, inputs, outputs):
-            s, m, r = (t[part] for t in per_token)
-            q, x_part = flat_codes[part], flat[part].detach().float().contiguous().numpy()
+        offsets = torch.empty(0) if bias is None else bias.detach()
+        tokens = [rows(t) for t in (x.detach(), y, codes, scale, mean, rstd)]
+        same = spec.dtype == torch.float32
+        scratch = None if same else torch.empty(width(inputs, outputs), outputs)
+        for part in parts(tokens[0], inputs, outputs):
+            x_part, y_part, q, s, m, r = (t[part] for t in tokens)
+            wide, s = floats(x_part), flat(s)
             if spec.norm == "none":
-                quantize(x_part, F32(spec.qmax), q.numpy(), s)
+                quantize(wide, F32(spec.qmax), q.numpy(), s)
             else:
-                norm_quantize(x_part, spec.norm == "layer", F32(spec.qmax), q.numpy(), s, m, r)
-            wide = spec.dtype == torch.float32
-            sums = flat_y[part].view(torch.int32) if wide else torch.empty(len(q), outputs, dtype=torch.int32)
+                norm_quantize(wide, spec.norm == "layer", F32(spec.qmax), q.numpy(), s, flat(m), flat(r))
+            result = y_part if scratch is None else scratch[: len(q)]
+            sums = result.view(torch.int32)
             torch._int_mm(q, w_codes.t(), out=sums)
-            rescale(sums.numpy(), s, steps, offsets, spec.scaled_bias)
-            if not wide:
-                flat_y[part].copy_(sums.view(torch.float32))
-        none = spec.norm == "none"
-        return y, codes, scale, None if none else mean, None if none else rstd
+            rescale(sums.numpy(), s, steps, offsets.numpy(), spec.scaled_bias)
+            if not same:
+                y_part.copy_(result)
+        return (y, codes, scale, None, None) if spec.norm == "none" else (y, codes, scale, mean, rstd)
 
     def backward(
         self,
@@ -88,29 +102,34 @@ class CpuTraining:
         grad_x = torch.empty(codes.shape) if need_x else None
         grad_w = torch.zeros(outputs, inputs) if need_w else None
         grad_b = torch.zeros(outputs) if need_b else None
-        flat_grad, flat_codes, flat_scale = rows(grad), rows(codes), scale.view(-1)
-        flat_x, flat_grad_x = None if x is None else rows(x), None if grad_x is None else rows(grad_x)
-        for part in parts(len(flat_codes), inputs, outputs):
-            g = flat_grad[part].to(dtype).contiguous()
+        size = width(inputs, outputs)
+        scratch = torch.empty(size, inputs)
+        factor = scratch if dtype == torch.float32 else torch.empty(size, inputs, dtype=dtype)
+        grad, codes, scale = rows(grad), rows(codes), rows(scale)
+        for part in parts(codes, inputs, outputs):
+            g = grad[part].to(dtype).contiguous()
+            floating, factors = scratch[: len(g)], factor[: len(g)]
             if grad_b is not None:
-                w = (flat_scale[part] * w_scale if spec.scaled_bias else flat_scale[:0]).numpy()
                 of_part = torch.zeros(outputs)
-                add_rows(flat_grad[part].float().contiguous().numpy(), w, of_part.numpy())
+                per_token = scale[part] * w_scale if spec.scaled_bias else scale[:0]
+                add_rows(floats(grad[part]), flat(per_token), of_part.numpy())
                 grad_b += of_part
             if grad_w is not None:
-                activations = torch.empty(len(g), inputs)
-                dequantize_rows(flat_codes[part].numpy(), flat_scale[part].numpy(), activations.numpy())
+                dequantize_rows(codes[part].numpy(), flat(scale[part]), floating.numpy())
                 if dtype == torch.float32:
-                    grad_w.addmm_(g.t(), activations)
+                    grad_w.addmm_(g.t(), floating)
                 else:
-                    grad_w += g.t() @ activations.to(dtype)
-            if flat_grad_x is not None:
-                if flat_x is None:
-                    flat_grad_x[part] = g @ weights
-                else:
-                    x_part = flat_x[part].detach().float().contiguous().numpy()
-                    norm_backward((g @ weights).float().numpy(), x_part, spec.norm == "layer",
-                        mean.view(-1)[part].numpy(), rstd.view(-1)[part].numpy(), flat_grad_x[part].numpy())
+                    grad_w += g.t() @ factors.copy_(floating)
+            if grad_x is not None:
+                target = rows(grad_x)[part]
+                torch.mm(g, weights, out=target if x is None and factor is scratch else factors)
+                if x is not None:
+                    assert mean is not None and rstd is not None
+                    wide = floats(rows(x.detach())[part])
+                    statistics = flat(rows(mean)[part]), flat(rows(rstd)[part])
+                    norm_backward(floats(factors), wide, spec.norm == "layer", *statistics, target.numpy())
+                elif factor is not scratch:
+                    target.copy_(factors)
         return grad_x, grad_w, grad_b
 
     def abs_median(self, rows: Tensor) -> Tensor:
