@@ -49,7 +49,7 @@ class Kernel(Protocol):
 
 KERNELS: Registry[Kernel] = Registry("kernel")
 
-PREFERENCE = ["int8", "reference"]
+PREFERENCE = ["cpu", "int8", "reference"]
 """The order in which `auto` tries them: the fastest first."""
 
 
