@@ -126,9 +126,10 @@ class QuantizedProduct(torch.autograd.Function):
             return (None,) * 6
         x, codes, scale, w_codes, w_scale, mean, rstd = ctx.saved_tensors
         spec: Spec = ctx.spec
-        by_torch = spec.fused is None or not plain(grad)
+        backward = straight_through
         # a graph of the backward itself (create_graph) needs operators that torch can differentiate
-        backward = straight_through if by_torch or torch.is_grad_enabled() else spec.fused.backward
+        if spec.fused is not None and plain(grad) and not torch.is_grad_enabled():
+            backward = spec.fused.backward
         with no_autocast(grad):
             saved = (codes, scale, mean, rstd)
             grads = backward(grad, x, saved, w_codes, w_scale, spec, ctx.needs_input_grad[:3])
@@ -151,11 +152,16 @@ def straight_through(
     grad = grad.float()
     grad_b = None
     if needed[2]:
-        per_output = grad * (scale * at.spread(w_scale)) if spec.scaled_bias else grad
+        per_output = grad
+        if spec.scaled_bias:
+            assert scale is not None
+            per_output = grad * (scale * at.spread(w_scale))
         grad_b = at.sum_outputs(per_output)
     inputs = codes if scale is None else codes * scale
-    factors = (v.to(spec.grad_dtype) for v in (grad, inputs, dequantize(w_codes, w_scale)))
-    grad_x, grad_w = product_grads(*factors, spec.conv, needed[0], needed[1])
+    dtype, weights = spec.grad_dtype, dequantize(w_codes, w_scale)
+    grad_x, grad_w = product_grads(
+        grad.to(dtype), inputs.to(dtype), weights.to(dtype), spec.conv, needed[0], needed[1]
+    )
     if grad_x is not None and x is not None:
         assert rstd is not None
         grad_x = normalize_backward(grad_x.float(), x.float(), mean, rstd, at.feature_dim)

@@ -16,6 +16,7 @@ from torch import Tensor
 from bitexp.kernels.cpu import layout
 from bitexp.kernels.cpu.jit import missing
 from bitexp.kernels.cpu.threads import in_threads
+from bitexp.kernels.cpu.training import CpuTraining
 from bitexp.kernels.int8 import Int8
 from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import KERNELS
@@ -85,6 +86,7 @@ class Cpu(Reference):
         self.isa = isa
         self.other: Reference = Int8() if torch.cpu._is_vnni_supported() else Reference()
         self.product = self.other.product
+        self.fused = CpuTraining() if torch.cpu._is_vnni_supported() else None
 
     def unavailable(self, device: str) -> str | None:
         if device != "cpu":

@@ -36,7 +36,7 @@ def compiled(function: F) -> F:
 
 
 def compiled_sum(function: F) -> F:
-    """The same for a sum of floats that may be added in any order; the order is that of the machine's vectors."""
+    """The same for a sum of floats in any order; the order then is that of the machine's vectors."""
     return _compile(function, fastmath={"reassoc"})
 
 

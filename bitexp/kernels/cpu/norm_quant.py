@@ -73,7 +73,7 @@ def quantize_row(x: Array, qmax: Any, codes: Array) -> Any:
 
 @compiled
 def norm_quantize(
-    x: Array, subtract: bool, qmax: Any, codes: Array, scale: Array, mean: Array, rstd: Array
+    x: Array, codes: Array, scale: Array, mean: Array, rstd: Array, qmax: Any, subtract: bool
 ) -> None:
     """Codes and steps of the normed rows, and the mean and 1/std of x; `subtract`: layer norm, else RMS."""
     n = F32(x.shape[1])
@@ -89,14 +89,14 @@ def norm_quantize(
 
 
 @compiled
-def quantize(x: Array, qmax: Any, codes: Array, scale: Array) -> None:
+def quantize(x: Array, codes: Array, scale: Array, qmax: Any) -> None:
     """Codes and steps of the rows as they are."""
     for i in range(x.shape[0]):
         scale[i] = quantize_row(x[i], qmax, codes[i])
 
 
 @compiled
-def norm_backward(grad: Array, x: Array, subtract: bool, mean: Array, rstd: Array, out: Array) -> None:
+def norm_backward(grad: Array, x: Array, mean: Array, rstd: Array, out: Array, subtract: bool) -> None:
     """The gradient with respect to x from the one with respect to the normed rows."""
     n = F32(x.shape[1])
     for i in range(x.shape[0]):

@@ -1,24 +1,27 @@
 """The training step of a linear layer on the CPU: integers forwards, fp32 or bf16 straight-through backwards.
 
-Tokens are taken in parts that stay in the second-level cache between the passes over them, so that no float
-copy of a whole activation is ever made. The parts do not depend on the number of threads.
+Tokens are taken in parts that stay in the cache of a core between the passes over them, so that no float copy
+of a whole activation is ever made. More threads take larger parts, which changes the last bits of gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bitexp.kernels.cpu.jit import missing
+from bitexp.kernels.cpu.threads import pool, shares
 from bitexp.quant.function import Grads, Saved, Spec, plain
 from bitexp.quant.product import dequantize, rows
 from bitexp.quant.registry import abs_median
 
 PART = 2**19
-"""Floats in the widest part: 2 MiB."""
+"""Floats of a part in its widest place, for each thread: 2 MiB."""
+
+WORTH = 2**18
+"""Numbers in an array from which a second thread pays: sharing one costs about 30 us."""
 
 LONG = 4096
 """Weights in a row from which on its median is found faster by the compiled way."""
@@ -26,13 +29,13 @@ LONG = 4096
 
 def width(*features: int) -> int:
     """Tokens in a part."""
-    return max(64, PART // max(features))
+    return max(64, PART * torch.get_num_threads() // max(features))
 
 
-def parts(tokens: Tensor, *features: int) -> Iterator[slice]:
-    """Slices of the tokens `[tokens, ...]`."""
+def parts(tokens: int, *features: int) -> Iterator[slice]:
+    """Slices of the tokens."""
     size = width(*features)
-    return (slice(start, start + size) for start in range(0, len(tokens), size))
+    return (slice(start, start + size) for start in range(0, tokens, size))
 
 
 def floats(x: Tensor) -> Any:
@@ -40,9 +43,22 @@ def floats(x: Tensor) -> Any:
     return x.float().contiguous().numpy()
 
 
-def flat(x: Tensor) -> Any:
+def flat(x: Tensor | None) -> Any:
     """Values per token as an array of one dimension."""
-    return x.reshape(-1).numpy()
+    return None if x is None else x.reshape(-1).numpy()
+
+
+def share(function: Callable[..., None], rows: tuple[Any, ...], *rest: Any) -> None:
+    """Calls a compiled function on arrays of as many rows, each thread on some of the rows."""
+    threads = torch.get_num_threads()
+    if threads == 1 or rows[0].size < WORTH:
+        function(*rows, *rest)
+        return
+    (start, stop), *others = shares(len(rows[0]), threads)
+    waiting = [pool(threads).submit(function, *(r[a:b] for r in rows), *rest) for a, b in others]
+    function(*(r[start:stop] for r in rows), *rest)
+    for future in waiting:
+        future.result()
 
 
 class CpuTraining:
@@ -62,22 +78,22 @@ class CpuTraining:
         codes = torch.empty(x.shape, dtype=torch.int8)
         scale, mean, rstd = (torch.empty(*x.shape[:-1], 1) for _ in range(3))
         steps = w_scale.expand(outputs).contiguous().numpy()
-        offsets = torch.empty(0) if bias is None else bias.detach()
+        offsets = (torch.empty(0) if bias is None else bias.detach()).numpy()
         tokens = [rows(t) for t in (x.detach(), y, codes, scale, mean, rstd)]
-        same = spec.dtype == torch.float32
-        scratch = None if same else torch.empty(width(inputs, outputs), outputs)
-        for part in parts(tokens[0], inputs, outputs):
-            x_part, y_part, q, s, m, r = (t[part] for t in tokens)
-            wide, s = floats(x_part), flat(s)
+        scratch = None if spec.dtype == torch.float32 else torch.empty(width(inputs, outputs), outputs)
+        for part in parts(len(tokens[0]), inputs, outputs):
+            x_part, y_part, q, *per_token = (t[part] for t in tokens)
+            s, m, r = (flat(t) for t in per_token)
             if spec.norm == "none":
-                quantize(wide, F32(spec.qmax), q.numpy(), s)
+                share(quantize, (floats(x_part), q.numpy(), s), F32(spec.qmax))
             else:
-                norm_quantize(wide, spec.norm == "layer", F32(spec.qmax), q.numpy(), s, flat(m), flat(r))
+                arrays = floats(x_part), q.numpy(), s, m, r
+                share(norm_quantize, arrays, F32(spec.qmax), spec.norm == "layer")
             result = y_part if scratch is None else scratch[: len(q)]
             sums = result.view(torch.int32)
             torch._int_mm(q, w_codes.t(), out=sums)
-            rescale(sums.numpy(), s, steps, offsets.numpy(), spec.scaled_bias)
-            if not same:
+            share(rescale, (sums.numpy(), s), steps, offsets, spec.scaled_bias)
+            if scratch is not None:
                 y_part.copy_(result)
         return (y, codes, scale, None, None) if spec.norm == "none" else (y, codes, scale, mean, rstd)
 
@@ -93,44 +109,38 @@ class CpuTraining:
     ) -> Grads:
         from bitexp.kernels.cpu.norm_quant import add_rows, dequantize_rows, norm_backward
 
-        codes, scale, mean, rstd = saved
-        assert scale is not None
+        shape, codes = saved[0].shape, rows(saved[0])
+        scale, mean, rstd = (flat(t) for t in saved[1:])
         need_x, need_w, need_b = needed
         outputs, inputs = w_codes.shape
-        dtype = spec.grad_dtype
-        weights = dequantize(w_codes, w_scale).to(dtype)
+        dtype, weights = spec.grad_dtype, dequantize(w_codes, w_scale).to(spec.grad_dtype)
+        grad, x = rows(grad), None if x is None else rows(x.detach())
         grad_x = torch.empty(codes.shape) if need_x else None
         grad_w = torch.zeros(outputs, inputs) if need_w else None
         grad_b = torch.zeros(outputs) if need_b else None
-        size = width(inputs, outputs)
-        scratch = torch.empty(size, inputs)
-        factor = scratch if dtype == torch.float32 else torch.empty(size, inputs, dtype=dtype)
-        grad, codes, scale = rows(grad), rows(codes), rows(scale)
-        for part in parts(codes, inputs, outputs):
+        scratch = torch.empty(width(inputs, outputs), inputs)
+        for part in parts(len(codes), inputs, outputs):
             g = grad[part].to(dtype).contiguous()
-            floating, factors = scratch[: len(g)], factor[: len(g)]
             if grad_b is not None:
-                of_part = torch.zeros(outputs)
-                per_token = scale[part] * w_scale if spec.scaled_bias else scale[:0]
-                add_rows(floats(grad[part]), flat(per_token), of_part.numpy())
-                grad_b += of_part
+                sums = torch.zeros(outputs)
+                per_token = scale[part] * w_scale.numpy() if spec.scaled_bias else scale[:0]
+                add_rows(floats(grad[part]), per_token, sums.numpy())
+                grad_b += sums
             if grad_w is not None:
-                dequantize_rows(codes[part].numpy(), flat(scale[part]), floating.numpy())
-                if dtype == torch.float32:
-                    grad_w.addmm_(g.t(), floating)
-                else:
-                    grad_w += g.t() @ factors.copy_(floating)
+                inputs_part = scratch[: len(g)]
+                share(dequantize_rows, (codes[part].numpy(), scale[part], inputs_part.numpy()))
+                add_product(grad_w, g, inputs_part.to(dtype))
             if grad_x is not None:
-                target = rows(grad_x)[part]
-                torch.mm(g, weights, out=target if x is None and factor is scratch else factors)
-                if x is not None:
-                    assert mean is not None and rstd is not None
-                    wide = floats(rows(x.detach())[part])
-                    statistics = flat(rows(mean)[part]), flat(rows(rstd)[part])
-                    norm_backward(floats(factors), wide, spec.norm == "layer", *statistics, target.numpy())
-                elif factor is not scratch:
-                    target.copy_(factors)
-        return grad_x, grad_w, grad_b
+                result = grad_x[part]
+                if x is None:
+                    result.copy_(g @ weights)
+                else:
+                    of_normed = torch.mm(
+                        g, weights, out=scratch[: len(g)] if dtype == torch.float32 else None
+                    )
+                    arrays = floats(of_normed), floats(x[part]), mean[part], rstd[part], result.numpy()
+                    share(norm_backward, arrays, spec.norm == "layer")
+        return None if grad_x is None else grad_x.view(shape), grad_w, grad_b
 
     def abs_median(self, rows: Tensor) -> Tensor:
         if not plain(rows) or rows.device.type != "cpu" or rows.dtype != torch.float32:
@@ -144,6 +154,9 @@ class CpuTraining:
         return out
 
 
-def training() -> CpuTraining | None:
-    """The training step for kernels that multiply int8 codes on this machine, where it can be compiled."""
-    return None if missing() or not torch.cpu._is_vnni_supported() else CpuTraining()
+def add_product(total: Tensor, grad: Tensor, inputs: Tensor) -> None:
+    """Adds `grad^T @ inputs`; the total is fp32, whatever the factors are."""
+    if grad.dtype == total.dtype:
+        total.addmm_(grad.t(), inputs)
+    else:
+        total += grad.t() @ inputs
