@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,17 +38,18 @@ class CodesCache:
 
     def clear(self) -> None:
         """Forgets."""
-        self._weight: Callable[[], Tensor | None] = lambda: None
+        self._weight: Tensor | None = None
         self._key: tuple[Any, ...] = ()
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def weights(self, quantizer: Quantizer, weight: Tensor) -> tuple[Tensor, Tensor]:
         """`quantizer.weights(weight)`, computed anew where the weights may have changed."""
-        if transformed() or not (isinstance(weight, nn.Parameter) and torch.is_grad_enabled()):
+        lasting = not transformed() and type(weight) is nn.Parameter and torch.is_grad_enabled()
+        if not lasting or weight.is_inference():
             return quantizer.weights(weight)
         key = (quantizer, weight.data_ptr(), weight._version, _steps, sample(weight))
-        if self._kept is None or self._weight() is not weight or self._key != key:
-            self._weight, self._key = weakref.ref(weight), key
+        if self._kept is None or self._weight is not weight or self._key != key:
+            self._weight, self._key = weight, key
             self._kept = quantizer.weights(weight)
         return self._kept
 

@@ -194,7 +194,7 @@ def transformed() -> bool:
 
 def plain(x: Tensor) -> bool:
     """Whether a tensor is one of numbers in memory, which code outside of torch can read."""
-    return type(x) in (Tensor, torch.nn.Parameter) and not transformed()
+    return type(x) in (Tensor, torch.nn.Parameter) and torch._C._has_storage(x) and not transformed()
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
