@@ -6,6 +6,7 @@ it, and anew in a forked process; none of them ever waits for another.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -52,4 +53,4 @@ def in_threads(
 def shares(count: int, threads: int) -> list[tuple[int, int]]:
     """Ranges of nearly equal length that make up `range(count)`; none is empty."""
     bounds = [count * n // threads for n in range(threads + 1)]
-    return [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+    return [(a, b) for a, b in itertools.pairwise(bounds) if a < b]
