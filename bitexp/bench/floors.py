@@ -68,8 +68,8 @@ def read_bytes() -> Callable[[int, int], int]:
 
 
 @functools.cache
-def bare_dots(isa: str) -> Callable[[int], int]:
-    """`f(turns)`: 64 * CHAINS products each."""
+def bare_dots(isa: str) -> Callable[[int, int], int]:
+    """`f(turns, seed)`: 64 * CHAINS products each, of the seed's bytes with themselves."""
     number = NAMES.index(isa)
 
     def run(turns, seed):  # type: ignore[no-untyped-def]

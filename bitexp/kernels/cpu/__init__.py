@@ -42,6 +42,8 @@ class Packed:
         self.outputs, self.inputs = outputs, inputs
         self.steps = F.pad(scale.detach().float().expand(outputs), (0, -outputs % layout.STREAM)).contiguous()
         self.run = layer(isa, bits)
+        self.given = weights.data_ptr(), self.steps.data_ptr(), inputs, outputs
+        self.streams, self.size = len(weights), outputs * inputs
 
     def __reduce__(self) -> tuple[Any, ...]:  # compiled functions are not copied with it
         return Packed, (self.weights, self.scale, self.bits, self.outputs, self.inputs, self.isa)
@@ -53,25 +55,13 @@ class Packed:
     def linear(self, x: Tensor, bias: Tensor | None, act_qmax: int, scaled_bias: bool) -> Tensor:
         """`[..., inputs]` floats -> `[..., outputs]`."""
         x = x.contiguous()
-        y = torch.empty(*x.shape[:-1], self.outputs)
+        y = torch.empty((*x.shape[:-1], self.outputs))
         tokens = x.numel() // self.inputs
-        if not (tokens and self.outputs):
-            return y
-        address = 0
         if bias is not None:
-            bias = bias.contiguous()  # kept alive by this name
-            address = bias.data_ptr()
-        first = (
-            self.weights.data_ptr(), self.steps.data_ptr(), self.inputs, self.outputs, act_qmax,
-            address, int(scaled_bias), x.data_ptr(), y.data_ptr(),
-        )  # fmt: skip
-        run = self.run
-        streams = len(self.weights)
-
-        def part(*ranges: int) -> None:
-            run(*first, *ranges)
-
-        in_threads(part, tokens, streams, self.weights.numel() * 8 // self.bits)
+            bias = bias.contiguous()  # alive by this name while its address is used
+        address = 0 if bias is None else bias.data_ptr()
+        given = (*self.given, act_qmax, address, scaled_bias, x.data_ptr(), y.data_ptr())
+        in_threads(self.run, given, tokens, self.streams, self.size)
         return y
 
 

@@ -83,11 +83,10 @@ def avx2(b: Builder, acc: Value, pairs: Pairs) -> Value:
     words, few = ir.VectorType(I16, 16), ir.VectorType(I32, 8)
     halves = []
     for start in (0, 32):
-        total = None
+        total: Value = splat(0, words)
         for w, x in pairs:
-            name = "llvm.x86.avx2.pmadd.ub.sw"
-            two = call(b, name, words, part(b, w, start, 32), part(b, x, start, 32))
-            total = two if total is None else b.add(total, two)
+            two = [part(b, w, start, 32), part(b, x, start, 32)]
+            total = b.add(total, call(b, "llvm.x86.avx2.pmadd.ub.sw", words, *two))
         wide = call(b, "llvm.x86.avx2.pmadd.wd", few, total, splat(1, words))
         halves.append(b.add(part(b, acc, start // 4, 8), wide))
     return joined(b, halves)
@@ -106,15 +105,13 @@ def neon(b: Builder, acc: Value, pairs: Pairs) -> Value:
 
 def generic(b: Builder, acc: Value, pairs: Pairs) -> Value:
     """Any machine: products and their sums of four in int16, added in int32."""
-    words, few = ir.VectorType(I16, 64), ir.VectorType(I16, 16)
+    words = ir.VectorType(I16, 64)
     for w, x in pairs:
         products = b.mul(b.zext(w, words), b.sext(x, words))
-        total = None
+        total: Value = splat(0, ir.VectorType(I16, 16))
         for k in range(4):
             lanes = ir.Constant(LANES, list(range(k, 64, 4)))
-            fourth = b.shuffle_vector(products, ir.Constant(words, ir.Undefined), lanes)
-            total = fourth if total is None else b.add(total, fourth)
-        assert total.type == few
+            total = b.add(total, b.shuffle_vector(products, ir.Constant(words, ir.Undefined), lanes))
         acc = b.add(acc, b.sext(total, LANES))
     return acc
 

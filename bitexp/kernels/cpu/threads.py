@@ -6,6 +6,7 @@ it, and anew in a forked process; none of them ever waits for another.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -31,17 +32,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.clear)  # threads do not survive a fork
 
 
-def in_threads(run: Callable[[int, int, int, int], None], tokens: int, streams: int, weights: int) -> None:
-    """Calls `run(token, tokens, stream, streams)` for ranges that make up all of them."""
+def in_threads(
+    run: Callable[..., None], given: tuple[int, ...], tokens: int, streams: int, weights: int
+) -> None:
+    """Calls `run(*given, token, tokens, stream, streams)` for ranges that make up all of them."""
     threads = torch.get_num_threads()
     if threads == 1 or weights * max(tokens, 4) < WORTH:  # a few tokens take the time to read the weights
-        run(0, tokens, 0, streams)
+        run(*given, 0, tokens, 0, streams)
         return
-    by_token = tokens >= FEW * threads
-    parts = [(a, b, 0, streams) if by_token else (0, tokens, a, b)
-             for a, b in shares(tokens if by_token else streams, threads)]  # fmt: skip
-    waiting = [pool(threads).submit(run, *part) for part in parts[1:]]
-    run(*parts[0])
+    if tokens >= FEW * threads:
+        parts = [(a, b, 0, streams) for a, b in shares(tokens, threads)]
+    else:
+        parts = [(0, tokens, a, b) for a, b in shares(streams, threads)]
+    waiting = [pool(threads).submit(run, *given, *part) for part in parts[1:]]
+    run(*given, *parts[0])
     for future in waiting:
         future.result()
 
@@ -49,4 +53,4 @@ def in_threads(run: Callable[[int, int, int, int], None], tokens: int, streams: 
 def shares(count: int, threads: int) -> list[tuple[int, int]]:
     """Ranges of nearly equal length that make up `range(count)`; none is empty."""
     bounds = [count * n // threads for n in range(threads + 1)]
-    return [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+    return [(a, b) for a, b in itertools.pairwise(bounds) if a < b]

@@ -60,7 +60,6 @@ class Loop:
         b.position_at_end(self.body)
         self.index = b.phi(I64)
         self.carried = [b.phi(start.type) for start in starts]
-        self.after = []
         for phi, start in zip([self.index, *self.carried], [ir.Constant(I64, 0), *starts], strict=True):
             phi.add_incoming(start, before)
         self._before, self._starts = before, starts
