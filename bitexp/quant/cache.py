@@ -60,9 +60,9 @@ class CodesCache:
         return CodesCache, ()
 
 
-def sample(weight: Tensor) -> list[float]:
-    """Some of the weights; none from a device that would have to be waited for."""
+def sample(weight: Tensor) -> bytes:
+    """Some bytes of the weights; none from a device that would have to be waited for."""
     if weight.device.type != "cpu":
-        return []
-    flat = weight.detach().flatten()
-    return flat[:: 1 + flat.numel() // 64].tolist()
+        return b""
+    memory = weight.detach().contiguous().view(torch.uint8).numpy().reshape(-1)
+    return memory[:: memory.size // 256 | 1].tobytes()  # an odd distance meets every byte of a float

@@ -7,7 +7,8 @@ identity and the steps as constants (straight-through estimator, arXiv 2310.1145
 from __future__ import annotations
 
 import contextlib
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from bitexp.quant.product import (
     product_grads,
     scaled_product,
 )
-from bitexp.quant.registry import Norm
+from bitexp.quant.registry import Arithmetic, Norm
 
 
 class Spec(NamedTuple):
@@ -48,21 +49,24 @@ Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 """with respect to the input, the latent weights and the bias"""
 
 
-class FusedLinear(Protocol):
+class FusedLinear(Arithmetic, ABC):
     """A linear layer's training step by other means than torch's operators, on plain tensors.
 
     It computes what `QuantizedProduct` computes, with the same codes for the same normed input; its norm
     may round otherwise. Evaluation goes by `Product`, with torch's own norm.
     """
 
+    @abstractmethod
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Spec) -> bool:
         """Whether it can compute this layer on this input."""
 
+    @abstractmethod
     def forward(
         self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, spec: Spec
     ) -> tuple[Tensor, *Saved]:
         """The output in `spec.dtype`, no view of anything, and what the backward needs."""
 
+    @abstractmethod
     def backward(
         self,
         grad: Tensor,
@@ -74,9 +78,6 @@ class FusedLinear(Protocol):
         needed: tuple[bool, bool, bool],
     ) -> Grads:
         """The gradients that are needed: x's in its own dtype or fp32, the others in fp32."""
-
-    def abs_median(self, rows: Tensor) -> Tensor:
-        """`rows.abs().median(-1, keepdim=True).values`, the same bits."""
 
 
 class QuantizedProduct(torch.autograd.Function):

@@ -17,7 +17,7 @@ from bitexp.quant.activations import absmax_codes, normalize
 from bitexp.quant.cache import CodesCache
 from bitexp.quant.function import FusedLinear, Spec, no_autocast, quantized_product, result_dtype
 from bitexp.quant.product import EXACT, ConvArgs, Geometry, Product, dequantize, float_product
-from bitexp.quant.registry import Norm, Quantizer, abs_median
+from bitexp.quant.registry import Arithmetic, Norm, Quantizer
 
 
 class QuantizedLayer(nn.Module):
@@ -167,7 +167,7 @@ def set_product(model: nn.Module, product: Product, fused: FusedLinear | None = 
     """Sets how every quantized layer of the model sums over codes, and what else does its training step."""
     for layer in quantized_layers(model).values():
         layer.product, layer.fused = product, fused
-        layer.quantizer.abs_median = abs_median if fused is None else fused.abs_median
+        layer.quantizer.arithmetic = fused or Arithmetic()
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:

@@ -146,3 +146,14 @@ def add_rows(rows: Array, weights: Array, out: Array) -> None:
         else:
             for j in range(row.size):
                 out[j] += row[j] * weights[i]
+
+
+@compiled
+def round_rows(rows: Array, step: Array, low: int, high: int, codes: Array) -> None:
+    """Codes of weights, row by row: rounded and clamped multiples of the row's step."""
+    lowest, highest = F32(low), F32(high)
+    for i in range(rows.shape[0]):
+        row, result, factor = rows[i], codes[i], F32(1) / step[i]
+        for j in range(row.size):
+            value = (min(max(row[j] * factor, lowest - F32(1)), highest + F32(1)) + ROUND) - ROUND
+            result[j] = I8(I32(min(max(value, lowest), highest)))

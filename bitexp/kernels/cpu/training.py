@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from bitexp.kernels.cpu.threads import pool, shares
-from bitexp.quant.function import Grads, Saved, Spec, plain
+from bitexp.quant.function import FusedLinear, Grads, Saved, Spec, plain
 from bitexp.quant.product import dequantize, rows
-from bitexp.quant.registry import abs_median
 
 PART = 2**19
 """Floats of a part in its widest place, for each thread: 2 MiB."""
@@ -61,7 +60,7 @@ def share(function: Callable[..., None], rows: tuple[Any, ...], *rest: Any) -> N
         future.result()
 
 
-class CpuTraining:
+class CpuTraining(FusedLinear):
     """See `bitexp.quant.function.FusedLinear`."""
 
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Spec) -> bool:
@@ -143,15 +142,27 @@ class CpuTraining:
         return None if grad_x is None else grad_x.view(shape), grad_w, grad_b
 
     def abs_median(self, rows: Tensor) -> Tensor:
-        if not plain(rows) or rows.device.type != "cpu" or rows.dtype != torch.float32:
-            return abs_median(rows)
-        if rows.shape[-1] < LONG:
-            return abs_median(rows)
+        if not readable(rows) or rows.shape[-1] < LONG:
+            return super().abs_median(rows)
         from bitexp.kernels.cpu.median import medians
 
         out = torch.empty(len(rows), 1)
         medians(rows.contiguous().view(torch.int32).numpy(), out.view(torch.int32).view(-1).numpy())
         return out
+
+    def rounded(self, rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        if not (readable(rows) and readable(step)):
+            return super().rounded(rows, step, low, high)
+        from bitexp.kernels.cpu.norm_quant import round_rows
+
+        codes = torch.empty(rows.shape, dtype=torch.int8)
+        round_rows(rows.contiguous().numpy(), flat(step), low, high, codes.numpy())
+        return codes
+
+
+def readable(x: Tensor) -> bool:
+    """Whether compiled code can read the tensor: fp32 numbers in main memory."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and plain(x)
 
 
 def add_product(total: Tensor, grad: Tensor, inputs: Tensor) -> None:
