@@ -34,12 +34,22 @@ def width(*features: int) -> int:
 def parts(tokens: int, *features: int) -> Iterator[slice]:
     """Slices of the tokens."""
     size = width(*features)
-    return (slice(start, start + size) for start in range(0, tokens, size))
+    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 
-def floats(x: Tensor) -> Any:
-    """As an array of fp32, copied only where it is none."""
-    return x.float().contiguous().numpy()
+class Rows:
+    """A tensor `[tokens, features]`, and its parts as arrays of fp32, copied only where it is none."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        same = tensor.dtype == torch.float32 and tensor.is_contiguous()
+        self._array: Any = tensor.numpy() if same else None
+
+    def array(self, part: slice) -> Any:
+        """Some of the rows."""
+        if self._array is not None:
+            return self._array[part]
+        return self.tensor[part].float().contiguous().numpy()
 
 
 def flat(x: Tensor | None) -> Any:
@@ -76,24 +86,23 @@ class CpuTraining(FusedLinear):
         y = torch.empty(*x.shape[:-1], outputs, dtype=spec.dtype)
         codes = torch.empty(x.shape, dtype=torch.int8)
         scale, mean, rstd = (torch.empty(*x.shape[:-1], 1) for _ in range(3))
+        result = rows(y) if spec.dtype == torch.float32 else torch.empty(width(inputs, outputs), outputs)
+        of_x, q, sums, out = Rows(rows(x.detach())), rows(codes), result.view(torch.int32), rows(y)
+        q_array, sums_array = q.numpy(), sums.numpy()
+        s, m, r = flat(scale), flat(mean), flat(rstd)
         steps = w_scale.expand(outputs).contiguous().numpy()
         offsets = (torch.empty(0) if bias is None else bias.detach()).numpy()
-        tokens = [rows(t) for t in (x.detach(), y, codes, scale, mean, rstd)]
-        scratch = None if spec.dtype == torch.float32 else torch.empty(width(inputs, outputs), outputs)
-        for part in parts(len(tokens[0]), inputs, outputs):
-            x_part, y_part, q, *per_token = (t[part] for t in tokens)
-            s, m, r = (flat(t) for t in per_token)
+        for part in parts(len(q), inputs, outputs):
             if spec.norm == "none":
-                share(quantize, (floats(x_part), q.numpy(), s), F32(spec.qmax))
+                share(quantize, (of_x.array(part), q_array[part], s[part]), F32(spec.qmax))
             else:
-                arrays = floats(x_part), q.numpy(), s, m, r
+                arrays = of_x.array(part), q_array[part], s[part], m[part], r[part]
                 share(norm_quantize, arrays, F32(spec.qmax), spec.norm == "layer")
-            result = y_part if scratch is None else scratch[: len(q)]
-            sums = result.view(torch.int32)
-            torch._int_mm(q, w_codes.t(), out=sums)
-            share(rescale, (sums.numpy(), s), steps, offsets, spec.scaled_bias)
-            if scratch is not None:
-                y_part.copy_(result)
+            place = part if out.dtype == result.dtype else slice(0, part.stop - part.start)
+            torch._int_mm(q[part], w_codes.t(), out=sums[place])
+            share(rescale, (sums_array[place], s[part]), steps, offsets, spec.scaled_bias)
+            if out.dtype != result.dtype:
+                out[part] = result[place]
         return (y, codes, scale, None, None) if spec.norm == "none" else (y, codes, scale, mean, rstd)
 
     def backward(
@@ -108,38 +117,39 @@ class CpuTraining(FusedLinear):
     ) -> Grads:
         from bitexp.kernels.cpu.norm_quant import add_rows, dequantize_rows, norm_backward
 
-        shape, codes = saved[0].shape, rows(saved[0])
-        scale, mean, rstd = (flat(t) for t in saved[1:])
+        codes, (scale, mean, rstd) = rows(saved[0]).numpy(), (flat(t) for t in saved[1:])
         need_x, need_w, need_b = needed
         outputs, inputs = w_codes.shape
         dtype, weights = spec.grad_dtype, dequantize(w_codes, w_scale).to(spec.grad_dtype)
-        grad, x = rows(grad), None if x is None else rows(x.detach())
-        grad_x = torch.empty(codes.shape) if need_x else None
-        grad_w = torch.zeros(outputs, inputs) if need_w else None
+        of_grad, of_x = Rows(rows(grad)), None if x is None else Rows(rows(x.detach()))
+        grad_x = torch.empty(saved[0].shape) if need_x else None
+        of_grad_x = None if grad_x is None else Rows(rows(grad_x))
+        grad_w = torch.empty(outputs, inputs) if need_w else None
         grad_b = torch.zeros(outputs) if need_b else None
-        scratch = torch.empty(width(inputs, outputs), inputs)
+        scratch = Rows(torch.empty(min(len(codes), width(inputs, outputs)), inputs))
         for part in parts(len(codes), inputs, outputs):
-            g = grad[part].to(dtype).contiguous()
+            g = of_grad.tensor[part].to(dtype).contiguous()
+            here = slice(0, len(g))
             if grad_b is not None:
                 sums = torch.zeros(outputs)
                 per_token = scale[part] * w_scale.numpy() if spec.scaled_bias else scale[:0]
-                add_rows(floats(grad[part]), per_token, sums.numpy())
+                add_rows(of_grad.array(part), per_token, sums.numpy())
                 grad_b += sums
             if grad_w is not None:
-                inputs_part = scratch[: len(g)]
-                share(dequantize_rows, (codes[part].numpy(), scale[part], inputs_part.numpy()))
-                add_product(grad_w, g, inputs_part.to(dtype))
-            if grad_x is not None:
-                result = grad_x[part]
-                if x is None:
-                    result.copy_(g @ weights)
+                share(dequantize_rows, (codes[part], scale[part], scratch.array(here)))
+                add_product(grad_w, g, scratch.tensor[here].to(dtype), first=part.start == 0)
+            if of_grad_x is not None:
+                if of_x is None:
+                    of_grad_x.tensor[part] = g @ weights
                 else:
-                    of_normed = torch.mm(
-                        g, weights, out=scratch[: len(g)] if dtype == torch.float32 else None
-                    )
-                    arrays = floats(of_normed), floats(x[part]), mean[part], rstd[part], result.numpy()
+                    of_normed = scratch.array(here)
+                    if dtype == torch.float32:
+                        torch.mm(g, weights, out=scratch.tensor[here])
+                    else:
+                        scratch.tensor[here] = g @ weights
+                    arrays = of_normed, of_x.array(part), mean[part], rstd[part], of_grad_x.array(part)
                     share(norm_backward, arrays, spec.norm == "layer")
-        return None if grad_x is None else grad_x.view(shape), grad_w, grad_b
+        return grad_x, grad_w, grad_b
 
     def abs_median(self, rows: Tensor) -> Tensor:
         if not readable(rows) or rows.shape[-1] < LONG:
@@ -165,9 +175,11 @@ def readable(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and plain(x)
 
 
-def add_product(total: Tensor, grad: Tensor, inputs: Tensor) -> None:
-    """Adds `grad^T @ inputs`; the total is fp32, whatever the factors are."""
+def add_product(total: Tensor, grad: Tensor, inputs: Tensor, first: bool) -> None:
+    """Adds `grad^T @ inputs`, first to nothing; the total is fp32, whatever the factors are."""
     if grad.dtype == total.dtype:
-        total.addmm_(grad.t(), inputs)
+        total.addmm_(grad.t(), inputs, beta=0 if first else 1)
+    elif first:
+        total.copy_(grad.t() @ inputs)
     else:
         total += grad.t() @ inputs
