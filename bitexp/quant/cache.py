@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -39,6 +40,7 @@ class CodesCache:
     def clear(self) -> None:
         """Forgets."""
         self._weight: Tensor | None = None
+        self._sampled: np.ndarray[Any, Any] | None = None
         self._key: tuple[Any, ...] = ()
         self._kept: tuple[Tensor, Tensor] | None = None
 
@@ -47,10 +49,12 @@ class CodesCache:
         lasting = not transformed() and type(weight) is nn.Parameter and torch.is_grad_enabled()
         if not lasting or weight.is_inference():
             return quantizer.weights(weight)
-        key = (quantizer, weight.data_ptr(), weight._version, _steps, sample(weight))
-        if self._kept is None or self._weight is not weight or self._key != key:
-            self._weight, self._key = weight, key
-            self._kept = quantizer.weights(weight)
+        place = quantizer, weight.data_ptr(), weight.shape
+        if self._weight is not weight or self._key[0] != place:
+            self._weight, self._sampled, self._kept = weight, sample(weight), None
+        key = place, weight._version, _steps, b"" if self._sampled is None else self._sampled.tobytes()
+        if self._kept is None or self._key != key:
+            self._key, self._kept = key, quantizer.weights(weight)
         return self._kept
 
     def __deepcopy__(self, memo: Any) -> CodesCache:
@@ -60,9 +64,9 @@ class CodesCache:
         return CodesCache, ()
 
 
-def sample(weight: Tensor) -> bytes:
-    """Some bytes of the weights; none from a device that would have to be waited for."""
-    if weight.device.type != "cpu":
-        return b""
-    memory = weight.detach().contiguous().view(torch.uint8).numpy().reshape(-1)
-    return memory[:: memory.size // 256 | 1].tobytes()  # an odd distance meets every byte of a float
+def sample(weight: Tensor) -> np.ndarray[Any, Any] | None:
+    """A view of some bytes of the weights; None on a device that would have to be waited for."""
+    if weight.device.type != "cpu" or not weight.is_contiguous():
+        return None
+    memory = weight.detach().view(torch.uint8).numpy().reshape(-1)
+    return memory[:: memory.size // 256 | 1]  # an odd distance meets every byte of a float

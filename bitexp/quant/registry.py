@@ -17,7 +17,7 @@ EPS = 1e-5  # floor of every step, as in all BitNet code bases
 
 
 class Arithmetic:
-    """What quantizing weights takes besides a mean, by torch; kernels may bring their own, of the same bits."""
+    """What quantizing weights takes besides a mean, by torch; kernels may bring their own with the same bits."""
 
     def abs_median(self, rows: Tensor) -> Tensor:
         """`[rows, weights] -> [rows, 1]`: the median of |W|, the lower of two middle values."""
@@ -88,9 +88,8 @@ class Quantizer:
         """The int8 code of each weight: `round(W / step)` clamped to `low..high`, half to even."""
         return self.arithmetic.rounded(rows, step, self.low, self.high)
 
-    @torch.no_grad()
     def weights(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantizes latent weights `[out, ...]`.
+        """Quantizes latent weights `[out, ...]`, apart from any graph.
 
         Returns:
             int8 codes in the shape of `weight`, and the fp32 steps: `[]` per tensor, `[out]` per

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bitexp.kernels.cpu.threads import pool, shares
 from bitexp.quant.function import FusedLinear, Grads, Saved, Spec, plain
-from bitexp.quant.product import dequantize, rows
+from bitexp.quant.product import rows
 
 PART = 2**19
 """Floats of a part in its widest place, for each thread: 2 MiB."""
@@ -57,6 +58,11 @@ def flat(x: Tensor | None) -> Any:
     return None if x is None else x.reshape(-1).numpy()
 
 
+def per_output(w_scale: Tensor, outputs: int) -> Any:
+    """The step of each output as an array."""
+    return np.full(outputs, w_scale.numpy())
+
+
 def share(function: Callable[..., None], rows: tuple[Any, ...], *rest: Any) -> None:
     """Calls a compiled function on arrays of as many rows, each thread on some of the rows."""
     threads = torch.get_num_threads()
@@ -90,7 +96,7 @@ class CpuTraining(FusedLinear):
         of_x, q, sums, out = Rows(rows(x.detach())), rows(codes), result.view(torch.int32), rows(y)
         q_array, sums_array = q.numpy(), sums.numpy()
         s, m, r = flat(scale), flat(mean), flat(rstd)
-        steps = w_scale.expand(outputs).contiguous().numpy()
+        steps = per_output(w_scale, outputs)
         offsets = (torch.empty(0) if bias is None else bias.detach()).numpy()
         for part in parts(len(q), inputs, outputs):
             if spec.norm == "none":
@@ -120,7 +126,9 @@ class CpuTraining(FusedLinear):
         codes, (scale, mean, rstd) = rows(saved[0]).numpy(), (flat(t) for t in saved[1:])
         need_x, need_w, need_b = needed
         outputs, inputs = w_codes.shape
-        dtype, weights = spec.grad_dtype, dequantize(w_codes, w_scale).to(spec.grad_dtype)
+        dtype, latent = spec.grad_dtype, torch.empty(outputs, inputs)
+        dequantize_rows(w_codes.numpy(), per_output(w_scale, outputs), latent.numpy())
+        weights = latent.to(dtype)
         of_grad, of_x = Rows(rows(grad)), None if x is None else Rows(rows(x.detach()))
         grad_x = torch.empty(saved[0].shape) if need_x else None
         of_grad_x = None if grad_x is None else Rows(rows(grad_x))
@@ -128,13 +136,16 @@ class CpuTraining(FusedLinear):
         grad_b = torch.zeros(outputs) if need_b else None
         scratch = Rows(torch.empty(min(len(codes), width(inputs, outputs)), inputs))
         for part in parts(len(codes), inputs, outputs):
-            g = of_grad.tensor[part].to(dtype).contiguous()
+            g = of_grad.tensor[part]
+            if dtype != g.dtype or not g.is_contiguous():
+                g = g.to(dtype).contiguous()
             here = slice(0, len(g))
             if grad_b is not None:
-                sums = torch.zeros(outputs)
+                sums = grad_b if part.start == 0 else torch.zeros(outputs)
                 per_token = scale[part] * w_scale.numpy() if spec.scaled_bias else scale[:0]
                 add_rows(of_grad.array(part), per_token, sums.numpy())
-                grad_b += sums
+                if sums is not grad_b:
+                    grad_b += sums
             if grad_w is not None:
                 share(dequantize_rows, (codes[part], scale[part], scratch.array(here)))
                 add_product(grad_w, g, scratch.tensor[here].to(dtype), first=part.start == 0)
