@@ -17,7 +17,7 @@ EPS = 1e-5  # floor of every step, as in all BitNet code bases
 
 
 class Arithmetic:
-    """What quantizing weights takes besides a mean, by torch; kernels may bring their own with the same bits."""
+    """What quantizing weights takes besides a mean, by torch; kernels may bring their own, bit for bit."""
 
     def abs_median(self, rows: Tensor) -> Tensor:
         """`[rows, weights] -> [rows, 1]`: the median of |W|, the lower of two middle values."""

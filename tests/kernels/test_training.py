@@ -235,6 +235,22 @@ def test_other_dtypes_are_answered_in_kind(make_quantizer: Make, dtype: torch.dt
         assert_close(a, e, rtol=0, atol=2**-6 * float(e.abs().max()))
 
 
+@pytest.mark.parametrize("name", ["ternary_mean", "ternary_median"])
+def test_a_default_dtype_of_bf16_changes_nothing(make_quantizer: Make, name: str) -> None:
+    layer = compiled(BitLinear(nn.Linear(80, 64), make_quantizer(name)))
+    x = torch.randn(7, 80, requires_grad=True)
+    results = []
+    for default in (torch.float32, torch.bfloat16):
+        torch.set_default_dtype(default)
+        try:
+            y = layer(x)
+            results.append([y, *torch.autograd.grad(y.sum(), [x, *layer.parameters()])])
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for a, e in zip(*results, strict=True):
+        assert torch.equal(a, e)
+
+
 def test_inputs_and_gradients_in_any_layout_are_taken(make_quantizer: Make) -> None:
     layer = BitLinear(nn.Linear(40, 24), make_quantizer("ternary_mean"))
     x = torch.randn(40, 6, 5).permute(2, 1, 0).requires_grad_()

@@ -17,6 +17,8 @@ from bitexp.kernels.cpu.threads import pool, shares
 from bitexp.quant.function import FusedLinear, Grads, Saved, Spec, plain
 from bitexp.quant.product import rows
 
+F32 = torch.float32  # said everywhere, since the default may be bf16
+
 PART = 2**19
 """Floats of a part in its widest place, for each thread: 2 MiB."""
 
@@ -43,7 +45,7 @@ class Rows:
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
-        same = tensor.dtype == torch.float32 and tensor.is_contiguous()
+        same = tensor.dtype == F32 and tensor.is_contiguous()
         self._array: Any = tensor.numpy() if same else None
 
     def array(self, part: slice) -> Any:
@@ -86,24 +88,24 @@ class CpuTraining(FusedLinear):
     def forward(
         self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, spec: Spec
     ) -> tuple[Tensor, *Saved]:
-        from bitexp.kernels.cpu.norm_quant import F32, norm_quantize, quantize, rescale
+        from bitexp.kernels.cpu.norm_quant import norm_quantize, quantize, rescale
 
         outputs, inputs = w_codes.shape
         y = torch.empty(*x.shape[:-1], outputs, dtype=spec.dtype)
         codes = torch.empty(x.shape, dtype=torch.int8)
-        scale, mean, rstd = (torch.empty(*x.shape[:-1], 1) for _ in range(3))
-        result = rows(y) if spec.dtype == torch.float32 else torch.empty(width(inputs, outputs), outputs)
+        scale, mean, rstd = (torch.empty(*x.shape[:-1], 1, dtype=F32) for _ in range(3))
+        result = rows(y) if spec.dtype == F32 else torch.empty(width(inputs, outputs), outputs, dtype=F32)
         of_x, q, sums, out = Rows(rows(x.detach())), rows(codes), result.view(torch.int32), rows(y)
         q_array, sums_array = q.numpy(), sums.numpy()
         s, m, r = flat(scale), flat(mean), flat(rstd)
         steps = per_output(w_scale, outputs)
-        offsets = (torch.empty(0) if bias is None else bias.detach()).numpy()
+        offsets = (torch.empty(0, dtype=F32) if bias is None else bias.detach()).numpy()
         for part in parts(len(q), inputs, outputs):
             if spec.norm == "none":
-                share(quantize, (of_x.array(part), q_array[part], s[part]), F32(spec.qmax))
+                share(quantize, (of_x.array(part), q_array[part], s[part]), np.float32(spec.qmax))
             else:
                 arrays = of_x.array(part), q_array[part], s[part], m[part], r[part]
-                share(norm_quantize, arrays, F32(spec.qmax), spec.norm == "layer")
+                share(norm_quantize, arrays, np.float32(spec.qmax), spec.norm == "layer")
             place = part if out.dtype == result.dtype else slice(0, part.stop - part.start)
             torch._int_mm(q[part], w_codes.t(), out=sums[place])
             share(rescale, (sums_array[place], s[part]), steps, offsets, spec.scaled_bias)
@@ -126,22 +128,23 @@ class CpuTraining(FusedLinear):
         codes, (scale, mean, rstd) = rows(saved[0]).numpy(), (flat(t) for t in saved[1:])
         need_x, need_w, need_b = needed
         outputs, inputs = w_codes.shape
-        dtype, latent = spec.grad_dtype, torch.empty(outputs, inputs)
+        dtype, latent = spec.grad_dtype, torch.empty(outputs, inputs, dtype=F32)
         dequantize_rows(w_codes.numpy(), per_output(w_scale, outputs), latent.numpy())
         weights = latent.to(dtype)
         of_grad, of_x = Rows(rows(grad)), None if x is None else Rows(rows(x.detach()))
-        grad_x = torch.empty(saved[0].shape) if need_x else None
+        grad_x = torch.empty(saved[0].shape, dtype=F32) if need_x else None
         of_grad_x = None if grad_x is None else Rows(rows(grad_x))
-        grad_w = torch.empty(outputs, inputs) if need_w else None
-        grad_b = torch.zeros(outputs) if need_b else None
-        scratch = Rows(torch.empty(min(len(codes), width(inputs, outputs)), inputs))
+        grad_w = torch.empty(outputs, inputs, dtype=F32) if need_w else None
+        grad_b = torch.zeros(outputs, dtype=F32) if need_b else None
+        tokens = min(len(codes), width(inputs, outputs))
+        scratch = Rows(torch.empty(tokens, inputs, dtype=F32))
         for part in parts(len(codes), inputs, outputs):
             g = of_grad.tensor[part]
             if dtype != g.dtype or not g.is_contiguous():
                 g = g.to(dtype).contiguous()
             here = slice(0, len(g))
             if grad_b is not None:
-                sums = grad_b if part.start == 0 else torch.zeros(outputs)
+                sums = grad_b if part.start == 0 else torch.zeros(outputs, dtype=F32)
                 per_token = scale[part] * w_scale.numpy() if spec.scaled_bias else scale[:0]
                 add_rows(of_grad.array(part), per_token, sums.numpy())
                 if sums is not grad_b:
@@ -154,7 +157,7 @@ class CpuTraining(FusedLinear):
                     of_grad_x.tensor[part] = g @ weights
                 else:
                     of_normed = scratch.array(here)
-                    if dtype == torch.float32:
+                    if dtype == F32:
                         torch.mm(g, weights, out=scratch.tensor[here])
                     else:
                         scratch.tensor[here] = g @ weights
@@ -167,7 +170,7 @@ class CpuTraining(FusedLinear):
             return super().abs_median(rows)
         from bitexp.kernels.cpu.median import medians
 
-        out = torch.empty(len(rows), 1)
+        out = torch.empty(len(rows), 1, dtype=F32)
         medians(rows.contiguous().view(torch.int32).numpy(), out.view(torch.int32).view(-1).numpy())
         return out
 
@@ -183,7 +186,7 @@ class CpuTraining(FusedLinear):
 
 def readable(x: Tensor) -> bool:
     """Whether compiled code can read the tensor: fp32 numbers in main memory."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and plain(x)
+    return x.dtype == F32 and x.device.type == "cpu" and plain(x)
 
 
 def add_product(total: Tensor, grad: Tensor, inputs: Tensor, first: bool) -> None:
