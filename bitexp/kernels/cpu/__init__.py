@@ -128,7 +128,7 @@ def runs_by_address(x: Tensor) -> bool:
     """Whether a tensor may be read past torch: fp32 in memory, no gradient, transform or compiler around."""
     return not (
         x.dtype != torch.float32
-        or x.device.type != "cpu"
+        or not x.is_cpu
         or (x.requires_grad and torch.is_grad_enabled())
         or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llvmlite import binding, ir
+from llvmlite import ir
 
 Builder = Any
 Value = Any
@@ -142,6 +142,13 @@ ISAS = {
 
 
 def supported() -> list[str]:
-    """The instruction sets of this processor, the fastest first."""
-    features = binding.get_host_cpu_features()
-    return [name for name, isa in ISAS.items() if all(features.get(f, False) for f in isa.features)]
+    """The instruction sets that numba compiles for here, the fastest first.
+
+    These are the processor's, unless `NUMBA_CPU_NAME` or `NUMBA_CPU_FEATURES` say otherwise.
+    """
+    from numba.core import codegen, config
+
+    text = config.CPU_FEATURES
+    features = codegen.get_host_cpu_features() if text is None else text
+    have = {f.removeprefix("+") for f in features.split(",") if f.startswith("+")}
+    return [name for name, isa in ISAS.items() if have.issuperset(isa.features)]

@@ -1,7 +1,7 @@
 """The one way in which functions are compiled here: numba, without the global lock, bits as written.
 
-Importing this module does not import numba; decorating a function does. So modules with compiled functions
-are imported only where `missing()` is None, inside the functions that need them.
+Importing this module does not import numba; `missing()` and decorating a function do. So modules with
+compiled functions are imported only where `missing()` is None, inside the functions that need them.
 
 Machine code is kept on disk: in `NUMBA_CACHE_DIR` where that is set, else in `__pycache__` beside the module,
 else, where that cannot be written, in the user's cache folder; where nothing can be written each process
@@ -20,9 +20,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @functools.cache
 def missing() -> str | None:
-    """Why nothing can be compiled here, and what mends it; None where numba is installed."""
+    """Why nothing can be compiled here, and what mends it; None where numba works. Imports numba."""
     if find_spec("numba") is None:
         return "numba is not installed: pip install 'bitexp[cpu]'"
+    try:
+        import numba  # noqa: F401
+    except Exception as error:  # such as a numpy that is too new for it
+        return f"numba cannot be imported ({error}): pip install --upgrade 'bitexp[cpu]'"
     return None
 
 
