@@ -22,7 +22,9 @@ from bitexp.console import Report, size
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `step`."""
-    parser.add_argument("--model", default="vit", help="a name in conf/model (default: vit)")
+    parser.add_argument(
+        "--model", default="vit", help="a name in conf/model, reference_mlp or reference_block (default: vit)"
+    )
     images = parser.add_argument_group("for models of images")
     images.add_argument("--shape", type=int, nargs=3, default=[1, 8, 8], metavar=("C", "H", "W"))
     images.add_argument("--classes", type=int, default=10)
