@@ -127,11 +127,12 @@ def bracket(bits: Array) -> Any:
 @compiled
 def median(bits: Array) -> Any:
     """The bits of the lower median of |w|, from the bits of the w; those of a NaN where there is one."""
-    rank = (bits.size - 1) // 2
-    out = np.empty(bits.size + LANES, np.int32)
+    rank, room = (bits.size - 1) // 2, bits.size
     low, high = np.int32(0), INFINITY
     if bits.size >= 4 * SAMPLE:
         low, high = bracket(bits)
+        room = bits.size // 8
+    out = np.empty(room + BLOCK + LANES, np.int32)
     below, kept = 0, 0
     for start in range(0, bits.size, BLOCK):
         block = bits[start : start + BLOCK]
@@ -139,10 +140,11 @@ def median(bits: Array) -> Any:
         if nan:
             return NAN
         below += fewer
-        kept += keep(block, low, high, out[kept:])
-    if below <= rank < below + kept:
+        if kept <= room:
+            kept += keep(block, low, high, out[kept:])
+    if kept <= room and below <= rank < below + kept:
         return ranked(out[:kept], rank - below, low, high, out)
-    return ranked(bits, rank, np.int32(0), INFINITY, out)
+    return ranked(bits, rank, np.int32(0), INFINITY, np.empty(bits.size + LANES, np.int32))
 
 
 @compiled
