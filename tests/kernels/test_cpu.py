@@ -125,7 +125,8 @@ def test_every_output_is_written_and_nothing_else(isa: str, kind: str, outputs: 
     prepared = Cpu(isa).prepare(codes, steps)
     memory = torch.full((9, outputs), torch.nan)
     y = memory[1:8]
-    where = (127, 0, 0, x.data_ptr(), y.data_ptr())
+    scratch = threads.scratch(prepared.scratch(50, 7))
+    where = (127, 0, 0, x.data_ptr(), y.data_ptr(), scratch)
     prepared.run(*prepared.given, *where, 0, 7, 0, prepared.streams)
     assert torch.equal(y, REFERENCE.linear(x, (codes, steps), None, 127, False))
     assert memory[0].isnan().all()
@@ -139,7 +140,8 @@ def test_ranges_of_tokens_and_streams_make_up_the_whole(isa: str, token: int, st
     assert bias is not None
     prepared = Cpu(isa).prepare(codes, steps)
     y = torch.full((100, 170), torch.nan)
-    where = (127, bias.data_ptr(), 0, x.data_ptr(), y.data_ptr())
+    scratch = threads.scratch(prepared.scratch(40, 100))
+    where = (127, bias.data_ptr(), 0, x.data_ptr(), y.data_ptr(), scratch)
     for tokens in ((0, token), (token, 100)):
         for streams in ((0, stream), (stream, prepared.streams)):
             prepared.run(*prepared.given, *where, *tokens, *streams)
@@ -302,11 +304,11 @@ def test_an_error_in_a_thread_is_raised(three_threads: None, monkeypatch: pytest
     monkeypatch.setattr(threads, "WORTH", 0)
 
     def fails(*ranges: int) -> None:
-        if ranges[2]:
+        if ranges[3]:
             raise ArithmeticError(f"{ranges}")
 
     with pytest.raises(ArithmeticError):
-        threads.in_threads(fails, (), 1, 3, 1)
+        threads.in_threads(fails, (), 1, 1, 3, 1)
 
 
 @given(count=st.integers(0, 50), among=st.integers(1, 9))

@@ -36,12 +36,13 @@ class Packed:
     def __init__(
         self, weights: Tensor, scale: Tensor, bits: int, outputs: int, inputs: int, isa: str
     ) -> None:
-        from bitexp.kernels.cpu.layer import layer
+        from bitexp.kernels.cpu.layer import layer, scratch_bytes
 
         self.weights, self.scale, self.bits, self.isa = weights, scale, bits, isa
         self.outputs, self.inputs = outputs, inputs
-        self.steps = F.pad(scale.detach().float().expand(outputs), (0, -outputs % layout.STREAM)).contiguous()
-        self.run = layer(isa, bits)
+        steps = F.pad(scale.detach().float().expand(outputs), (0, -outputs % layout.STREAM))
+        self.steps = torch.cat([steps, torch.full((layout.STREAM,), -0.0)])
+        self.run, self.scratch = layer(isa, bits), scratch_bytes
         self.given = weights.data_ptr(), self.steps.data_ptr(), inputs, outputs
         self.streams, self.size = len(weights), outputs * inputs
 
@@ -61,7 +62,7 @@ class Packed:
             bias = bias.contiguous()  # alive by this name while its address is used
         address = 0 if bias is None else bias.data_ptr()
         given = (*self.given, act_qmax, address, scaled_bias, x.data_ptr(), y.data_ptr())
-        in_threads(self.run, given, tokens, self.streams, self.size)
+        in_threads(self.run, given, self.scratch(self.inputs, tokens), tokens, self.streams, self.size)
         return y
 
 

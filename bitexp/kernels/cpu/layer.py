@@ -11,10 +11,15 @@ import numpy as np
 
 from bitexp.kernels.cpu.dots import ISAS
 from bitexp.kernels.cpu.jit import compiled
-from bitexp.kernels.cpu.tile import NAMES, copy, quantize, tile
+from bitexp.kernels.cpu.tile import NAMES, clear, copy, quantize, tile
 
 ROWS = 96
 """Tokens whose codes are made at once, so that they stay in the second-level cache."""
+
+
+def scratch_bytes(inputs: int, tokens: int) -> int:
+    """What a layer needs for codes, their sums and steps, and for the outputs of an unfinished stream."""
+    return min(ROWS, tokens) * (inputs + 31 + 8) + 4 * 6 * 64 + 4 * 64
 
 
 @functools.cache
@@ -30,11 +35,13 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
 
     Its arguments, in order, all of them integers:
 
-        w, scale          addresses of packed codes, and of float32 steps for every output of all streams
+        w, scale          addresses of packed codes, and of float32 steps for every output of all streams,
+                          with 64 times -0.0 behind them
         inputs, outputs   of the layer
         qmax              the largest activation code
         bias, scaled      address of float32 bias (0: none), and whether it is added before the scales
         x, y              addresses of float32 `[tokens, inputs]` and `[tokens, outputs]`
+        scratch           address of `scratch_bytes` of memory, for one call at a time
         token, tokens     the tokens to compute: the first, and the one behind the last
         stream, streams   likewise the streams of 64 outputs
     """
@@ -42,18 +49,15 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
     (tokens_a, panels_a), (tokens_b, panels_b), (tokens_c, panels_c) = ISAS[isa].tiles
     groups = 8 // bits
 
-    def run(w, scale, inputs, outputs, qmax, bias, scaled, x, y, token, tokens, stream, streams):  # type: ignore[no-untyped-def]
+    def run(w, scale, inputs, outputs, qmax, bias, scaled, x, y, scratch, token, tokens, stream, streams):  # type: ignore[no-untyped-def]
         _ = stamp  # in the closure, so that it is in the key of numba's cache
         blocks = (inputs + 4 * groups - 1) // (4 * groups)
         filled = (inputs + 15) // 16 * 16
         ldq = max(blocks * 4 * groups, filled)
         rows = max(1, min(ROWS, tokens - token))
-        scratch = np.empty(rows * (ldq + 8) + 4 * 6 * 64 + 512, np.uint8)
-        q = scratch.ctypes.data
-        sums, steps = q + rows * ldq, q + rows * (ldq + 4)
-        spare, nothing, padded = steps + 4 * rows, steps + 4 * rows + 1536, steps + 4 * rows + 1792
-        scratch[nothing - q :] = 0
-        scratch[nothing - q + 3 : padded - q : 4] = 128  # -0.0
+        q, sums, steps = scratch, scratch + rows * ldq, scratch + rows * (ldq + 4)
+        spare, padded = scratch + rows * (ldq + 8), scratch + rows * (ldq + 8) + 1536
+        nothing = scale + (outputs + 63) // 64 * 256
         if bias and outputs % 64:
             copy(bias + 4 * (outputs - outputs % 64), padded, 4 * (outputs % 64))
         for start in range(token, tokens, rows):
@@ -63,7 +67,7 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
                 quantize(
                     x + 4 * inputs * (start + r), inputs, line, np.float32(qmax), sums + 4 * r, steps + 4 * r
                 )
-                scratch[r * ldq + filled : (r + 1) * ldq] = 0
+                clear(line + filled, ldq - filled)
             for s in range(stream, streams):
                 codes, factors, whole = w + s * blocks * 256, scale + s * 256, 64 * (s + 1) <= outputs
                 pre = post = nothing
@@ -101,5 +105,5 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
                     m += size
 
     function = compiled(run)
-    function(0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+    function(0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     return function

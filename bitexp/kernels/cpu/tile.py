@@ -243,6 +243,18 @@ def emit_quantize(
 
 
 @intrinsic
+def clear(context, target, size):  # type: ignore[no-untyped-def]
+    """Makes bytes at an address zero."""
+
+    def emit(_: Any, b: Builder, __: Any, values: list[Value]) -> Value:
+        zero, ordinary = ir.Constant(I8, 0), ir.Constant(ir.IntType(1), 0)
+        call(b, "llvm.memset.p0.i64", ir.VoidType(), at(b, values[0], I8), zero, values[1], ordinary)
+        return ir.Constant(ir.IntType(8).as_pointer(), None)
+
+    return types.void(types.intp, types.intp), emit
+
+
+@intrinsic
 def copy(context, source, target, size):  # type: ignore[no-untyped-def]
     """Copies bytes from address to address."""
 
