@@ -94,7 +94,10 @@ def test_a_command_of_the_readme_runs(
     own_experiment(tmp_path)
     module, *words = shlex.split(line)[2:]
     if module == "bitexp.bench":
-        ended = other_program(command, module, [*words, "--rounds", "1", "--batch", "2"])
+        small = {"layers": ["--shapes", "64x256"], "models": ["--models", "vit"]}.get(
+            words[0] if words else ""
+        )
+        ended = other_program(command, module, [*words, "--rounds", "1", *(small or ["--batch", "2"])])
     elif module == "bitexp.generate":
         trained = command("+experiment=lm_ternary", "model.depth=1", *TINY)
         assert trained.code == 0, trained.err

@@ -1,0 +1,50 @@
+"""The benchmark of a training step: what takes turns, and what it holds between forward and backward."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+import torch
+
+from bitexp.bench.step import BF16, PEER, candidates, layer_bytes, measure
+from bitexp.bench.workloads import WORKLOADS
+from bitexp.quant.linear import quantized_layers
+
+
+def options(model: str, **changes: object) -> argparse.Namespace:
+    """As the command line gives them."""
+    known = {"shape": [1, 8, 8], "classes": 10, "context": 16, "vocabulary": 64, "batch": 1}
+    return argparse.Namespace(model=model, kernel="auto", **{**known, **changes})
+
+
+@pytest.mark.parametrize("model", [*WORKLOADS, "vit", "decoder"])
+def test_every_precision_takes_part_in_fp32_and_in_bf16(model: str) -> None:
+    found = {c.name: c for c in candidates(options(model))}
+    for name in ("full", "full_norm", "binary", "ternary_mean", "ternary_median"):
+        assert name in found
+        assert found[name + BF16].dtype == torch.bfloat16
+    assert PEER in found
+    layers = quantized_layers(found["ternary_mean"].model)
+    assert len(layers) >= 2
+    assert not quantized_layers(found["full"].model)
+    before = [p.detach().clone() for p in found["ternary_mean" + BF16].model.parameters()]
+    found["ternary_mean" + BF16].step()
+    after = list(found["ternary_mean" + BF16].model.parameters())
+    assert any(not torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_the_layers_hold_at_most_35_percent_of_linear_and_layer_norm() -> None:
+    found = {c.name: c for c in candidates(options("reference_mlp", batch=32))}
+    control = layer_bytes(found["full_norm"])
+    for name in ("ternary_mean", "ternary_median", "binary", "ternary_mean" + BF16):
+        assert layer_bytes(found[name]) <= 0.35 * control
+
+
+def test_costs_are_ratios_to_full() -> None:
+    found = [c for c in candidates(options("reference_mlp")) if c.name in ("full", "ternary_mean")]
+    costs = measure(found, 2)
+    assert costs["full"].ratio == 1
+    assert costs["full"].in_layers == 0
+    assert costs["ternary_mean"].ratio > 0
+    assert costs["ternary_mean"].in_layers > 0
