@@ -128,7 +128,7 @@ class Isa:
     dots: Callable[[Builder, Value, Pairs], Value]
     tiles: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
     wide: bool = False
-    """Takes all 256 values of w."""
+    """Takes all 256 values of a byte w, without overflow."""
 
 
 ISAS = {

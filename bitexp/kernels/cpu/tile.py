@@ -109,10 +109,15 @@ def emit_tile(
     w: Value, blocks: Value, q: Value, ldq: Value, sums: Value, steps: Value,
     scale: Value, pre: Value, post: Value, y: Value, ldy: Value,
 ) -> None:  # fmt: skip
-    """The body of `tile`."""
+    """The body of `tile`.
+
+    A single token leaves registers free, so its groups have sums of their own (`chains`). Where all values of
+    a byte can be multiplied, up to four groups then stay at their bits instead of being shifted down, and it
+    is the sums that are shifted in the end: of `(code << s) * x` no bit below s is set.
+    """
     groups = 8 // bits
-    unshifted = groups // max(1, groups // 4) if wide and rows == 1 else 1  # groups summed in their place
-    chains = 2 if unshifted == 1 and rows * panels <= 8 else unshifted
+    unshifted = min(groups, 4) if wide and rows == 1 else 1
+    chains = 2 if unshifted == 1 and rows * panels <= 8 else unshifted  # so that no sum waits for another
     zero = splat(0, LANES)
     loop = Loop(b, blocks, *[zero] * (rows * panels * chains))
     acc = list(loop.carried)
