@@ -45,7 +45,7 @@ class Kernel(Protocol):
 
 KERNELS: Registry[Kernel] = Registry("kernel")
 
-PREFERENCE = ["int8", "reference"]
+PREFERENCE = ["triton", "int8", "reference"]
 """The order in which `auto` tries them: the fastest first."""
 
 

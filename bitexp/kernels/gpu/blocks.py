@@ -1,0 +1,121 @@
+"""What the GPU kernels share: unpacking, row statistics, activation codes, and the last steps of a product.
+
+Functions with `ASM` have a plain Triton twin beside the PTX: for AMD, and for Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+SHIFT = tl.constexpr(12582912.0)
+"""1.5 * 2^23: adding and subtracting it rounds |t| < 2^22 half to even, in every backend alike."""
+
+FIELDS = tl.constexpr(
+    tuple(
+        tuple(f"{{ .reg .b32 t; shr.b32 t, $1, {n}; and.b32 $0, t, {mask}; }}" for n in range(8))
+        for mask in ("0x01010101", "0x03030303")
+    )
+)
+"""By bits - 1 and shift: that field of four bytes at once, where Triton would convert each by itself."""
+
+
+@triton.jit
+def field(data, SHIFT_BY: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr):
+    """One digit of each byte of a uint8 tile, as int8."""
+    if ASM:
+        return tl.inline_asm_elementwise(
+            FIELDS[BITS - 1][SHIFT_BY], "=r,r", [data], dtype=tl.int8, is_pure=True, pack=4
+        )
+    return ((data >> SHIFT_BY) & (2 * BITS - 1)).to(tl.int8)
+
+
+@triton.jit
+def unpacked(data, ROWS: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr):
+    """uint8 `[ROWS, K * BITS / 8]` in runs of 16 bytes -> int8 digits `[ROWS, K]`."""
+    RUNS: tl.constexpr = K * BITS // 128
+    if BITS == 2:
+        low = tl.join(field(data, 0, 2, ASM), field(data, 2, 2, ASM))
+        high = tl.join(field(data, 4, 2, ASM), field(data, 6, 2, ASM))
+        # [ROWS, bytes, field % 2, field // 2]
+        parts = tl.join(low, high).reshape(ROWS, RUNS, 16, 2, 2)
+        return parts.permute(0, 1, 4, 3, 2).reshape(ROWS, K)
+    a = tl.join(field(data, 0, 1, ASM), field(data, 1, 1, ASM))
+    b = tl.join(field(data, 2, 1, ASM), field(data, 3, 1, ASM))
+    c = tl.join(field(data, 4, 1, ASM), field(data, 5, 1, ASM))
+    d = tl.join(field(data, 6, 1, ASM), field(data, 7, 1, ASM))
+    parts = tl.join(tl.join(a, b), tl.join(c, d)).reshape(ROWS, RUNS, 16, 2, 2, 2)
+    return parts.permute(0, 1, 5, 4, 3, 2).reshape(ROWS, K)
+
+
+@triton.jit
+def larger(a, b):
+    """The maximum, NaN if either is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def row_statistics(x, K, EPS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr):
+    """Of one row: mean and 1/std (0 and 1 without a norm), and the absmax of the normed row."""
+    at = tl.arange(0, BLOCK)
+    mean = 0.0
+    rstd = 1.0
+    if NORM == "layer":
+        total = tl.zeros((BLOCK,), tl.float32)
+        for k in range(0, K, BLOCK):
+            total += tl.load(x + k + at, mask=k + at < K, other=0.0).to(tl.float32)
+        mean = tl.sum(total, 0) / K
+    if NORM != "none":
+        total = tl.zeros((BLOCK,), tl.float32)
+        for k in range(0, K, BLOCK):
+            v = tl.load(x + k + at, mask=k + at < K, other=0.0).to(tl.float32)
+            v = tl.where(k + at < K, v - mean, 0.0)
+            total += v * v
+        rstd = tl.rsqrt(tl.sum(total, 0) / K + EPS)
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for k in range(0, K, BLOCK):
+        v = tl.load(x + k + at, mask=k + at < K, other=0.0).to(tl.float32)
+        largest = larger(largest, tl.abs(tl.where(k + at < K, v - mean, 0.0)))
+    # rounding is monotone: the largest |v - mean| times rstd is the largest of the products
+    return mean, rstd, larger(tl.reduce(largest, 0, larger) * rstd, EPS)
+
+
+@triton.jit
+def activation_codes(v, factor, QMAX: tl.constexpr):
+    """`rint(v * factor)` as int32, half to even; a code 128 becomes 127."""
+    t = (v * factor + SHIFT) - SHIFT
+    if QMAX > 127:
+        t = tl.minimum(t, 127.0)
+    return t.to(tl.int32)
+
+
+@triton.jit
+def code_factor(absmax, QMAX: tl.constexpr):
+    """What torch computes for `QMAX / absmax`: the rounded reciprocal, times QMAX."""
+    return tl.div_rn(1.0, absmax) * QMAX
+
+
+@triton.jit
+def scaled(total, x_scale, w_scale, bias, BIAS: tl.constexpr):
+    """fp32 outputs from int32 sums; every step rounded by itself (compile with enable_fp_fusion=False)."""
+    y = total.to(tl.float32)
+    if BIAS == "scaled":
+        y = y + bias
+    y = y * (x_scale * w_scale)
+    if BIAS == "plain":
+        y = y + bias
+    return y
+
+
+@triton.jit
+def from_digits(total, x_sum, BITS: tl.constexpr):
+    """The sum over codes from the sum over digits: codes are `digit - 1`, in one bit `2 digit - 1`."""
+    if BITS == 1:
+        total = total + total
+    return total - x_sum
+
+
+@triton.jit
+def at_row(base, row, stride):
+    """The address of a row, in 64 bits: activations of long sequences pass 2^31 elements."""
+    return base + row.to(tl.int64) * stride

@@ -1,0 +1,57 @@
+"""Which tile for which shape: a table, so that a first call is as fast as the next and runs are repeatable."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Gemv(NamedTuple):
+    """A program's outputs, words of weights per step, activations per pass; warps and pipeline stages."""
+
+    outputs: int
+    words: int
+    block: int
+    warps: int
+    stages: int
+
+
+class Tile(NamedTuple):
+    """A program's tokens, outputs and inputs per step; warps, stages, and programs that share the inputs."""
+
+    tokens: int
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int
+    split: int = 1
+
+
+def gemv_tile(rows: int, outputs: int, words: int) -> Gemv:
+    """For one to four tokens: few outputs per program, so that many programs read at once."""
+    width = 32
+    while width < min(words, 128):
+        width *= 2
+    return Gemv(outputs=16 if rows == 1 else 8, words=width, block=1024, warps=4, stages=3)
+
+
+def packed_tile(rows: int, outputs: int, padded: int, bits: int, processors: int, shared: int) -> Tile:
+    """For packed weights. The step is the largest that divides the padded inputs."""
+    run = 128 // bits
+    step = next(k for k in (256, 128, 64) if k % run == 0 and padded % k == 0)
+    if rows > 64:
+        if rows >= 256 and shared >= 160 * 1024:
+            return Tile(128, 128, step, warps=8, stages=3)
+        return Tile(64, 128, min(step, 128), warps=4, stages=3)
+    tokens = 16 if rows <= 16 else 32 if rows <= 32 else 64
+    programs = -(-outputs // 64)
+    split = max(1, min(2 * processors // programs, padded // step // 2, 16))
+    return Tile(tokens, 64, step, warps=4, stages=3 if shared >= 160 * 1024 else 2, split=split)
+
+
+def int8_tile(rows: int, outputs: int, inputs: int, shared: int) -> Tile:
+    """For int8 codes times int8 codes."""
+    if rows <= 64 or outputs <= 64 or inputs <= 64:
+        return Tile(64, 64, 64, warps=4, stages=3)
+    if shared >= 160 * 1024:
+        return Tile(128, 128, 128, warps=8, stages=4)
+    return Tile(128, 128, 64, warps=8, stages=3)
