@@ -11,41 +11,44 @@ import triton.language as tl
 SHIFT = tl.constexpr(12582912.0)
 """1.5 * 2^23: adding and subtracting it rounds |t| < 2^22 half to even, in every backend alike."""
 
-FIELDS = tl.constexpr(
-    tuple(
-        tuple(f"{{ .reg .b32 t; shr.b32 t, $1, {n}; and.b32 $0, t, {mask}; }}" for n in range(8))
-        for mask in ("0x01010101", "0x03030303")
-    )
-)
-"""By bits - 1 and shift: that field of four bytes at once, where Triton would convert each by itself."""
+
+@triton.constexpr_function
+def field_asm(shift, bits):
+    """A field of four bytes at once, where Triton would convert each byte by itself."""
+    mask = "0x01010101" if bits == 1 else "0x03030303"
+    return f"{{ .reg .b32 t; shr.b32 t, $1, {shift}; and.b32 $0, t, {mask}; }}"
 
 
 @triton.jit
-def field(data, SHIFT_BY: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr):
-    """One digit of each byte of a uint8 tile, as int8."""
+def field(data, AT: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr):
+    """The digit at bit `AT` of each byte of a uint8 tile, as int8."""
     if ASM:
-        return tl.inline_asm_elementwise(
-            FIELDS[BITS - 1][SHIFT_BY], "=r,r", [data], dtype=tl.int8, is_pure=True, pack=4
-        )
-    return ((data >> SHIFT_BY) & (2 * BITS - 1)).to(tl.int8)
+        asm: tl.constexpr = field_asm(AT, BITS)
+        digit = tl.inline_asm_elementwise(asm, "=r,r", [data], dtype=tl.int8, is_pure=True, pack=4)
+    else:
+        digit = ((data >> AT) & (2 * BITS - 1)).to(tl.int8)
+    return digit
+
+
+@triton.jit
+def pair(data, FIRST: tl.constexpr, SECOND: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr):
+    """The digits at two bits, side by side in a new last dimension."""
+    return tl.join(field(data, FIRST, BITS, ASM), field(data, SECOND, BITS, ASM))
 
 
 @triton.jit
 def unpacked(data, ROWS: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr):
     """uint8 `[ROWS, K * BITS / 8]` in runs of 16 bytes -> int8 digits `[ROWS, K]`."""
     RUNS: tl.constexpr = K * BITS // 128
+    # joins add dimensions of two behind the bytes; in a run the digits' number comes before the byte
     if BITS == 2:
-        low = tl.join(field(data, 0, 2, ASM), field(data, 2, 2, ASM))
-        high = tl.join(field(data, 4, 2, ASM), field(data, 6, 2, ASM))
-        # [ROWS, bytes, field % 2, field // 2]
-        parts = tl.join(low, high).reshape(ROWS, RUNS, 16, 2, 2)
-        return parts.permute(0, 1, 4, 3, 2).reshape(ROWS, K)
-    a = tl.join(field(data, 0, 1, ASM), field(data, 1, 1, ASM))
-    b = tl.join(field(data, 2, 1, ASM), field(data, 3, 1, ASM))
-    c = tl.join(field(data, 4, 1, ASM), field(data, 5, 1, ASM))
-    d = tl.join(field(data, 6, 1, ASM), field(data, 7, 1, ASM))
-    parts = tl.join(tl.join(a, b), tl.join(c, d)).reshape(ROWS, RUNS, 16, 2, 2, 2)
-    return parts.permute(0, 1, 5, 4, 3, 2).reshape(ROWS, K)
+        digits = tl.join(pair(data, 0, 2, 2, ASM), pair(data, 4, 6, 2, ASM))
+        digits = digits.reshape(ROWS, RUNS, 16, 2, 2).permute(0, 1, 4, 3, 2)
+    else:
+        low = tl.join(pair(data, 0, 1, 1, ASM), pair(data, 2, 3, 1, ASM))
+        high = tl.join(pair(data, 4, 5, 1, ASM), pair(data, 6, 7, 1, ASM))
+        digits = tl.join(low, high).reshape(ROWS, RUNS, 16, 2, 2, 2).permute(0, 1, 5, 4, 3, 2)
+    return digits.reshape(ROWS, K)
 
 
 @triton.jit
