@@ -9,7 +9,10 @@ import triton
 import triton.language as tl
 
 SHIFT = tl.constexpr(12582912.0)
-"""1.5 * 2^23: adding and subtracting it rounds |t| < 2^22 half to even, in every backend alike."""
+"""1.5 * 2^23: where it is added, |t| < 2^22 is rounded half to even, and lies in the low bits."""
+
+SHIFT_BITS = tl.constexpr(0x4B400000)
+"""SHIFT as an integer: what there is to subtract from these bits."""
 
 
 @triton.constexpr_function
@@ -58,6 +61,24 @@ def larger(a, b):
 
 
 @triton.jit
+def centered(x, k, K, mean, NORM: tl.constexpr):
+    """x at k less the mean, 0 beyond K."""
+    v = tl.load(x + k, mask=k < K, other=0.0).to(tl.float32)
+    if NORM == "layer":
+        v = tl.where(k < K, v - mean, 0.0)
+    return v
+
+
+@triton.jit
+def normed(x, k, K, mean, rstd, NORM: tl.constexpr):
+    """The normed x at k, 0 beyond K."""
+    v = centered(x, k, K, mean, NORM)
+    if NORM != "none":
+        v = v * rstd
+    return v
+
+
+@triton.jit
 def row_statistics(x, K, EPS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr):
     """Of one row: mean and 1/std (0 and 1 without a norm), and the absmax of the normed row."""
     at = tl.arange(0, BLOCK)
@@ -71,25 +92,23 @@ def row_statistics(x, K, EPS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.conste
     if NORM != "none":
         total = tl.zeros((BLOCK,), tl.float32)
         for k in range(0, K, BLOCK):
-            v = tl.load(x + k + at, mask=k + at < K, other=0.0).to(tl.float32)
-            v = tl.where(k + at < K, v - mean, 0.0)
+            v = centered(x, k + at, K, mean, NORM)
             total += v * v
         rstd = tl.rsqrt(tl.sum(total, 0) / K + EPS)
     largest = tl.zeros((BLOCK,), tl.float32)
     for k in range(0, K, BLOCK):
-        v = tl.load(x + k + at, mask=k + at < K, other=0.0).to(tl.float32)
-        largest = larger(largest, tl.abs(tl.where(k + at < K, v - mean, 0.0)))
+        largest = larger(largest, tl.abs(centered(x, k + at, K, mean, NORM)))
     # rounding is monotone: the largest |v - mean| times rstd is the largest of the products
     return mean, rstd, larger(tl.reduce(largest, 0, larger) * rstd, EPS)
 
 
 @triton.jit
-def activation_codes(v, factor, QMAX: tl.constexpr):
-    """`rint(v * factor)` as int32, half to even; a code 128 becomes 127."""
-    t = (v * factor + SHIFT) - SHIFT
+def activation_bits(v, factor, QMAX: tl.constexpr):
+    """`rint(v * factor) + SHIFT_BITS` as int32, half to even; the low byte is the int8 code."""
+    t = v * factor + SHIFT
     if QMAX > 127:
-        t = tl.minimum(t, 127.0)
-    return t.to(tl.int32)
+        t = tl.minimum(t, SHIFT + 127.0)  # a code 128 becomes 127
+    return t.to(tl.int32, bitcast=True)
 
 
 @triton.jit

@@ -41,7 +41,7 @@ def packed_tile(rows: int, outputs: int, padded: int, bits: int, processors: int
     if rows > 64:
         if rows >= 256 and shared >= 160 * 1024:
             return Tile(128, 128, step, warps=8, stages=3)
-        return Tile(64, 128, min(step, 128), warps=4, stages=3)
+        return Tile(64, 128, step if bits == 1 else min(step, 128), warps=4, stages=3)
     tokens = 16 if rows <= 16 else 32 if rows <= 32 else 64
     programs = -(-outputs // 64)
     split = max(1, min(2 * processors // programs, padded // step // 2, 16))

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitexp.kernels.gpu.blocks import activation_codes, at_row, code_factor, from_digits, row_statistics, scaled
+from bitexp.kernels.gpu.blocks import activation_bits, at_row, code_factor, from_digits, normed, row_statistics, scaled
 from bitexp.kernels.gpu.configs import gemv_tile
 from bitexp.kernels.gpu.launch import EXACT_STEPS, ceil_div, on_device_of, use_asm
 from bitexp.kernels.gpu.layout import Packed
@@ -44,12 +44,9 @@ def row_product(
     for i in tl.static_range(PER):
         k = (at // 4) * (16 * PER) + 16 * i + (at % 4) * 4
         k4 = k[:, None] + byte[None, :]
-        v = tl.load(x + k4, mask=k4 < K, other=0.0).to(tl.float32)
-        if NORM != "none":
-            v = (v - mean) * rstd
-        q = tl.where(k4 < K, activation_codes(v, factor, QMAX), 0)
-        sums += tl.sum(q, 1)
-        four = tl.sum((q & 255) << (8 * byte)[None, :], 1)
+        bits = activation_bits(normed(x, k4, K, mean, rstd, NORM), factor, QMAX)
+        four = tl.sum((bits & 255) << (8 * byte)[None, :], 1)
+        sums = dot4(tl.full((BW,), 0x01010101, tl.int32), four, sums, ASM)
         digits = (words >> (BITS * i)) & (0x01010101 * (2 * BITS - 1))
         acc = dot4(digits, tl.broadcast_to(four[None, :], (BN, BW)), acc, ASM)
     return acc, sums

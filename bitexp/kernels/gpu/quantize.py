@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitexp.kernels.gpu.blocks import activation_codes, at_row, code_factor, row_statistics
+from bitexp.kernels.gpu.blocks import SHIFT_BITS, activation_bits, at_row, code_factor, normed, row_statistics
 from bitexp.kernels.gpu.launch import EXACT_STEPS, on_device_of
 from bitexp.quant.registry import EPS, Norm
 
@@ -37,10 +37,7 @@ def quantize_kernel(
     at = tl.arange(0, BLOCK)
     sums = tl.zeros((BLOCK,), tl.int32)
     for k in range(0, padded, BLOCK):
-        v = tl.load(x + k + at, mask=k + at < K, other=0.0).to(tl.float32)
-        if NORM != "none":
-            v = (v - mean) * rstd
-        q = tl.where(k + at < K, activation_codes(v, factor, QMAX), 0)
+        q = activation_bits(normed(x, k + at, K, mean, rstd, NORM), factor, QMAX) - SHIFT_BITS
         tl.store(codes + k + at, q.to(tl.int8), mask=k + at < padded)
         sums += q
     tl.store(scale + row, tl.div_rn(absmax, QMAX * 1.0))
