@@ -125,7 +125,7 @@ def quantized_product(
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Switches autocast off where it is on; the context costs as much as a small layer's norm."""
-    if torch.is_autocast_enabled(x.device.type):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
 

@@ -8,6 +8,7 @@ Triton is imported where a kernel is first used.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from bitexp.kernels.gpu.layout import Packed, bits_for, pack, unpack
 from bitexp.kernels.gpu.product import Int8Product
 from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import KERNELS
-from bitexp.quant.product import ConvArgs
+from bitexp.quant.product import ConvArgs, Product
 from bitexp.quant.registry import Norm
 
 CAPABILITY = (8, 0)
@@ -26,7 +27,7 @@ CAPABILITY = (8, 0)
 class Triton(Reference):
     """Exact integer products on GPUs since Ampere."""
 
-    product = Int8Product()
+    product: Product = Int8Product()
 
     def unavailable(self, device: str) -> str | None:
         if device != "cuda":
@@ -37,10 +38,12 @@ class Triton(Reference):
             return "torch sees no GPU"
         found = torch.cuda.get_device_capability()
         if torch.version.hip is None and found < CAPABILITY:
-            return f"{torch.cuda.get_device_name()} has compute capability {found[0]}.{found[1]}; it needs 8.0"
+            return (
+                f"{torch.cuda.get_device_name()} has compute capability {found[0]}.{found[1]}; it needs 8.0"
+            )
         return None
 
-    def prepare(self, codes: Tensor, scale: Tensor) -> Packed | tuple[Tensor, Tensor]:
+    def prepare(self, codes: Tensor, scale: Tensor) -> Any:
         if codes.dim() == 2 and codes.numel() and scale.dim() < 2 and (bits := bits_for(codes)):
             return pack(codes, scale, bits)
         return codes, scale

@@ -11,9 +11,6 @@ import triton.language as tl
 SHIFT = tl.constexpr(12582912.0)
 """1.5 * 2^23: where it is added, |t| < 2^22 is rounded half to even, and lies in the low bits."""
 
-SHIFT_BITS = tl.constexpr(0x4B400000)
-"""SHIFT as an integer: what there is to subtract from these bits."""
-
 
 @triton.constexpr_function
 def field_asm(shift, bits):
@@ -104,7 +101,7 @@ def row_statistics(x, K, EPS: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit
 def activation_bits(v, factor, QMAX: tl.constexpr):
-    """`rint(v * factor) + SHIFT_BITS` as int32, half to even; the low byte is the int8 code."""
+    """int32 whose low byte is the int8 code `rint(v * factor)`, half to even."""
     t = v * factor + SHIFT
     if QMAX > 127:
         t = tl.minimum(t, SHIFT + 127.0)  # a code 128 becomes 127

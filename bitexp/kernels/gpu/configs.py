@@ -1,4 +1,4 @@
-"""Which tile for which shape: a table, so that a first call is as fast as the next and runs are repeatable."""
+"""Which tile for which shape: a table, so that a first call is as fast as the next and runs repeat."""
 
 from __future__ import annotations
 

@@ -10,7 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitexp.kernels.gpu.blocks import activation_bits, at_row, code_factor, from_digits, normed, row_statistics, scaled
+from bitexp.kernels.gpu.blocks import (
+    activation_bits,
+    at_row,
+    code_factor,
+    from_digits,
+    normed,
+    row_statistics,
+    scaled,
+)
 from bitexp.kernels.gpu.configs import gemv_tile
 from bitexp.kernels.gpu.launch import EXACT_STEPS, ceil_div, on_device_of, use_asm
 from bitexp.kernels.gpu.layout import Packed

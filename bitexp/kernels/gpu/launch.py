@@ -35,7 +35,9 @@ def shared_memory(device: torch.device) -> int:
     """Bytes of shared memory that a program may use."""
     if device.type != "cuda":
         return 227 * 1024
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties: Any = torch.cuda.get_device_properties(device)
+    usual = properties.shared_memory_per_block  # on AMD there is no more
+    return int(getattr(properties, "shared_memory_per_block_optin", usual))
 
 
 def ceil_div(a: int, b: int) -> int:

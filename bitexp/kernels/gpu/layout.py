@@ -1,7 +1,9 @@
 """Packed weights as the GPU reads them: runs of 16 bytes, decoded by shifts and masks alone.
 
-    2 bits  64 codes in 16 bytes:  byte b holds k = b, b+16, b+32, b+48, lowest bits first; digit = code + 1
-    1 bit  128 codes in 16 bytes:  byte b holds k = b, b+16, ..., b+112;                    digit = (code + 1) / 2
+    2 bits   64 codes in 16 bytes   byte b holds k = b, b+16, b+32, b+48   digit = code + 1
+    1 bit   128 codes in 16 bytes   byte b holds k = b, b+16, ..., b+112   digit = (code + 1) / 2
+
+The first lies in the lowest bits.
 
 One layout serves both uses. As 32-bit words, `(word >> shift) & mask` gives four neighbouring codes in
 the four bytes, what `dp4a` multiplies; as bytes, a run unfolds into a matrix unit's operand without a
@@ -59,7 +61,7 @@ def pack(codes: Tensor, scale: Tensor, bits: int) -> Packed:
     data = torch.zeros_like(runs[:, :, 0])
     for digit in range(per_byte):
         data |= runs[:, :, digit] << (digit * bits)
-    return Packed(data.flatten(1), scale, codes.shape[1], bits)
+    return Packed(data.flatten(1), scale.contiguous(), codes.shape[1], bits)
 
 
 def unpack(packed: Packed) -> Tensor:

@@ -32,7 +32,7 @@ def packed_linear(
     if x.device != w.data.device:
         raise ValueError(f"x lies on {x.device}, the packed weights on {w.data.device}")
     kind = "none" if bias is None else "scaled" if scaled_bias else "plain"
-    tokens = rows(x)
+    tokens, bias = rows(x), None if bias is None else bias.contiguous()
     if tokens.stride(-1) != 1:
         tokens = tokens.contiguous()
     if 0 < len(tokens) <= ROWS:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bitexp.kernels.gpu.blocks import SHIFT_BITS, activation_bits, at_row, code_factor, normed, row_statistics
+from bitexp.kernels.gpu.blocks import activation_bits, at_row, code_factor, normed, row_statistics
 from bitexp.kernels.gpu.launch import EXACT_STEPS, on_device_of
 from bitexp.quant.registry import EPS, Norm
 
@@ -37,7 +37,8 @@ def quantize_kernel(
     at = tl.arange(0, BLOCK)
     sums = tl.zeros((BLOCK,), tl.int32)
     for k in range(0, padded, BLOCK):
-        q = activation_bits(normed(x, k + at, K, mean, rstd, NORM), factor, QMAX) - SHIFT_BITS
+        q = activation_bits(normed(x, k + at, K, mean, rstd, NORM), factor, QMAX)
+        q = (q << 24) >> 24
         tl.store(codes + k + at, q.to(tl.int8), mask=k + at < padded)
         sums += q
     tl.store(scale + row, tl.div_rn(absmax, QMAX * 1.0))
@@ -57,7 +58,7 @@ def quantize(x: Tensor, qmax: int, padded: int, norm: Norm = "none", save: bool 
         save: also give what `norm_backward` needs.
     """
     rows, inputs = x.shape
-    if padded < inputs or x.stride(-1) != 1:
+    if padded < inputs or (inputs > 1 and x.stride(-1) != 1):
         raise ValueError(f"{inputs} inputs with strides {x.stride()} do not fit {padded} contiguous columns")
     codes = torch.empty(rows, padded, dtype=torch.int8, device=x.device)
     scale = torch.empty(rows, dtype=torch.float32, device=x.device)
@@ -112,8 +113,11 @@ def norm_backward(grad: Tensor, x: Tensor, norm: Norm, mean: Tensor | None, rstd
     """
     if norm == "none":
         return grad.to(x.dtype)
-    if grad.shape != x.shape or grad.stride(-1) != 1 or x.stride(-1) != 1:
-        raise ValueError(f"gradient {list(grad.shape)} and x {list(x.shape)} must be alike, with rows contiguous")
+    contiguous = x.shape[-1] == 1 or x.stride(-1) == grad.stride(-1) == 1
+    if grad.shape != x.shape or not contiguous:
+        raise ValueError(
+            f"gradient {list(grad.shape)} and x {list(x.shape)} must be alike, with rows contiguous"
+        )
     rows, inputs = x.shape
     out = torch.empty(rows, inputs, dtype=x.dtype, device=x.device)
     if rows:
