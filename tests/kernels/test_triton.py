@@ -30,10 +30,10 @@ needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason
 
 
 @needs_triton
-@pytest.mark.parametrize("name", sorted(path.name for path in TESTS.glob("test_*.py")))
-def test_in_triton_s_interpreter(name: str) -> None:
+@pytest.mark.parametrize("which", ["not slow and not gpu", pytest.param("slow", marks=pytest.mark.slow)])
+def test_in_triton_s_interpreter(which: str) -> None:
     """Triton reads TRITON_INTERPRET when it is imported: these need a process of their own."""
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / name)]
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, str(TESTS)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr

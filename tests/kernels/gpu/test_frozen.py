@@ -22,7 +22,7 @@ TRITON, REFERENCE = KERNELS.get("triton"), KERNELS.get("reference")
 
 
 @pytest.mark.parametrize("preset", ["ternary_mean", "ternary_median", "binary"])
-@pytest.mark.parametrize("tokens", [0, 1, 6])
+@pytest.mark.parametrize("tokens", [1, 6])
 @pytest.mark.parametrize(
     "changes",
     [

@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_refused(device: str) -> None:
 @pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")  # torch.compile
 @pytest.mark.parametrize("preset", ["ternary_mean", "binary"])
 @pytest.mark.parametrize("layer", ["linear", "conv"])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_training_has_the_bits_of_torch(
     make_quantizer: Callable[..., object], device: str, preset: str, layer: str, compiled: bool
 ) -> None:

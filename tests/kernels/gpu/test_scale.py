@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from bitexp.kernels.gpu.scale import FEW_ROWS, abs_median
 
 
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     rows=st.integers(1, 3),
     size=st.one_of(st.integers(1, 70), st.integers(2040, 2060)),
