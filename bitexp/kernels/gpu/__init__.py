@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bitexp.kernels.gpu.layout import Packed, bits_for, pack, unpack
 from bitexp.kernels.gpu.product import Int8Product
+from bitexp.kernels.gpu.training import GpuTraining
 from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import KERNELS
 from bitexp.quant.product import ConvArgs, Product
@@ -28,6 +29,7 @@ class Triton(Reference):
     """Exact integer products on GPUs since Ampere."""
 
     product: Product = Int8Product()
+    fused = GpuTraining()
 
     def unavailable(self, device: str) -> str | None:
         if device != "cuda":

@@ -55,19 +55,21 @@ def int8_gemm(
     w_scale: Tensor | None = None,
     bias: Tensor | None = None,
     bias_kind: str = "none",
+    dtype: torch.dtype = torch.float32,
     tile: Tile | None = None,
 ) -> Tensor:
-    """int8 `[..., K]` times int8 `[N, K]` -> fp32 `[..., N]`: sums, or `sums * (x_scale * w_scale) + bias`.
+    """int8 `[..., K]` times int8 `[N, K]` -> `[..., N]`: sums, or `sums * (x_scale * w_scale) + bias`.
 
     Args:
         x_scale: one for each row of x, or None for the bare sums; `w_scale` `[]` or `[N]` goes with it.
+        dtype: of the output; the sums are exact in fp32 alone.
         bias_kind: `none`, `plain`, or `scaled` (added to the sum, before the scales).
     """
     outputs, inputs = w.shape
     if x.shape[-1] != inputs or x.dtype != torch.int8 or w.dtype != torch.int8:
         raise ValueError(f"no product of {x.dtype} {list(x.shape)} and {w.dtype} {list(w.shape)}")
     # in its final shape: a view of the result could not be changed in place under autograd
-    y = torch.empty(*x.shape[:-1], outputs, dtype=torch.float32, device=x.device)
+    y = torch.empty(*x.shape[:-1], outputs, dtype=dtype, device=x.device)
     if not y.numel():
         return y
     x = x.reshape(-1, inputs)
