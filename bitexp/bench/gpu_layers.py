@@ -7,6 +7,7 @@ in bf16. What of the layer it leaves out stands in its name.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -70,24 +71,25 @@ def int_mm(codes: Tensor, scale: Tensor) -> Layer:
 
 def gemlite(codes: Tensor, scale: Tensor) -> Layer:
     """gemlite's `A8W158_INT_dynamic`."""
-    from gemlite.helper import A8W158_INT_dynamic
-
-    layer: Layer = A8W158_INT_dynamic(str(codes.device), torch.bfloat16).from_weights(codes.bfloat16(), scale)
+    make = import_module("gemlite.helper").A8W158_INT_dynamic(str(codes.device), torch.bfloat16)
+    layer: Layer = make.from_weights(codes.bfloat16(), scale)
     return layer
 
 
 def humming(codes: Tensor, scale: Tensor) -> Layer:
     """humming-kernels: int2 weights, int8 activations."""
-    from humming.layer import HummingLayer
-
     outputs, inputs = codes.shape
-    layer = HummingLayer(
-        shape_n=outputs,
-        shape_k=inputs,
-        weight_config={"dtype": "int2"},
-        input_config={"dtype": "int8"},
-        torch_dtype=torch.bfloat16,
-    ).to(codes.device)
+    layer = (
+        import_module("humming.layer")
+        .HummingLayer(
+            shape_n=outputs,
+            shape_k=inputs,
+            weight_config={"dtype": "int2"},
+            input_config={"dtype": "int8"},
+            torch_dtype=torch.bfloat16,
+        )
+        .to(codes.device)
+    )
     layer.load_from_unquantized((codes * scale).bfloat16())
     layer.transform()
     made: Layer = layer
@@ -96,8 +98,7 @@ def humming(codes: Tensor, scale: Tensor) -> Layer:
 
 def torchao(codes: Tensor, scale: Tensor) -> Layer:
     """torchao's int8 product with scales, as its BitNet training has it, on codes that are made once."""
-    from torchao.prototype.quantized_training.int8_mm import scaled_int8_mm
-
+    product = import_module("torchao.prototype.quantized_training.int8_mm").scaled_int8_mm
     once: dict[int, tuple[Tensor, Tensor]] = {}
     step = scale.reshape(1).bfloat16()
 
@@ -106,7 +107,7 @@ def torchao(codes: Tensor, scale: Tensor) -> Layer:
             x_codes, x_scale = absmax_codes(x.float(), 127, (-1,))
             once[id(x)] = x_codes, x_scale.flatten().bfloat16()
         x_codes, x_scale = once[id(x)]
-        y: Tensor = scaled_int8_mm(x_codes, codes.t(), x_scale, step)
+        y: Tensor = product(x_codes, codes.t(), x_scale, step)
         return y
 
     return run

@@ -23,6 +23,7 @@ from bitexp.kernels.gpu.fused import FusedLinear, fuse_norms
 from bitexp.kernels.gpu.graph import Replay
 from bitexp.kernels.gpu.layout import Packed, bits_for, pack, unpack
 from bitexp.quant.linear import BitConv2d, BitLinear
+from bitexp.quant.product import float_product
 
 TRITON = KERNELS.get("triton")
 TESTS = Path(__file__).parent / "gpu"
@@ -108,6 +109,24 @@ def test_it_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_kernel("auto", "cuda")[:2] == (TRITON, "triton")
     monkeypatch.setattr("bitexp.kernels.gpu.find_spec", lambda name: None)
     assert TRITON.unavailable("cuda") == "the package triton is not installed"
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_on_the_cpu_it_goes_by_torch(bits: int) -> None:
+    """Models are built, probed and frozen on the CPU before they move to a GPU."""
+    torch.manual_seed(0)
+    codes = torch.randint(0, 2, (5, 70), dtype=torch.int8) * bits - 1
+    x, bias, scale = torch.randn(3, 70), torch.randn(5), torch.tensor(0.3)
+    reference = KERNELS.get("reference")
+    prepared = TRITON.prepare(codes, scale)
+    assert isinstance(prepared, Packed)
+    expected = reference.linear(x, (codes, scale), bias, 127, False)
+    assert torch.equal(TRITON.linear(x, prepared, bias, 127, False), expected)
+    x_codes, conv = torch.randint(-127, 128, (2, 3, 5, 5), dtype=torch.int8), ((1, 1), (0, 0), (1, 1), 1)
+    weight = torch.randint(-1, 2, (4, 3, 3, 3), dtype=torch.int8)
+    assert torch.equal(TRITON.product(x_codes, weight, conv), float_product(x_codes, weight, conv))
+    with pytest.raises(ValueError, match="fused only on a GPU"):
+        TRITON.linear(x, prepared, bias, 127, False, "rms")
 
 
 def test_importing_bitexp_imports_no_triton() -> None:

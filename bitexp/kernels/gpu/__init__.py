@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitexp.kernels.gpu.layout import Packed, bits_for, pack, unpack
-from bitexp.kernels.gpu.product import Int8Product
+from bitexp.kernels.gpu.product import Int8Product, launchable
 from bitexp.kernels.gpu.training import GpuTraining
 from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import KERNELS
@@ -61,12 +61,12 @@ class Triton(Reference):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """As in the protocol; with `norm` x is not normed yet, and the norm is taken in the same launch."""
-        if isinstance(prepared, Packed) and act_qmax:
+        if isinstance(prepared, Packed) and act_qmax and launchable(x):
             from bitexp.kernels.gpu.linear import packed_linear
 
             return packed_linear(x, prepared, bias, act_qmax, scaled_bias, norm, dtype)
         if norm != "none":
-            raise ValueError(f"norm={norm} is fused only with packed weights and int8 activations")
+            raise ValueError(f"norm={norm} is fused only on a GPU, with packed weights and int8 activations")
         if isinstance(prepared, Packed):
             prepared = unpack(prepared), prepared.scale
         return super().linear(x, prepared, bias, act_qmax, scaled_bias).to(dtype)

@@ -1,15 +1,25 @@
 """The training forward on a GPU: int8 codes times int8 codes, with the scales in the same launch.
 
-Compiled graphs see one opaque operation. Grouped convolutions and floats go the way of `reference`.
+Compiled graphs see one opaque operation. Grouped convolutions, floats and tensors on the CPU, where a
+model is built and probed before it moves, go the way of `reference`.
 """
 
 from __future__ import annotations
+
+import os
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bitexp.quant.product import ConvArgs, float_product
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def launchable(x: Tensor) -> bool:
+    """Whether Triton can start kernels on x: on a GPU, or anywhere in its interpreter."""
+    return x.is_cuda or INTERPRETED
 
 
 @torch.library.custom_op("bitexp::int8_gemm", mutates_args=())
@@ -73,7 +83,9 @@ class Int8Product:
 
 
 def unfit(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> bool:
-    """Whether this is no product of int8 matrices: floats, grouped convolutions, nothing, vmap."""
+    """Whether this is no product of int8 matrices on a GPU: floats, grouped convolutions, nothing, vmap."""
+    if not launchable(x):
+        return True
     batched = torch._C._functorch.is_batchedtensor
     grouped = conv is not None and conv[3] != 1
     return x.dtype != torch.int8 or grouped or x.numel() == 0 or batched(x) or batched(weight)

@@ -154,7 +154,7 @@ def test_what_does_not_fit_is_refused(device: str) -> None:
         packed_gemm(q, packed, None, "none", torch.float32)
     with pytest.raises(ValueError, match=r"30 inputs .* do not fit 16 contiguous columns"):
         quantize(torch.randn(5, 30, device=device), 127, 16)
-    with pytest.raises(ValueError, match="norm=rms is fused only with packed weights"):
+    with pytest.raises(ValueError, match="norm=rms is fused only on a GPU, with packed weights"):
         TRITON.linear(torch.randn(2, 30, device=device), packed, None, 0, False, "rms")
 
 
