@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 from torch import nn
 
 from bitexp.kernels import KERNELS, choose_kernel
@@ -27,10 +29,18 @@ from bitexp.quant.product import float_product
 
 TRITON = KERNELS.get("triton")
 TESTS = Path(__file__).parent / "gpu"
-needs_triton = pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not installed")
 
 
-@needs_triton
+def no_interpreter() -> str | None:
+    """Why Triton's interpreter cannot run here, or None."""
+    if not find_spec("triton"):
+        return "triton is not installed"
+    if Version(version("triton")) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
+        return "the interpreter of Triton 3.6 needs a numpy before 2.4"
+    return None
+
+
+@pytest.mark.skipif(no_interpreter() is not None, reason=str(no_interpreter()))
 @pytest.mark.parametrize("which", ["not slow and not gpu", pytest.param("slow", marks=pytest.mark.slow)])
 def test_in_triton_s_interpreter(which: str) -> None:
     """Triton reads TRITON_INTERPRET when it is imported: these need a process of their own."""

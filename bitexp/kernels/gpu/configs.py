@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+LARGE = 160 * 1024
+"""Bytes of shared memory in data center GPUs, against about 100 KiB in others."""
+
 
 class Gemv(NamedTuple):
     """A program's outputs, words of weights per step, activations per pass; warps and pipeline stages."""
@@ -38,20 +41,24 @@ def packed_tile(rows: int, outputs: int, padded: int, bits: int, processors: int
     """For packed weights. The step is the largest that divides the padded inputs."""
     run = 128 // bits
     step = next(k for k in (256, 128, 64) if k % run == 0 and padded % k == 0)
-    if rows > 64:
-        if rows >= 256 and shared >= 160 * 1024:
-            return Tile(128, 128, step, warps=8, stages=3)
-        return Tile(64, 128, step if bits == 1 else min(step, 128), warps=4, stages=3)
-    tokens = 16 if rows <= 16 else 32 if rows <= 32 else 64
-    programs = -(-outputs // 64)
-    split = max(1, min(2 * processors // programs, padded // step // 2, 16))
-    return Tile(tokens, 64, step, warps=4, stages=3 if shared >= 160 * 1024 else 2, split=split)
+    large = shared >= LARGE
+    if rows <= 64:
+        tokens = 16 if rows <= 16 else 32 if rows <= 32 else 64
+        tile = Tile(tokens, 64, step, warps=4, stages=3 if large else 2)
+    elif rows >= 256 and large:
+        tile = Tile(128, 128, step, warps=8, stages=3)
+    else:
+        tile = Tile(64, 128, step if bits == 1 else min(step, 128), warps=4, stages=3)
+    programs = -(-outputs // tile.outputs) * -(-rows // tile.tokens)
+    at_once = processors * (2 if rows <= 64 else 1)
+    split = max(1, min(at_once // programs, padded // tile.inputs // 2, 16))
+    return tile._replace(split=split)
 
 
 def int8_tile(rows: int, outputs: int, inputs: int, shared: int) -> Tile:
     """For int8 codes times int8 codes."""
     if rows <= 64 or outputs <= 64 or inputs <= 64:
         return Tile(64, 64, 64, warps=4, stages=3)
-    if shared >= 160 * 1024:
+    if shared >= LARGE:
         return Tile(128, 128, 128, warps=8, stages=4)
     return Tile(128, 128, 64, warps=8, stages=3)
