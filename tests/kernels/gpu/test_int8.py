@@ -118,12 +118,14 @@ def test_training_has_the_bits_of_torch(
         results = []
         for forward, owner in ((model, model), (run, other)):
             given = x.clone().requires_grad_()
-            with torch.autocast(device, torch.bfloat16, enabled=autocast):
-                y = forward(given)
-            y.square().sum().backward()
+            # cuDNN may choose an algorithm that computes with fractions
+            with torch.backends.cudnn.flags(enabled=False):
+                with torch.autocast(device, torch.bfloat16, enabled=autocast):
+                    y = forward(given)
+                y.square().sum().backward()
             results.append([y, given.grad, *(p.grad for p in owner.parameters())])
             owner.zero_grad()
         (y, *grads), (expected, *others) = results
         assert torch.equal(y, expected)
         for ours, theirs in zip(grads, others, strict=True):  # sums over outputs that lie elsewhere
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
