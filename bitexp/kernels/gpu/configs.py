@@ -30,11 +30,11 @@ class Tile(NamedTuple):
 
 
 def gemv_tile(rows: int, outputs: int, words: int) -> Gemv:
-    """For one to four tokens: few outputs per program, so that many programs read at once."""
-    width = 32
-    while width < min(words, 128):
-        width *= 2
-    return Gemv(outputs=16 if rows == 1 else 8, words=width, block=1024, warps=4, stages=3)
+    """For one to four tokens: few outputs per program and whole rows at once, to have much on its way."""
+    width = power_of_two(words, 32, 256)
+    warps = 8 if width > 128 else 4
+    block = power_of_two(16 * words, 512, 8192)
+    return Gemv(outputs=16 if rows == 1 else 8, words=width, block=block, warps=warps, stages=1)
 
 
 def packed_tile(rows: int, outputs: int, padded: int, bits: int, processors: int, shared: int) -> Tile:
@@ -62,3 +62,8 @@ def int8_tile(rows: int, outputs: int, inputs: int, shared: int) -> Tile:
     if shared >= LARGE:
         return Tile(128, 128, 128, warps=8, stages=4)
     return Tile(128, 128, 64, warps=8, stages=3)
+
+
+def power_of_two(number: int, least: int, most: int) -> int:
+    """The next power of two, within bounds that are such."""
+    return min(max(1 << (number - 1).bit_length(), least), most)

@@ -79,6 +79,8 @@ def gemv_kernel(
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     at = tl.arange(0, BW)
+    rows = at_row(w, tl.where(n < N, n, 0), words_per_row)[:, None] + at[None, :]
+    words = tl.load(rows, mask=(at < words_per_row)[None, :], other=0)  # on its way while x is read
     x0, x1, x2, x3 = x, x + x_stride, x + 2 * x_stride, x + 3 * x_stride
     mean0, rstd0, max0 = row_statistics(x0, K, EPS, NORM, BLOCK)
     mean1, rstd1, max1 = mean0, rstd0, max0
@@ -94,10 +96,10 @@ def gemv_kernel(
     sum0 = tl.zeros((BW,), tl.int32)
     acc1, acc2, acc3 = acc0, acc0, acc0
     sum1, sum2, sum3 = sum0, sum0, sum0
-    rows = at_row(w, tl.where(n < N, n, 0), words_per_row)
     for start in range(0, words_per_row, BW):
         here = start + at
-        words = tl.load(rows[:, None] + here[None, :], mask=(here < words_per_row)[None, :], other=0)
+        rows += BW
+        following = tl.load(rows, mask=(here + BW < words_per_row)[None, :], other=0)
         acc0, sum0 = row_product(
             acc0, sum0, x0, words, here, K, mean0, rstd0, code_factor(max0, QMAX),
             BN, BW, BITS, QMAX, NORM, ASM,
@@ -117,6 +119,7 @@ def gemv_kernel(
                 acc3, sum3, x3, words, here, K, mean3, rstd3, code_factor(max3, QMAX),
                 BN, BW, BITS, QMAX, NORM, ASM,
             )  # fmt: skip
+        words = following
     ws = tl.load(w_scale + n, mask=n < N, other=0.0) if CHANNEL else tl.load(w_scale)
     b = 0.0
     if BIAS != "none":

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bitexp.kernels.gpu.blocks import activation_bits, at_row, code_factor, normed, row_statistics
+from bitexp.kernels.gpu.configs import power_of_two
 from bitexp.kernels.gpu.launch import EXACT_STEPS, on_device_of
 from bitexp.quant.registry import EPS, Norm
 
@@ -132,9 +133,9 @@ def norm_backward(grad: Tensor, x: Tensor, norm: Norm, mean: Tensor | None, rstd
 
 def row_block(columns: int) -> int:
     """How many elements of a row a program holds at once."""
-    return min(max(triton.next_power_of_2(columns), 32), 4096)
+    return power_of_two(columns, 32, 4096)
 
 
 def row_warps(block: int) -> int:
-    """Warps for so many elements: four or more for each thread."""
+    """Warps for so many elements: eight for each thread, more where that takes over 256 threads."""
     return min(max(block // 256, 1), 8)
