@@ -92,10 +92,10 @@ def packed_gemm(
     if q.codes.shape[1] != w.padded:
         raise ValueError(f"codes of {q.codes.shape[1]} inputs meet weights of {w.padded}")
     device = q.codes.device
-    tile = tile or packed_tile(rows, outputs, w.padded, w.bits, processors(device), shared_memory(device))
     y = torch.empty(rows, outputs, dtype=dtype, device=device)
     if not y.numel():
         return y
+    tile = tile or packed_tile(rows, outputs, w.padded, w.bits, processors(device), shared_memory(device))
     steps = ceil_div(w.padded // tile.inputs, tile.split)
     split = ceil_div(w.padded // tile.inputs, steps)  # as many parts as have something to do
     parts = torch.empty(split, rows, outputs, dtype=torch.int32, device=device) if split > 1 else y
