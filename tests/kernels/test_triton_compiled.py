@@ -171,6 +171,17 @@ def int8_product() -> Any:
     return int8.int8_gemm(x, w, torch.empty(4096), torch.ones(()), torch.empty(6912), "plain")
 
 
+def ones() -> None:
+    """Sizes of 1, which Triton makes constants of."""
+    x, codes = torch.empty(1, 1), torch.empty(1, 1, dtype=torch.int8)
+    packed_linear(x, packed(1, 64, 2)._replace(inputs=1), None, 127, False, "layer")
+    q = quantize.quantize(x, 127, 64, "layer", save=True)
+    gemm.packed_gemm(q, packed(1, 64, 2), None, "none", torch.float32)
+    quantize.norm_backward(x, x, "layer", q.mean, q.rstd)
+    int8.int8_gemm(codes, codes, torch.empty(1), torch.ones(1))
+    scale.abs_median(x)
+
+
 def norms() -> None:
     x = torch.empty(64, 6912)
     q = quantize.quantize(x, 127, 6912, "layer", save=True)
@@ -188,6 +199,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "16 tokens, 1 bit": linear(16, bits=1),
     "4096 tokens, 1 bit": linear(4096, bits=1),
     "odd shapes": linear(77, inputs=64 * 7, outputs=33),
+    "sizes of 1": ones,
     "int8": int8_product,
     "norms": norms,
     "median": lambda: scale.abs_median(torch.empty(1, 1 << 24)),
@@ -208,7 +220,13 @@ LOOPS = {
 
 UNIT = {"sm_80": "mma.sync", "sm_89": "mma.sync", "sm_90": "wgmma", "gfx942": "v_mfma_i32"}
 
-QUICK = [("sm_90", "1 token"), ("sm_90", "16 tokens"), ("sm_90", "4096 tokens"), ("sm_80", "int8")]
+QUICK = [
+    ("sm_90", "1 token"),
+    ("sm_90", "16 tokens"),
+    ("sm_90", "4096 tokens"),
+    ("sm_80", "int8"),
+    ("sm_80", "sizes of 1"),
+]
 REST = [(t, c) for t in TARGETS if t != "sm_75" for c in CALLS if (t, c) not in QUICK]
 
 
