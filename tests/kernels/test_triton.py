@@ -35,8 +35,8 @@ def no_interpreter() -> str | None:
     """Why Triton's interpreter cannot run here, or None."""
     if not find_spec("triton"):
         return "triton is not installed"
-    if Version(version("triton")) < Version("3.7") and Version(np.__version__) >= Version("2.4"):
-        return "the interpreter of Triton 3.6 needs a numpy before 2.4"
+    if Version(version("triton")) < Version("3.7"):
+        return "the interpreter of Triton 3.6 uses what numpy 1.25 deprecates and 2.4 refuses"
     return None
 
 

@@ -225,7 +225,6 @@ QUICK = [
     ("sm_90", "16 tokens"),
     ("sm_90", "4096 tokens"),
     ("sm_80", "int8"),
-    ("sm_80", "sizes of 1"),
 ]
 REST = [(t, c) for t in TARGETS if t != "sm_75" for c in CALLS if (t, c) not in QUICK]
 
