@@ -7,6 +7,7 @@ OUTPUTS     := $(or $(BITEXP_OUTPUTS),outputs)
 EXPERIMENT  ?= vit_ternary
 ARGS        ?=
 PYTEST_ARGS ?=
+BENCH       ?= $(OUTPUTS)/bench
 FASHION     := /usr/share/datasets/fashion-mnist
 
 # Two workers with one thread each: torch crawls where threads outnumber cores.
@@ -14,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-all test-gpu lint format data figures sync clean
+.PHONY: help setup train test test-all test-gpu lint format data bench figures sync clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +54,11 @@ data: ## install Fashion-MNIST (a package of Debian and Ubuntu)
 		echo "names a folder with its four files (train-images-idx3-ubyte.gz and so on)."; \
 		exit 1; \
 	fi
+
+bench: $(VENV)/.dev ## measure steps, layers and whole models here; BENCH=... keeps the tables elsewhere
+	@$(PY) -m bitexp.bench step --rounds 20
+	@$(PY) -m bitexp.bench layers --output $(BENCH)
+	@$(PY) -m bitexp.bench models --output $(BENCH)
 
 figures: $(VENV)/.runtime ## run the benchmarks behind the figures of the README (hours)
 	@for experiment in vit_ternary fashion_mlp fashion_cnn fashion_vit lm_ternary; do \

@@ -15,7 +15,7 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from bitexp.cli import CONF, guarded, register_search_path
+from bitexp.cli import CONF, guarded, register_plugins
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -32,7 +32,7 @@ def main() -> None:
         from bitexp.job import follow_first
 
         sys.exit(follow_first())
-    register_search_path()
+    register_plugins()
     sys.exit(guarded(job))
 
 

@@ -78,7 +78,7 @@ def build(settings: Settings) -> Parts:
     problems.tell()
     with problems:
         conversion = quantize(model, quantizer, chosen.include, chosen.exclude)
-        set_product(model, kernel.product)
+        set_product(model, kernel.product, kernel.fused)
         prove_forward(model, data.example())
     given = {**facts, "model": model, "optimizer": settings.optimizer}
     with problems:

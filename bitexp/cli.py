@@ -19,11 +19,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitexp.console import error
-from bitexp.errors import dotted, nearest, unknown_key
+from bitexp.errors import UserError, dotted, nearest, unknown_key
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = PACKAGE / "_conf" if (PACKAGE / "_conf").is_dir() else PACKAGE.parent / "conf"
 """The configs: inside the package where it is installed, beside it in a checkout."""
+PLUGINS = str(PACKAGE / "plugins")
+"""Where the namespace `hydra_plugins` begins."""
 
 
 class Progress:
@@ -49,9 +51,21 @@ class PluginConfigs(SearchPathPlugin):
                     search_path.append(f"bitexp-{point.name}", f"file://{place}/conf")
 
 
-def register_search_path() -> None:
-    """Makes Hydra ask `PluginConfigs`."""
-    Plugins.instance().register(PluginConfigs)
+def register_plugins() -> None:
+    """Lets Hydra find our sweeper and launcher, which it takes from one namespace only, and `PluginConfigs`.
+
+    Launchers that start another interpreter find them by PYTHONPATH.
+    """
+    path = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if PLUGINS not in path:
+        os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, path), str(PACKAGE.parent), PLUGINS])
+    if PLUGINS not in sys.path:
+        sys.path.append(PLUGINS)
+    from hydra_plugins.bitexp.launcher import ProcessLauncher
+    from hydra_plugins.bitexp.sweeper import OptunaSweeper
+
+    for plugin in (PluginConfigs, OptunaSweeper, ProcessLauncher):
+        Plugins.instance().register(plugin)
 
 
 def guarded(entry: Callable[[], Any]) -> int:
@@ -68,6 +82,9 @@ def guarded(entry: Callable[[], Any]) -> int:
         return Progress.worst or 130
     except BrokenPipeError:  # as in `python -m bitexp --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except UserError as problem:
+        error(str(problem))
+        return 2
     except Exception as problem:
         if Progress.started or before == "1":
             raise
@@ -115,11 +132,15 @@ def not_there(key: str, text: str) -> str:
     if "No match in the defaults list" in text:
         typed = next((word for word in sys.argv[1:] if word.startswith(f"{key}=")), f"{key}=...")
         return f"'{key}' is not in the defaults list: write +{typed} to add it"
-    return unknown_key(key, known_keys())
+    return unknown_key(key, known_keys(of_hydra=key.startswith("hydra.")))
 
 
-def known_keys() -> list[str]:
-    """Every key of the config as it is without overrides, and of the groups that were chosen."""
+def known_keys(of_hydra: bool = False) -> list[str]:
+    """Every key of the config as it is without overrides, and of the groups that were chosen.
+
+    Args:
+        of_hydra: Hydra's own keys as well, which a user seldom means.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -127,9 +148,9 @@ def known_keys() -> list[str]:
     choices = [word for word in sys.argv[1:] if is_choice(word)]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         try:
-            config = compose("config", choices)
+            config = compose("config", choices, return_hydra_config=of_hydra)
         except (HydraException, OmegaConfBaseException):
-            config = compose("config")
+            config = compose("config", return_hydra_config=of_hydra)
     plain = OmegaConf.to_container(config, resolve=False)
     return dotted(plain) if isinstance(plain, dict) else []
 

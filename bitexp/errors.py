@@ -14,6 +14,10 @@ class UserError(Exception):
     """Something the user can mend: the message says what was wrong, what is allowed, what to do."""
 
 
+class Pruned(Exception):
+    """A study ended the run before its time; the message says when and at which value."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A sentence naming the closest of the known words, or nothing: ` Did you mean 'cnn'?`."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

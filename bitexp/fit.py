@@ -16,6 +16,7 @@ from bitexp.callbacks.checkpoints import AtomicCheckpointIO, Checkpoints, load_c
 from bitexp.callbacks.diagnostics import Diagnostics
 from bitexp.callbacks.guard import FiniteLoss, Signals
 from bitexp.callbacks.progress import Pace, ProgressBar, ProgressLines
+from bitexp.callbacks.pruning import Judge, Pruning
 from bitexp.callbacks.randomness import Randomness
 from bitexp.callbacks.schedule import Schedule
 from bitexp.console import Report
@@ -38,7 +39,10 @@ class Fit:
         report: Report,
         signals: Signals,
         extra: Any,
+        judged_by: str | None = None,
+        judge: Judge | None = None,
     ) -> None:
+        """`judged_by` names the metric that a study prunes by; the first rank has the judge."""
         options, optimizer = settings.callbacks, settings.optimizer
         every = settings.trainer.log_every
         self.parts = parts
@@ -70,6 +74,8 @@ class Fit:
         elif kind == "lines":
             callbacks.append(ProgressLines(report, self.pace, schedule))
         callbacks.append(self.checkpoints)
+        if judged_by is not None:
+            callbacks.append(Pruning(judged_by, judge, schedule))
         loggers = [self.metrics, *([extra] if extra else [])]
         self.trainer = build_trainer(settings, callbacks, loggers)
         if settings.trainer.compile:

@@ -20,6 +20,8 @@ from bitexp.errors import UserError, describe_crash
 from bitexp.files import write_json
 from bitexp.ranks import FOLLOW, global_rank
 from bitexp.settings import read_settings
+from bitexp.sweep.judge import judge_of
+from bitexp.sweep.processes import JOB, end_with_parent
 from bitexp.sweep.tuned import apply_tuned
 
 if TYPE_CHECKING:
@@ -30,11 +32,12 @@ def make(config: DictConfig) -> float | None:
     """Makes the run of a job. In a multirun nothing but Ctrl-C escapes: the outcome is recorded.
 
     Returns:
-        the value of the run's objective for a sweeper, where there is one.
+        what a sweeper optimizes: the validation of the task's headline; None where there is none.
     """
     Progress.started = True
     hydra = HydraConfig.get()
-    multirun = hydra.mode == RunMode.MULTIRUN
+    end_with_parent()
+    multirun = hydra.mode == RunMode.MULTIRUN or JOB in os.environ
     typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     overrides = [str(word) for word in typed]
     record: dict[str, Any] = {"overrides": overrides, "tuned": bool(config.get("tuned"))}
@@ -44,7 +47,7 @@ def make(config: DictConfig) -> float | None:
         assert isinstance(plain, dict)
         resolved = {str(key): value for key, value in plain.items()}
         read_settings(resolved)  # before torch is imported: a typo costs no seconds
-        outcome = run(resolved, overrides, multirun)
+        outcome = run(resolved, overrides, hydra.job.num if multirun else None)
     except Exception as problem:
         told = isinstance(problem, UserError | OmegaConfBaseException)
         crash = {"kind": "config", "reason": reason(problem)} if told else describe_crash(problem)
@@ -57,25 +60,33 @@ def make(config: DictConfig) -> float | None:
         if multirun:
             write_record(hydra, {**record, "status": "failed", **crash})
         return None
+    result = outcome.result
     stopped = outcome.status == "stopped"
-    exit_code = {"finished": 0, "failed": 1}.get(outcome.status)
-    Progress.note(128 + outcome.result["signal"] if exit_code is None else exit_code)
+    exit_code = {"finished": 0, "pruned": 0, "failed": 1}.get(outcome.status)
+    Progress.note(128 + result["signal"] if exit_code is None else exit_code)
     if multirun and global_rank() == 0:
-        record |= {"status": outcome.status, "reason": outcome.result["reason"]}
+        record |= {"status": outcome.status, "kind": result["kind"], "reason": result["reason"]}
         record |= {"run": str(outcome.folder), "trained": outcome.trained}
+        record |= {key: result.get(key) for key in ("metrics", "headline")}
         write_record(hydra, record)
         if stopped:
             raise KeyboardInterrupt
-    return None
+    validated = str(result.get("headline")).replace("test/", "val/")
+    return (result.get("metrics") or {}).get(validated)
 
 
-def run(config: dict[str, Any], overrides: list[str], multirun: bool) -> Outcome:
-    """Takes the road; torch and Lightning are imported here, which takes seconds: a terminal is told."""
+def run(config: dict[str, Any], overrides: list[str], number: int | None) -> Outcome:
+    """Takes the road; torch and Lightning are imported here, which takes seconds: a terminal is told.
+
+    Args:
+        number: of the job in its multirun, None in a single run.
+    """
+    multirun = number is not None
     report = Report(quiet=global_rank() > 0, brief=multirun)
     with report.console.status("loading torch and Lightning"):
         from bitexp.run import run as take_the_road
-
-    return take_the_road(config, overrides, report)
+    judge = None if number is None else judge_of(number, report.line)
+    return take_the_road(config, overrides, report, judge, wait=multirun)
 
 
 def reason(problem: Exception) -> str:

@@ -61,7 +61,7 @@ def load_from_checkpoint(
         model.load_state_dict(own)
     except Exception as error:  # whatever a damaged file can make the constructors of a model raise
         raise UserError(f"{folder.model} does not describe the model of {checkpoint}: {error}") from error
-    set_product(model, kernel.product)
+    set_product(model, kernel.product, kernel.fused)
     return model.float().eval(), description.preprocessing
 
 

@@ -156,6 +156,8 @@ def closing(
     if status == "stopped":
         report.line(f"Stopped by {result['reason']} after a checkpoint. Folder: {where}")
         report.line("The same command continues.")
+    elif status == "pruned":
+        report.line(f"{title}: pruned at {result['reason']}. Folder: {where}")
     elif status == "failed":
         reason = str(result["reason"]).rstrip(".")
         report.line(f"Failed{'' if trained else ' before'}: {reason}. Folder: {where}")

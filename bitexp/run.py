@@ -17,9 +17,10 @@ from typing import Any
 from bitexp.build import Parts, build, check_validation
 from bitexp.callbacks.checkpoints import BEST, LAST, latest_checkpoint
 from bitexp.callbacks.guard import Diverged, Signals, Stopped
+from bitexp.callbacks.pruning import Judge
 from bitexp.callbacks.schedule import lr_decay_sum
 from bitexp.console import Report
-from bitexp.errors import UserError, describe_crash
+from bitexp.errors import Pruned, UserError, describe_crash
 from bitexp.evaluate import described, evaluate, restore
 from bitexp.files import write_json
 from bitexp.fit import Fit
@@ -42,15 +43,22 @@ class Outcome:
 
     @property
     def status(self) -> str:
-        """finished, failed or stopped."""
+        """finished, failed, pruned or stopped."""
         return str(self.result.get("status", "stopped"))
 
 
-def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | None = None) -> Outcome:
+def run(
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    report: Report | None = None,
+    judge: Judge | None = None,
+    wait: bool = False,
+) -> Outcome:
     """Makes one run, or finishes it, or finds it finished.
 
     Args:
-        config: the resolved config; overrides: what was typed, for the record.
+        config: the resolved config; overrides: what was typed, for the record; judge: what may prune the
+            run; wait: where another process makes this very run, whether to wait for it or to leave.
 
     Raises:
         UserError: the config, the data or the run's folder cannot be used as they are.
@@ -64,7 +72,7 @@ def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | No
     folder = RunFolder.of(settings, data)
     if global_rank() > 0:
         return follow(settings, parts, folder, report)
-    folder.acquire()
+    folder.acquire(wait)
     try:
         if (done := finished_before(settings, folder, report)) is not None:
             return done
@@ -76,10 +84,10 @@ def run(config: Mapping[str, Any], overrides: Sequence[str], report: Report | No
         folder.begin(settings, overrides, attempt)
         write_json(folder.model, vars(described(parts)))
         with own_environment():
-            announce(folder.path, checkpoint)
+            announce(folder.path, checkpoint, None if judge is None else judge.metric)
             report.keep(folder.path / "train.log")
             header(report, settings, parts, folder, checkpoint, remarks)
-            result = attempt_run(settings, parts, folder, report, checkpoint)
+            result = attempt_run(settings, parts, folder, report, checkpoint, judge)
         return Outcome(folder.path, result)
     finally:
         report.close()
@@ -112,7 +120,12 @@ def finished_before(settings: Settings, folder: RunFolder, report: Report) -> Ou
 
 
 def attempt_run(
-    settings: Settings, parts: Parts, folder: RunFolder, report: Report, checkpoint: Path | None
+    settings: Settings,
+    parts: Parts,
+    folder: RunFolder,
+    report: Report,
+    checkpoint: Path | None,
+    judge: Judge | None,
 ) -> dict[str, Any]:
     """Trains and evaluates; whatever happens, result.json says how it ended."""
     result: dict[str, Any] = {
@@ -128,7 +141,8 @@ def attempt_run(
     began, fit = time.monotonic(), None
     try:
         with Signals() as signals, tracked_run(settings, folder, report) as wandb_logger:
-            fit = Fit(settings, parts, folder, report, signals, wandb_logger)
+            metric = None if judge is None else judge.metric
+            fit = Fit(settings, parts, folder, report, signals, wandb_logger, metric, judge)
             fit.run(checkpoint)
             signals.check()
             result |= measure(settings, parts, folder, fit)
@@ -137,6 +151,8 @@ def attempt_run(
     except Stopped as stop:
         result |= {"status": "stopped", "kind": "signal"}
         result |= {"reason": str(stop), "signal": int(stop.signum)}
+    except Pruned as reason:
+        result |= {"status": "pruned", "reason": str(reason)}
     except Diverged as reason:
         result |= {"kind": "diverged", "reason": str(reason)}
     except UserError as problem:
@@ -183,7 +199,8 @@ def follow(settings: Settings, parts: Parts, folder: RunFolder, report: Report) 
     decision = inherited() or wait_for_decision(folder.path)
     if decision is not None:
         checkpoint = decision["checkpoint"]
-        with Signals() as signals, contextlib.suppress(Stopped, Diverged):
-            fit = Fit(settings, parts, RunFolder(Path(decision["folder"])), report, signals, None)
+        with Signals() as signals, contextlib.suppress(Stopped, Diverged, Pruned):
+            mine = RunFolder(Path(decision["folder"]))
+            fit = Fit(settings, parts, mine, report, signals, None, decision["judged_by"])
             fit.run(None if checkpoint is None else Path(checkpoint))
     return Outcome(folder.path, {"status": "finished"})

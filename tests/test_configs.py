@@ -25,7 +25,13 @@ NO_CHOICE = ("tuning",)  # read by tuned=true
 ADDED = ("experiment", "recipe", "sweeps")  # chosen with a +
 TEXT = ("task=language_modelling", "data=stdlib", "model=decoder", "data.context=16")  # what reads text
 ONE_BATCH = ("logger=csv", "callbacks.progress=none", "trainer.epochs=1", "trainer.train_batches=1")
-ONE_BATCH += ("trainer.eval_batches=1", "data.val_size=0.1", "data.batch_size=8", "data.eval_batch_size=8")
+ONE_BATCH += (
+    "trainer.validate_every=1",
+    "trainer.eval_batches=1",
+    "data.val_size=0.1",
+    "data.batch_size=8",
+    "data.eval_batch_size=8",
+)
 SLOW_MODELS = (
     "cnn_2m", "convnext_tiny", "reloaded_64", "reloaded_128", "reloaded_256", "resnet18", "resnet50",
     "swin_t", "vit_48m", "vit_small", "vit_tiny",
@@ -33,6 +39,7 @@ SLOW_MODELS = (
 
 
 SHRUNK = {"lm_reloaded": ["data.context=32", "data.vocabulary=300"]}
+STUDIES = ("pareto", "tune")
 SLOW_SWEEPS = (
     "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median",
     "lm_reloaded",
@@ -44,7 +51,8 @@ def group(path: Path) -> str:
 
 
 def choice(path: Path) -> str:
-    return f"{'+' if group(path) in ADDED else ''}{group(path)}={path.stem}"
+    added = "+" if group(path) in ADDED else ""
+    return f"{added}{path.parent.relative_to(CONF if CONF in path.parents else ROOT)}={path.stem}"
 
 
 def options(name: str, slow: tuple[str, ...] = ()) -> list[Any]:
@@ -88,7 +96,9 @@ def test_every_file_composes_to_valid_settings(path: Path, compose_config: Any) 
 def test_every_file_says_what_it_is_and_executes_nothing(path: Path) -> None:
     text = path.read_text()
     assert isinstance(yaml.safe_load(text), dict)
-    assert "_target_" not in text
+    targets = re.findall(r"_target_: (.*)", text)
+    assert all(target.startswith("hydra_plugins.bitexp.") for target in targets)
+    assert bool(targets) == (path.parent.parent.name == "hydra")
     if group(path) == "experiment":
         assert "hydra" not in text
         assert f"python -m bitexp +experiment={path.stem}\n" in text
@@ -180,6 +190,8 @@ def test_sweeps(
 ) -> None:
     words = ["-m", f"+experiment={experiment}", f"+sweeps={sweep}", *ONE_BATCH, "seed=0"]
     words += SHRUNK.get(experiment, [])
+    if sweep in STUDIES:
+        words += ["hydra.sweeper.n_trials=1", "quantizer=binary"]
     if sweep == "lr_weight_decay":
         words += ["optimizer.lr=0.01", "optimizer.weight_decay=0.0,0.1"]
     if experiment.startswith("fashion"):
@@ -194,7 +206,10 @@ def test_sweeps(
         assert stop.value.code == 2
         assert "unknown key 'model.dim'" in wrong
         return
-    assert stop.value.code == 0, said
+    assert stop.value.code == 0, said + wrong
+    if sweep in STUDIES:
+        assert ": 1 finished; budget 1. " in said
+        return
     presets = len([path for path in FILES if group(path) == "quantizer"])
     count = {"precisions": presets - 2, "doubling": 4, "lr_weight_decay": 8}[sweep]
     assert f"{count} jobs: {count} trained, 0 finished before, 0 not finished" in said

@@ -89,7 +89,10 @@ def test_a_command_of_the_readme_runs(
     own_experiment(tmp_path)
     module, *words = shlex.split(line)[2:]
     if module == "bitexp.bench":
-        ended = other_program(command, module, [*words, "--rounds", "1", "--batch", "2"])
+        small = {"layers": ["--shapes", "64x256"], "models": ["--models", "vit"]}.get(
+            words[0] if words else ""
+        )
+        ended = other_program(command, module, [*words, "--rounds", "1", *(small or ["--batch", "2"])])
     elif module == "bitexp.generate":
         trained = command("+experiment=lm_ternary", "model.depth=1", *TINY)
         assert trained.code == 0, trained.err
@@ -103,6 +106,12 @@ def test_a_command_of_the_readme_runs(
             overlay += ["optimizer.lr=0.01", "optimizer.weight_decay=0.0,0.1"]
         overlay += ["data.val_size=0.1"] if "fashion" in line and overlay else []
         overlay += ["model.depth=1"] if "-m" in words and "+experiment=vit_ternary" in words else []
+        if "hydra/sweeper=optuna" in words or {"+sweeps=tune", "+sweeps=pareto"} & set(words):
+            overlay += ["hydra.sweeper.n_trials=1", "trainer.validate_every=1"]
+            overlay = [
+                word for word in overlay if not word.startswith("model.depth") or "model.depth" not in line
+            ]
+        words = [word.replace("submitit_slurm", "submitit_local") for word in words]
         online = "logger.wandb.mode=online" in words
         ended = command(*words, *(overlay[1:] if online else overlay))
         if online:

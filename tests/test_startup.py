@@ -50,7 +50,7 @@ def test_help(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
         "quantizer: ",
         "ternary_median",
         "recipe: bf16_latents, ",
-        "sweeps: doubling, lr_weight_decay, precisions",
+        "sweeps: doubling, lr_weight_decay, pareto, precisions, tune",
         "BITEXP_OUTPUTS",
         "Exit codes: ",
     ):

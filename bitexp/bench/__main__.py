@@ -1,11 +1,12 @@
-"""The cost of a training step: time and saved memory by quantizer, beside PyPI `bitlinear` where installed.
+"""What a precision costs and gives, measured on this machine.
 
-    python -m bitexp.bench
-    python -m bitexp.bench --model vit_tiny --shape 3 32 32 --batch 16 --rounds 20
-    python -m bitexp.bench --model decoder --batch 8 --context 128
+    python -m bitexp.bench [step] ...   a training step: time and memory by quantizer
+    python -m bitexp.bench layers ...   a frozen layer: every kernel and installed peer, against what the
+                                        processor allows
+    python -m bitexp.bench models ...   frozen models: tokens and images per second, against fp32
+    python -m bitexp.bench gpu ...      layers on a GPU: the kernel triton, torch and installed peers
 
-All candidates take turns in one process, step by step; what is printed are ratios to `full` pair by
-pair, since the machine may be shared.
+Each has a --help of its own.
 """
 
 from __future__ import annotations
@@ -15,75 +16,30 @@ import bitexp.compat  # noqa: F401
 import argparse
 import sys
 
-import torch
-from rich import box
-from rich.table import Table
-
-from bitexp.bench.step import Cost, candidates, measure
+from bitexp.bench import gpu, layers, models, steps
 from bitexp.cli import guarded
-from bitexp.console import Report, size
+from bitexp.console import Report, error
+from bitexp.errors import nearest
 
-
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bitexp.bench", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--model", default="vit", help="a name in conf/model (default: vit)")
-    images = parser.add_argument_group("for models of images")
-    images.add_argument("--shape", type=int, nargs=3, default=[1, 8, 8], metavar=("C", "H", "W"))
-    images.add_argument("--classes", type=int, default=10)
-    text = parser.add_argument_group("for models of text")
-    text.add_argument("--context", type=int, default=128, help="tokens at once (default: 128)")
-    text.add_argument("--vocabulary", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=40, help="steps of each candidate (default: 40)")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--kernel", default="auto", help="which kernel trains (default: auto)")
-    return parser.parse_args()
-
-
-def table(results: dict[str, Cost]) -> Table:
-    """A row per candidate."""
-    out = Table(box=box.SIMPLE_HEAD)
-    out.add_column("step of")
-    for name in (
-        "CPU ms (median)",
-        "x full",
-        "saved for backward",
-        "x full",
-        "in norm + layer",
-        "x full_norm",
-    ):
-        out.add_column(name, justify="right")
-    full, control = results["full"], results["full_norm"]
-    for name, cost in results.items():
-        inside = (size(cost.in_layers), f"{cost.in_layers / control.in_layers:.2f}")
-        out.add_row(
-            name,
-            f"{1000 * cost.seconds:.1f}",
-            f"{cost.ratio:.2f}",
-            size(cost.saved),
-            f"{cost.saved / full.saved:.2f}",
-            *(inside if cost.in_layers else ("", "")),
-        )
-    return out
+BENCHMARKS = {"step": steps, "layers": layers, "models": models, "gpu": gpu}
 
 
 def main() -> None:
     """`python -m bitexp.bench`."""
-    options = arguments()
-    torch.set_num_threads(options.threads)
-    report = Report()
-
-    def work() -> None:
-        found = candidates(options)
-        report.line(
-            f"{options.model} on {' x '.join(map(str, found[0].inputs.shape))}, "
-            f"{options.rounds} rounds, {options.threads} thread(s), AdamW, torch {torch.__version__}"
-        )
-        report.table(table(measure(found, options.rounds)))
-
-    sys.exit(guarded(work))
+    words = sys.argv[1:]
+    if words and words[0] in ("-h", "--help"):
+        Report().line((__doc__ or "").rstrip())
+        sys.exit(0)
+    name = words.pop(0) if words and not words[0].startswith("-") else "step"
+    if name not in BENCHMARKS:
+        error(f"unknown benchmark '{name}'.{nearest(name, BENCHMARKS)} Known: {', '.join(BENCHMARKS)}")
+        sys.exit(2)
+    chosen = BENCHMARKS[name]
+    parser = argparse.ArgumentParser(prog=f"python -m bitexp.bench {name}", description=chosen.__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    chosen.add_arguments(parser)
+    options = parser.parse_args(words)
+    sys.exit(guarded(lambda: chosen.run(options, Report())))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from bitexp.bench.workloads import WORKLOADS, tokens
 from bitexp.build import accepted
 from bitexp.cli import CONF
 from bitexp.errors import UserError
@@ -28,49 +29,77 @@ from bitexp.settings import Settings, keywords, read_settings
 from bitexp.sweep.table import order
 
 PEER = "bitlinear 2.4.6"
+BF16 = " bf16"
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A model with its optimizer, and the function that makes one step."""
+    """A model with its optimizer, and the function that makes one step, under autocast to `dtype`."""
 
     name: str
     model: nn.Module
     inputs: Tensor
+    dtype: torch.dtype | None
     step: Callable[[], None]
     forward: Callable[[], Tensor]
 
 
+@dataclass(frozen=True)
+class Workload:
+    """A model to make, an input, and the loss of its output; `kept` are the layers not to quantize."""
+
+    make: Callable[[], nn.Module]
+    inputs: Tensor
+    loss: Callable[[Tensor], Tensor]
+    kept: list[str]
+
+
 def candidates(options: argparse.Namespace) -> list[Candidate]:
-    """Every registered quantizer that has a YAML of its name, and the peer where it is installed."""
+    """Every registered quantizer that has a YAML of its name, and the peer where it is installed.
+
+    Each of ours a second time under bf16 autocast, as `trainer.precision=bf16-mixed` has it.
+    """
+    work = bare(options) if options.model in WORKLOADS else configured(options)
     found = []
-    batch = random_batch(options)
     names = [name for name in QUANTIZERS.names() if (CONF / "quantizer" / f"{name}.yaml").exists()]
-    for name in sorted(names, key=order):
-        settings = composed(options.model, name)
-        model = build_model(settings, options)
-        quantizer = QUANTIZERS.get(name)(**settings.quantizer.arguments)
-        quantize(model, quantizer, settings.quantizer.include, settings.quantizer.exclude)
-        kernel, _, _ = choose_kernel(options.kernel, "cpu")
-        set_product(model, kernel.product)
-        found.append(candidate(name, model, *batch))
-    if (peer := peer_model(options)) is not None:
-        found.append(candidate(PEER, peer, *batch))
+    kernel, _, _ = choose_kernel(options.kernel, "cpu")
+    for dtype, suffix in ((None, ""), (torch.bfloat16, BF16)):
+        for name in sorted(names, key=order):
+            chosen = composed("mlp", name).quantizer
+            model = work.make()
+            quantize(model, QUANTIZERS.get(name)(**chosen.arguments), chosen.include, work.kept)
+            set_product(model, kernel.product, kernel.fused)
+            found.append(candidate(name + suffix, model, work, dtype))
+    found += [candidate(name, model, work, None) for name, model in peers(work).items()]
     return found
 
 
-def reads_text(options: argparse.Namespace) -> bool:
-    """Whether the model reads tokens; else it reads images."""
-    return "vocabulary" in keywords(MODELS.get(composed(options.model, "full").model.name))
+def bare(options: argparse.Namespace) -> Workload:
+    """A network of `bitexp.bench.workloads`."""
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return WORKLOADS[options.model]()
+
+    return Workload(make, tokens(options.batch), lambda y: y.square().mean(), [])
 
 
-def random_batch(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Inputs and targets in the model's shapes."""
-    if reads_text(options):
+def configured(options: argparse.Namespace) -> Workload:
+    """A model of conf/model, on random images or tokens in its shapes."""
+    settings = composed(options.model, "full")
+    reads_text = "vocabulary" in keywords(MODELS.get(settings.model.name))
+    if reads_text:
         shape = (options.batch, options.context)
-        return torch.randint(options.vocabulary, shape), torch.randint(options.vocabulary, shape)
-    images = torch.randn(options.batch, *options.shape)
-    return images, torch.randint(0, options.classes, (options.batch,))
+        inputs, targets = (torch.randint(options.vocabulary, shape) for _ in range(2))
+    else:
+        inputs = torch.randn(options.batch, *options.shape)
+        targets = torch.randint(0, options.classes, (options.batch,))
+
+    def loss(y: Tensor) -> Tensor:
+        return F.cross_entropy(y.flatten(0, -2), targets.flatten())
+
+    exclude = settings.quantizer.exclude
+    return Workload(functools.partial(build_model, settings, options), inputs, loss, exclude)
 
 
 def composed(model: str, quantizer: str) -> Settings:
@@ -92,39 +121,48 @@ def build_model(settings: Settings, options: argparse.Namespace) -> nn.Module:
         raise UserError(str(error)) from error
 
 
-def peer_model(options: argparse.Namespace) -> nn.Module | None:
-    """The model with PyPI bitlinear's mean-scaled layers in our body's place; None where not installed."""
+def peers(work: Workload) -> dict[str, nn.Module]:
+    """The model with PyPI bitlinear's layers in our body's place, by both of its scales, where installed."""
     try:
         import bitlinear
     except ImportError:
-        return None
-    settings = composed(options.model, "full")
-    model = build_model(settings, options)
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear) and not matches(name, settings.quantizer.exclude):
-            bias = layer.bias is not None
-            new = bitlinear.BitLinear(
-                layer.in_features, layer.out_features, bias=bias, weight_measure="AbsMean"
-            )
-            new.load_state_dict(layer.state_dict())
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
-    return model
+        return {}
+    found = {}
+    for name, measure in ((PEER, "AbsMean"), (f"{PEER} median", "AbsMedian")):
+        model = work.make()
+        for path, layer in list(model.named_modules()):
+            if isinstance(layer, nn.Linear) and not matches(path, work.kept):
+                bias = layer.bias is not None
+                new = bitlinear.BitLinear(
+                    layer.in_features, layer.out_features, bias=bias, weight_measure=measure
+                )
+                new.load_state_dict(layer.state_dict())
+                parent, _, child = path.rpartition(".")
+                setattr(model.get_submodule(parent), child, new)
+        found[name] = model
+    return found
 
 
-def candidate(name: str, model: nn.Module, inputs: Tensor, targets: Tensor) -> Candidate:
-    """With AdamW, one fused step per call."""
+def candidate(name: str, model: nn.Module, work: Workload, dtype: torch.dtype | None) -> Candidate:
+    """With AdamW, one fused step per call; under autocast where a dtype is given."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def forward() -> Tensor:
-        return F.cross_entropy(model(inputs).flatten(0, -2), targets.flatten())
+        with autocast(dtype):
+            y = model(work.inputs)
+        return work.loss(y.float())
 
     def step() -> None:
         optimizer.zero_grad()
         forward().backward()
         optimizer.step()
 
-    return Candidate(name, model, inputs, step, forward)
+    return Candidate(name, model, work.inputs, dtype, step, forward)
+
+
+def autocast(dtype: torch.dtype | None) -> torch.autocast:
+    """As the trainer has it; none without a dtype."""
+    return torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 @dataclass(frozen=True)
@@ -191,5 +229,6 @@ def layer_bytes(c: Candidate) -> int:
     total = 0
     for layer in layers:
         x = inputs[layer].requires_grad_()
-        total += saved_bytes(functools.partial(layer, x), layer, x)
+        with autocast(c.dtype):
+            total += saved_bytes(functools.partial(layer, x), layer, x)
     return total

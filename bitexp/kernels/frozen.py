@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bitexp.kernels.registry import Kernel
 from bitexp.quant.activations import normalize
-from bitexp.quant.linear import QuantizedLayer, no_autocast, quantized_layers, result_dtype
+from bitexp.quant.linear import QuantizedLayer, quantized_layers
 from bitexp.quant.packing import LAYOUTS, choose_layout
 from bitexp.quant.product import ConvArgs, Geometry
 from bitexp.quant.registry import Norm
@@ -74,13 +74,21 @@ class FrozenLayer(nn.Module):
         self.use(self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
-        spec, dtype = self.spec, result_dtype(x)
-        with no_autocast(x):
-            normed, _, _ = normalize(x.float(), spec.norm, Geometry(spec.conv).feature_dim)
-            options = (self.prepared, self.bias, spec.act_qmax, spec.scaled_bias)
-            if spec.conv is None:
-                return self.kernel.linear(normed, *options).to(dtype)
-            return self.kernel.conv2d(normed, *options, spec.conv).to(dtype)
+        device = x.device.type
+        if not torch.is_autocast_enabled(device):
+            y = self._forward(x)
+            return y if y.dtype == x.dtype else y.to(x.dtype)
+        with torch.autocast(device, enabled=False):
+            return self._forward(x).to(torch.get_autocast_dtype(device))
+
+    def _forward(self, x: Tensor) -> Tensor:
+        spec = self.spec
+        x = x.float()
+        if spec.norm != "none":
+            x = normalize(x, spec.norm, Geometry(spec.conv).feature_dim)[0]
+        if spec.conv is None:
+            return self.kernel.linear(x, self.prepared, self.bias, spec.act_qmax, spec.scaled_bias)
+        return self.kernel.conv2d(x, self.prepared, self.bias, spec.act_qmax, spec.scaled_bias, spec.conv)
 
     def extra_repr(self) -> str:
         return f"{list(self.spec.shape)}, {self.spec.layout}, norm={self.spec.norm}"

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bitexp.kernels.registry import KERNELS
 from bitexp.quant.activations import absmax_codes
+from bitexp.quant.function import FusedLinear
 from bitexp.quant.product import ConvArgs, Geometry, Product, float_product, scaled_product
 
 
@@ -13,6 +14,7 @@ class Reference:
     """Keeps int8 codes and multiplies them as fp32 integers. The oracle of every other kernel."""
 
     product: Product = staticmethod(float_product)
+    fused: FusedLinear | None = None
 
     def unavailable(self, device: str) -> str | None:
         return None

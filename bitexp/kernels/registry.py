@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from bitexp.quant.function import FusedLinear
 from bitexp.quant.product import ConvArgs, Product
 from bitexp.registry import Registry
 
@@ -19,6 +20,9 @@ class Kernel(Protocol):
 
     product: Product
     """The sum over codes that the training forward uses with this kernel."""
+
+    fused: FusedLinear | None
+    """A whole training step of a linear layer, where this kernel has one."""
 
     def unavailable(self, device: str) -> str | None:
         """Why it cannot run here on a device type (`cpu`, `cuda`), or None."""
@@ -45,7 +49,7 @@ class Kernel(Protocol):
 
 KERNELS: Registry[Kernel] = Registry("kernel")
 
-PREFERENCE = ["triton", "int8", "reference"]
+PREFERENCE = ["triton", "cpu", "int8", "reference"]
 """The order in which `auto` tries them: the fastest first."""
 
 

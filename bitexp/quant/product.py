@@ -54,6 +54,14 @@ def rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """`codes * scale` in fp32, for steps `[]`, per output `[out]` or per group `[out, groups]`."""
+    if scale.dim() == 0:
+        return codes.float().mul_(scale)
+    rows = codes.float().reshape(*scale.shape, -1)
+    return rows.mul_(scale[..., None]).reshape(codes.shape)
+
+
 def float_product(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:
     """The sum in fp32 by torch's own linear or convolution; exact for codes within 2^24."""
     x, w = x.float(), weight.float()

@@ -16,6 +16,20 @@ Granularity = Literal["tensor", "channel", "group"]
 EPS = 1e-5  # floor of every step, as in all BitNet code bases
 
 
+class Arithmetic:
+    """What quantizing weights takes besides a mean, by torch; kernels may bring their own, bit for bit."""
+
+    def abs_median(self, rows: Tensor) -> Tensor:
+        """`[rows, weights] -> [rows, 1]`: the median of |W|, the lower of two middle values."""
+        return rows.abs().median(-1, keepdim=True).values
+
+    def rounded(self, rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        """int8 `round(W / step)` clamped to `low..high`, half to even; `step` is `[rows, 1]`."""
+        # times the reciprocal, as `bitlinear` and transformers do: a division flips a code in a million
+        # hardtanh_ is the clamp in place that vmap has a rule for
+        return F.hardtanh_((rows * step.reciprocal()).round_(), low, high).to(torch.int8)
+
+
 class Quantizer:
     """How the weights and the activations of a layer are quantized, and what norm precedes them.
 
@@ -64,20 +78,18 @@ class Quantizer:
         self.granularity: Granularity = granularity
         self.group_size = group_size
         self.bias = bias
+        self.arithmetic = Arithmetic()
 
     def step(self, rows: Tensor) -> Tensor:
         """The step of each row: `[rows, weights] -> [rows, 1]`, fp32."""
         raise NotImplementedError
 
     def codes(self, rows: Tensor, step: Tensor) -> Tensor:
-        """The integer code of each weight: `round(W / step)` clamped to `low..high`, half to even."""
-        # times the reciprocal, as `bitlinear` and transformers do: a division flips a code in a million
-        # hardtanh_ is the clamp in place that vmap has a rule for
-        return F.hardtanh_((rows * step.reciprocal()).round_(), self.low, self.high)
+        """The int8 code of each weight: `round(W / step)` clamped to `low..high`, half to even."""
+        return self.arithmetic.rounded(rows, step, self.low, self.high)
 
-    @torch.no_grad()
     def weights(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantizes latent weights `[out, ...]`.
+        """Quantizes latent weights `[out, ...]`, apart from any graph.
 
         Returns:
             int8 codes in the shape of `weight`, and the fp32 steps: `[]` per tensor, `[out]` per

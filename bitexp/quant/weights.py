@@ -70,4 +70,4 @@ class TernaryMedian(Ternary):
     """Step median|W|, the lower of two middle values (BitNet b1.58 Reloaded, arXiv 2407.09527)."""
 
     def step(self, rows: Tensor) -> Tensor:
-        return rows.abs().median(-1, keepdim=True).values
+        return self.arithmetic.abs_median(rows)

@@ -13,6 +13,8 @@ class Summary(Callback):
     """Hydra callback: prints the summary of a multirun from the records of its jobs."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        if "OptunaSweeper" in config.hydra.sweeper._target_:
+            return  # it has said what its studies found
         from bitexp.console import Report
         from bitexp.sweep.table import summarize
 

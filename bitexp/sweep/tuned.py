@@ -8,7 +8,8 @@ A line is for a precision, or for one with further choices that were typed; late
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import yaml
 from omegaconf import DictConfig
 
 from bitexp.errors import UserError
+from bitexp.files import write_atomic
 
 KEYS = ("lr", "weight_decay")
 
@@ -52,3 +54,39 @@ def apply_tuned(config: DictConfig, hydra: Any, overrides: Sequence[str]) -> Non
             if key not in KEYS:
                 raise UserError(f"{found}: '{key}' is not a tuned setting. Known: {', '.join(KEYS)}")
             config.optimizer[key] = value
+
+
+def write_tuned(name: str, precision: str, params: Mapping[str, Any], sources: Sequence[Any]) -> Path:
+    """Puts a tuned setting into the experiment's file, in the place of that precision's line or at the end.
+
+    Args:
+        params: what a study drew; only learning rate and weight decay are kept; sources: where Hydra's
+            configs come from. The first one that is a folder of files gets the file.
+
+    Raises:
+        UserError: nothing to keep, or no folder that can be written.
+    """
+    kept = {key: params[f"optimizer.{key}"] for key in KEYS if f"optimizer.{key}" in params}
+    if not kept:
+        raise UserError(
+            "hydra.sweeper.write_tuned=true needs a sweep over optimizer.lr or optimizer.weight_decay"
+        )
+    folder = next((Path(s.path) for s in sources if s.schema == "file" and os.access(s.path, os.W_OK)), None)
+    if folder is None:
+        raise UserError("no folder of configs can be written: give --config-dir=FOLDER")
+    path = folder / "tuning" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    setting = ", ".join(f"{key}: {float(f'{value:.3g}')!r}" for key, value in kept.items())
+    line = f"{precision}: {{{setting}}}"
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [old.partition(":")[0] for old in lines]
+    if precision in names:
+        place = end = names.index(precision)
+        while end + 1 < len(lines) and lines[end + 1][:1] in (" ", "\t"):  # its setting, in lines of its own
+            end += 1
+        lines[place : end + 1] = [line]
+    else:  # before lines for the precision with further choices, which are to win
+        further = (place for place, name in enumerate(names) if name.split()[:1] == [precision])
+        lines.insert(next(further, len(lines)), line)
+    write_atomic(path, ("\n".join(lines) + "\n").encode())
+    return path

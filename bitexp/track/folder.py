@@ -78,12 +78,15 @@ class RunFolder:
         run_id = identity(settings.model_dump(mode="json"), data_fingerprint)
         return RunFolder(outputs() / settings.name / run_id)
 
-    def acquire(self) -> None:
-        """Takes the lock. Raises `Busy` where a living process holds it; dead ones leave none."""
+    def acquire(self, wait: bool = False) -> None:
+        """Takes the lock. Raises `Busy` where a living process holds it, or waits for its end.
+
+        Dead processes hold none.
+        """
         Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         owner_file = Path(self._lock.lock_file).with_suffix(".json")
         try:
-            self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=-1 if wait else 0)
             write_json(owner_file, {"pid": os.getpid(), "host": socket.gethostname()})
         except Timeout:
             owner = "another process"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+PASSWORD = re.compile(r"(://[^:/@\s]*:)[^/\s]*@")  # of a database's URL
 PACKAGE = Path(__file__).resolve().parents[1]
 VERSIONS = (
     "torch", "torchvision", "triton", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf",
@@ -63,7 +65,7 @@ def command_line() -> str:
     else:
         script = Path(sys.argv[0])
         start = ["python", str(script)] if script.suffix == ".py" else [script.name]
-    return shlex.join([*start, *sys.argv[1:]])
+    return shlex.join([*start, *(PASSWORD.sub(r"\1***@", word) for word in sys.argv[1:])])
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from bitexp.console import Report
-from bitexp.errors import UserError
+from bitexp.errors import Pruned, UserError
 from bitexp.settings import Settings
 from bitexp.track.folder import RunFolder
 
@@ -40,7 +40,7 @@ def stored_key() -> bool:
 
 @contextlib.contextmanager
 def tracked_run(settings: Settings, folder: RunFolder, report: Report) -> Iterator[Any | None]:
-    """The wandb logger of a run, or None; its run is finished with exit code 1 when the block raises.
+    """The wandb logger of a run, or None; its run is finished with exit code 1 when the block fails.
 
     Where wandb itself fails, the run goes on without it and says so.
     """
@@ -58,6 +58,9 @@ def tracked_run(settings: Settings, folder: RunFolder, report: Report) -> Iterat
     try:
         yield logger
         code = 0
+    except Pruned:  # by a study: nothing went wrong
+        code = 0
+        raise
     finally:
         try:
             logger.experiment.finish(exit_code=code)

@@ -18,6 +18,7 @@ from bitexp.kernels.gpu.product import Int8Product, launchable
 from bitexp.kernels.gpu.training import GpuTraining
 from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import KERNELS
+from bitexp.quant.function import FusedLinear
 from bitexp.quant.product import ConvArgs, Product
 from bitexp.quant.registry import Norm
 
@@ -29,7 +30,7 @@ class Triton(Reference):
     """Exact integer products on GPUs since Ampere."""
 
     product: Product = Int8Product()
-    fused = GpuTraining()
+    fused: FusedLinear | None = GpuTraining()
 
     def unavailable(self, device: str) -> str | None:
         if device != "cuda":

@@ -7,32 +7,23 @@ one from what evaluation, which goes by torch's norm, makes of the same input.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from bitexp.quant.linear import dequantize
-from bitexp.quant.product import rows
-
-Saved = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""activation codes, their step, and the mean and 1/std of the norm"""
+from bitexp.quant.function import FusedLinear, Grads, Saved, Spec
+from bitexp.quant.product import dequantize, rows
 
 
-class GpuTraining:
-    """What computes a layer's step in place of torch's operators, where it `takes` the layer.
+class GpuTraining(FusedLinear):
+    """See `bitexp.quant.function.FusedLinear`."""
 
-    A `spec` has `norm`, `qmax`, `scaled_bias` and `conv` as a layer has them, `dtype` of the output, and
-    `grad_dtype` of the factors in the backward's two products.
-    """
-
-    def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Any) -> bool:
+    def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Spec) -> bool:
         """Whether this is a linear layer on a GPU with int8 activations and no steps per group."""
         return bool(spec.conv is None and spec.qmax and w_scale.dim() < 2 and x.is_cuda and x.numel())
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, spec: Any
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, spec: Spec
+    ) -> tuple[Tensor, *Saved]:
         """`[..., K]` -> `[..., N]` in `spec.dtype`, and what the backward needs."""
         from bitexp.kernels.gpu.int8 import int8_gemm
         from bitexp.kernels.gpu.quantize import quantize
@@ -53,9 +44,9 @@ class GpuTraining:
         saved: Saved,
         w_codes: Tensor,
         w_scale: Tensor,
-        spec: Any,
+        spec: Spec,
         needed: tuple[bool, bool, bool],
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    ) -> Grads:
         """The needed gradients with respect to x (in its dtype), the latent weights and the bias (fp32)."""
         from bitexp.kernels.gpu.quantize import norm_backward
 
@@ -84,7 +75,7 @@ class GpuTraining:
 
         if rows.is_cuda and not torch.compiler.is_compiling():
             return abs_median(rows)
-        return rows.abs().median(-1, keepdim=True).values
+        return super().abs_median(rows)
 
 
 def token_rows(x: Tensor) -> Tensor:

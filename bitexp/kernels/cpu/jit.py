@@ -1,0 +1,54 @@
+"""The one way in which functions are compiled here: numba, without the global lock, bits as written.
+
+Importing this module does not import numba; `missing()` and decorating a function do. So modules with
+compiled functions are imported only where `missing()` is None, inside the functions that need them.
+
+Machine code is kept on disk: in `NUMBA_CACHE_DIR` where that is set, else in `__pycache__` beside the module,
+else, where that cannot be written, in the user's cache folder; where nothing can be written each process
+compiles anew. numba notices a change of the module itself, not of those that it calls into.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@functools.cache
+def missing() -> str | None:
+    """Why nothing can be compiled here, and what mends it; None where numba works. Imports numba."""
+    if find_spec("numba") is None:
+        return "numba is not installed: pip install 'bitexp[cpu]'"
+    try:
+        import numba  # noqa: F401
+    except Exception as error:  # such as a numpy that is too new for it
+        return f"numba cannot be imported ({error}): pip install --upgrade 'bitexp[cpu]'"
+    return None
+
+
+def compiled(function: F) -> F:
+    """Compiles a function at its first call, for the types of that call.
+
+    It runs without the global lock and without checks of bounds. Floats are rounded after every single
+    operation: no reassociation and no fused multiply-add. Division by zero gives inf or nan as in IEEE 754.
+    """
+    return _compile(function, fastmath=False)
+
+
+def compiled_sum(function: F) -> F:
+    """The same for a sum of floats in any order; the order then is that of the machine's vectors."""
+    return _compile(function, fastmath={"reassoc"})
+
+
+def _compile(function: F, **options: Any) -> F:
+    from numba import njit
+
+    options |= {"nogil": True, "boundscheck": False, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # no place that can be written
+        return njit(**options)(function)

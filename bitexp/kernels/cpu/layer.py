@@ -1,0 +1,105 @@
+"""A whole layer in one compiled call: activation codes, product, scales and bias, for a range of tokens."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bitexp.kernels.cpu.dots import ISAS
+from bitexp.kernels.cpu.jit import compiled
+from bitexp.kernels.cpu.tile import NAMES, copy, quantize, tile
+
+ROWS = 96
+"""Tokens whose codes are made at once, so that they stay in the second-level cache."""
+
+
+@functools.cache
+def emitted() -> str:
+    """A fingerprint of the modules that emit IR: numba's cache looks at this module only."""
+    sources = [Path(__file__).with_name(name).read_bytes() for name in ("dots.py", "tile.py")]
+    return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
+@functools.cache
+def layer(isa: str, bits: int) -> Callable[..., None]:
+    """The layer for an instruction set and a number of bits per code; compiles it at once.
+
+    Its arguments, in order, all of them integers:
+
+        w, scale          addresses of packed codes, and of float32 steps for every output of all streams
+        inputs, outputs   of the layer
+        qmax              the largest activation code
+        bias, scaled      address of float32 bias (0: none), and whether it is added before the scales
+        x, y              addresses of float32 `[tokens, inputs]` and `[tokens, outputs]`
+        token, tokens     the tokens to compute: the first, and the one behind the last
+        stream, streams   likewise the streams of 64 outputs
+    """
+    number, stamp = NAMES.index(isa), emitted()
+    (tokens_a, panels_a), (tokens_b, panels_b), (tokens_c, panels_c) = ISAS[isa].tiles
+    groups = 8 // bits
+
+    def run(w, scale, inputs, outputs, qmax, bias, scaled, x, y, token, tokens, stream, streams):  # type: ignore[no-untyped-def]
+        _ = stamp  # in the closure, so that it is in the key of numba's cache
+        blocks = (inputs + 4 * groups - 1) // (4 * groups)
+        filled = (inputs + 15) // 16 * 16
+        ldq = max(blocks * 4 * groups, filled)
+        rows = max(1, min(ROWS, tokens - token))
+        scratch = np.empty(rows * (ldq + 8) + 4 * 6 * 64 + 512, np.uint8)
+        q = scratch.ctypes.data
+        sums, steps = q + rows * ldq, q + rows * (ldq + 4)
+        spare, nothing, padded = steps + 4 * rows, steps + 4 * rows + 1536, steps + 4 * rows + 1792
+        scratch[nothing - q :] = 0
+        scratch[nothing - q + 3 : padded - q : 4] = 128  # -0.0
+        if bias and outputs % 64:
+            copy(bias + 4 * (outputs - outputs % 64), padded, 4 * (outputs % 64))
+        for start in range(token, tokens, rows):
+            end = min(start + rows, tokens)
+            for r in range(end - start):
+                line = q + r * ldq
+                quantize(
+                    x + 4 * inputs * (start + r), inputs, line, np.float32(qmax), sums + 4 * r, steps + 4 * r
+                )
+                scratch[r * ldq + filled : (r + 1) * ldq] = 0
+            for s in range(stream, streams):
+                codes, factors, whole = w + s * blocks * 256, scale + s * 256, 64 * (s + 1) <= outputs
+                pre = post = nothing
+                if bias:
+                    addend = bias + 256 * s if whole else padded
+                    pre, post = (addend, nothing) if scaled else (nothing, addend)
+                m = start
+                while m < end:
+                    r = m - start
+                    line, total, step = q + r * ldq, sums + 4 * r, steps + 4 * r
+                    target, ldy = (y + 4 * (m * outputs + 64 * s), 4 * outputs) if whole else (spare, 256)
+                    if m + tokens_a <= end:
+                        size = tokens_a
+                        for p in range(0, 64 * 4, 64 * panels_a):
+                            tile(number, bits, tokens_a, panels_a, codes + p, blocks, line, ldq,
+                                 total, step, factors + p, pre + p, post + p, target + p, ldy)  # fmt: skip
+                    elif m + tokens_b <= end:
+                        size = tokens_b
+                        for p in range(0, 64 * 4, 64 * panels_b):
+                            tile(number, bits, tokens_b, panels_b, codes + p, blocks, line, ldq,
+                                 total, step, factors + p, pre + p, post + p, target + p, ldy)  # fmt: skip
+                    elif m + tokens_c <= end:
+                        size = tokens_c
+                        for p in range(0, 64 * 4, 64 * panels_c):
+                            tile(number, bits, tokens_c, panels_c, codes + p, blocks, line, ldq,
+                                 total, step, factors + p, pre + p, post + p, target + p, ldy)  # fmt: skip
+                    else:
+                        size = 1
+                        tile(number, bits, 1, 4, codes, blocks, line, ldq,
+                             total, step, factors, pre, post, target, ldy)  # fmt: skip
+                    if not whole:
+                        for i in range(size):
+                            place = y + 4 * ((m + i) * outputs + 64 * s)
+                            copy(spare + 256 * i, place, 4 * (outputs - 64 * s))
+                    m += size
+
+    function = compiled(run)
+    function(0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0)
+    return function

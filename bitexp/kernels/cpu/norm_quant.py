@@ -1,0 +1,159 @@
+"""Rows of a training step, compiled: norm and quantization in one pass, their backward, and the scales.
+
+All arrays are C-contiguous, `[tokens, features]` or `[tokens]`, fp32 where nothing else is said. Importing
+this module needs numba.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bitexp.kernels.cpu.jit import compiled, compiled_sum
+from bitexp.quant.registry import EPS
+
+Array = Any
+
+F32, I8, I32, U32 = np.float32, np.int8, np.int32, np.uint32
+FLOOR = np.float32(EPS)
+MAGNITUDE = np.uint32(0x7FFFFFFF)
+ROUND = np.float32(1.5 * 2**23)
+"""Added to and subtracted from a float below 2^22 it rounds to the nearest integer, half to even."""
+
+
+@compiled_sum
+def total(x: Array) -> Any:
+    """Sum of x."""
+    out = F32(0)
+    for j in range(x.size):
+        out += x[j]
+    return out
+
+
+@compiled_sum
+def square_total(x: Array, mean: Any) -> Any:
+    """Sum of (x - mean)^2."""
+    out = F32(0)
+    for j in range(x.size):
+        out += (x[j] - mean) * (x[j] - mean)
+    return out
+
+
+@compiled_sum
+def dots(grad: Array, x: Array, mean: Any, rstd: Any) -> Any:
+    """Sums of g and of g (x - mean) rstd."""
+    plain, along = F32(0), F32(0)
+    for j in range(grad.size):
+        plain += grad[j]
+        along += grad[j] * ((x[j] - mean) * rstd)
+    return plain, along
+
+
+@compiled
+def quantize_row(x: Array, qmax: Any, codes: Array) -> Any:
+    """int8 codes of a row by the formula of `absmax_codes`; returns the step. NaN and inf reach the step."""
+    bits = x.view(np.uint32)
+    largest = U32(0)
+    for j in range(x.size):  # magnitudes of floats are ordered as their bits are, NaN above all
+        magnitude = U32(bits[j] & MAGNITUDE)
+        largest = magnitude if magnitude > largest else largest
+    absmax = U32(largest).view(np.float32)
+    if absmax < FLOOR:
+        absmax = FLOOR
+    factor = (F32(1) / absmax) * qmax
+    if qmax > F32(127):
+        for j in range(x.size):
+            codes[j] = I8(I32(min((x[j] * factor + ROUND) - ROUND, F32(127))))
+    else:
+        for j in range(x.size):
+            codes[j] = I8(I32((x[j] * factor + ROUND) - ROUND))
+    return absmax / qmax
+
+
+@compiled
+def norm_quantize(
+    x: Array, codes: Array, scale: Array, mean: Array, rstd: Array, qmax: Any, subtract: bool
+) -> None:
+    """Codes and steps of the normed rows, and the mean and 1/std of x; `subtract`: layer norm, else RMS."""
+    n = F32(x.shape[1])
+    normed = np.empty(x.shape[1], np.float32)
+    for i in range(x.shape[0]):
+        row = x[i]
+        m = total(row) / n if subtract else F32(0)
+        r = F32(1) / np.sqrt(square_total(row, m) / n + FLOOR)
+        for j in range(row.size):
+            normed[j] = (row[j] - m) * r
+        scale[i] = quantize_row(normed, qmax, codes[i])
+        mean[i], rstd[i] = m, r
+
+
+@compiled
+def quantize(x: Array, codes: Array, scale: Array, qmax: Any) -> None:
+    """Codes and steps of the rows as they are."""
+    for i in range(x.shape[0]):
+        scale[i] = quantize_row(x[i], qmax, codes[i])
+
+
+@compiled
+def norm_backward(grad: Array, x: Array, mean: Array, rstd: Array, out: Array, subtract: bool) -> None:
+    """The gradient with respect to x from the one with respect to the normed rows."""
+    n = F32(x.shape[1])
+    for i in range(x.shape[0]):
+        g, row, result, m, r = grad[i], x[i], out[i], mean[i], rstd[i]
+        plain, along = dots(g, row, m, r)
+        plain, along = plain / n if subtract else F32(0), along / n
+        for j in range(row.size):
+            result[j] = r * ((g[j] - plain) - ((row[j] - m) * r) * along)
+
+
+@compiled
+def rescale(sums: Array, scale: Array, w_scale: Array, bias: Array, scaled_bias: bool) -> None:
+    """int32 sums become the bits of fp32 outputs where they lie: sum x (step x weight step) + bias.
+
+    `w_scale` has a step per output; `bias` is empty where there is none.
+    """
+    for i in range(sums.shape[0]):
+        row, s = sums[i], scale[i]
+        if bias.size == 0:
+            for j in range(row.size):
+                row[j] = F32(F32(row[j]) * (s * w_scale[j])).view(np.int32)
+        elif scaled_bias:
+            for j in range(row.size):
+                row[j] = F32((F32(row[j]) + bias[j]) * (s * w_scale[j])).view(np.int32)
+        else:
+            for j in range(row.size):
+                row[j] = F32(F32(row[j]) * (s * w_scale[j]) + bias[j]).view(np.int32)
+
+
+@compiled
+def dequantize_rows(codes: Array, scale: Array, out: Array) -> None:
+    """codes x steps."""
+    for i in range(codes.shape[0]):
+        row, result, s = codes[i], out[i], scale[i]
+        for j in range(row.size):
+            result[j] = F32(row[j]) * s
+
+
+@compiled
+def add_rows(rows: Array, weights: Array, out: Array) -> None:
+    """Adds all rows, each times its weight, to `out`; with no weights as they are."""
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        if weights.size == 0:
+            for j in range(row.size):
+                out[j] += row[j]
+        else:
+            for j in range(row.size):
+                out[j] += row[j] * weights[i]
+
+
+@compiled
+def round_rows(rows: Array, step: Array, low: int, high: int, codes: Array) -> None:
+    """Codes of weights, row by row: rounded and clamped multiples of the row's step."""
+    lowest, highest = F32(low), F32(high)
+    for i in range(rows.shape[0]):
+        row, result, factor = rows[i], codes[i], F32(1) / step[i]
+        for j in range(row.size):
+            value = (min(max(row[j] * factor, lowest - F32(1)), highest + F32(1)) + ROUND) - ROUND
+            result[j] = I8(I32(min(max(value, lowest), highest)))

@@ -1,0 +1,56 @@
+"""A product over several threads: plain Python threads, since compiled functions run without the global lock.
+
+There are as many as torch may use (`torch.get_num_threads`). They start at the first product that is worth
+it, and anew in a forked process; none of them ever waits for another.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+WORTH = 2**25
+"""Products of codes below which starting a thread costs more than it saves; about 60 us on one core."""
+FEW = 64
+"""Tokens per thread from which they are shared out; below that the outputs are."""
+
+_pool: list[ThreadPoolExecutor] = []
+
+
+def pool(threads: int) -> ThreadPoolExecutor:
+    """The threads of this process beside the calling one."""
+    if not _pool or _pool[0]._max_workers < threads - 1:
+        _pool[:] = [ThreadPoolExecutor(threads - 1, "bitexp")]
+    return _pool[0]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.clear)  # threads do not survive a fork
+
+
+def in_threads(
+    run: Callable[..., None], given: tuple[int, ...], tokens: int, streams: int, weights: int
+) -> None:
+    """Calls `run(*given, token, tokens, stream, streams)` for ranges that make up all of them."""
+    threads = torch.get_num_threads()
+    if threads == 1 or weights * max(tokens, 4) < WORTH:  # a few tokens take the time to read the weights
+        run(*given, 0, tokens, 0, streams)
+        return
+    if tokens >= FEW * threads:
+        parts = [(a, b, 0, streams) for a, b in shares(tokens, threads)]
+    else:
+        parts = [(0, tokens, a, b) for a, b in shares(streams, threads)]
+    waiting = [pool(threads).submit(run, *given, *part) for part in parts[1:]]
+    run(*given, *parts[0])
+    for future in waiting:
+        future.result()
+
+
+def shares(count: int, threads: int) -> list[tuple[int, int]]:
+    """Ranges of nearly equal length that make up `range(count)`; none is empty."""
+    bounds = [count * n // threads for n in range(threads + 1)]
+    return [(a, b) for a, b in itertools.pairwise(bounds) if a < b]

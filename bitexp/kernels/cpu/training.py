@@ -1,0 +1,199 @@
+"""The training step of a linear layer on the CPU: integers forwards, fp32 or bf16 straight-through backwards.
+
+Tokens are taken in parts that stay in the cache of a core between the passes over them, so that no float copy
+of a whole activation is ever made. More threads take larger parts, which changes the last bits of gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitexp.kernels.cpu.threads import pool, shares
+from bitexp.quant.function import FusedLinear, Grads, Saved, Spec, plain
+from bitexp.quant.product import rows
+
+F32 = torch.float32  # said everywhere, since the default may be bf16
+
+PART = 2**19
+"""Floats of a part in its widest place, for each thread: 2 MiB."""
+
+WORTH = 2**18
+"""Numbers in an array from which a second thread pays: sharing one costs about 30 us."""
+
+LONG = 4096
+"""Weights in a row from which on its median is found faster by the compiled way."""
+
+
+def width(*features: int) -> int:
+    """Tokens in a part."""
+    return max(64, PART * torch.get_num_threads() // max(features))
+
+
+def parts(tokens: int, *features: int) -> Iterator[slice]:
+    """Slices of the tokens."""
+    size = width(*features)
+    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
+
+
+class Rows:
+    """A tensor `[tokens, features]`, and its parts as arrays of fp32, copied only where it is none."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        same = tensor.dtype == F32 and tensor.is_contiguous()
+        self._array: Any = tensor.numpy() if same else None
+
+    def array(self, part: slice) -> Any:
+        """Some of the rows."""
+        if self._array is not None:
+            return self._array[part]
+        return self.tensor[part].float().contiguous().numpy()
+
+
+def flat(x: Tensor | None) -> Any:
+    """Values per token as an array of one dimension."""
+    return None if x is None else x.reshape(-1).numpy()
+
+
+def per_output(w_scale: Tensor, outputs: int) -> Any:
+    """The step of each output as an array."""
+    return np.full(outputs, w_scale.numpy())
+
+
+def share(function: Callable[..., None], rows: tuple[Any, ...], *rest: Any) -> None:
+    """Calls a compiled function on arrays of as many rows, each thread on some of the rows."""
+    threads = torch.get_num_threads()
+    if threads == 1 or rows[0].size < WORTH:
+        function(*rows, *rest)
+        return
+    (start, stop), *others = shares(len(rows[0]), threads)
+    waiting = [pool(threads).submit(function, *(r[a:b] for r in rows), *rest) for a, b in others]
+    function(*(r[start:stop] for r in rows), *rest)
+    for future in waiting:
+        future.result()
+
+
+class CpuTraining(FusedLinear):
+    """See `bitexp.quant.function.FusedLinear`."""
+
+    def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Spec) -> bool:
+        linear = spec.conv is None and spec.qmax > 0 and w_scale.dim() < 2
+        return linear and x.device.type == "cpu" and x.numel() > 0 and x.shape[-1] > 1
+
+    def forward(
+        self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, spec: Spec
+    ) -> tuple[Tensor, *Saved]:
+        from bitexp.kernels.cpu.norm_quant import norm_quantize, quantize, rescale
+
+        outputs, inputs = w_codes.shape
+        y = torch.empty(*x.shape[:-1], outputs, dtype=spec.dtype)
+        codes = torch.empty(x.shape, dtype=torch.int8)
+        scale, mean, rstd = (torch.empty(*x.shape[:-1], 1, dtype=F32) for _ in range(3))
+        result = rows(y) if spec.dtype == F32 else torch.empty(width(inputs, outputs), outputs, dtype=F32)
+        of_x, q, sums, out = Rows(rows(x.detach())), rows(codes), result.view(torch.int32), rows(y)
+        q_array, sums_array = q.numpy(), sums.numpy()
+        s, m, r = flat(scale), flat(mean), flat(rstd)
+        steps = per_output(w_scale, outputs)
+        offsets = (torch.empty(0, dtype=F32) if bias is None else bias.detach()).numpy()
+        for part in parts(len(q), inputs, outputs):
+            if spec.norm == "none":
+                share(quantize, (of_x.array(part), q_array[part], s[part]), np.float32(spec.qmax))
+            else:
+                arrays = of_x.array(part), q_array[part], s[part], m[part], r[part]
+                share(norm_quantize, arrays, np.float32(spec.qmax), spec.norm == "layer")
+            place = part if out.dtype == result.dtype else slice(0, part.stop - part.start)
+            torch._int_mm(q[part], w_codes.t(), out=sums[place])
+            share(rescale, (sums_array[place], s[part]), steps, offsets, spec.scaled_bias)
+            if out.dtype != result.dtype:
+                out[part] = result[place]
+        return (y, codes, scale, None, None) if spec.norm == "none" else (y, codes, scale, mean, rstd)
+
+    def backward(
+        self,
+        grad: Tensor,
+        x: Tensor | None,
+        saved: Saved,
+        w_codes: Tensor,
+        w_scale: Tensor,
+        spec: Spec,
+        needed: tuple[bool, bool, bool],
+    ) -> Grads:
+        from bitexp.kernels.cpu.norm_quant import add_rows, dequantize_rows, norm_backward
+
+        codes, (scale, mean, rstd) = rows(saved[0]).numpy(), (flat(t) for t in saved[1:])
+        need_x, need_w, need_b = needed
+        outputs, inputs = w_codes.shape
+        dtype, latent = spec.grad_dtype, torch.empty(outputs, inputs, dtype=F32)
+        dequantize_rows(w_codes.numpy(), per_output(w_scale, outputs), latent.numpy())
+        weights = latent.to(dtype)
+        of_grad, of_x = Rows(rows(grad)), None if x is None else Rows(rows(x.detach()))
+        grad_x = torch.empty(saved[0].shape, dtype=F32) if need_x else None
+        of_grad_x = None if grad_x is None else Rows(rows(grad_x))
+        grad_w = torch.empty(outputs, inputs, dtype=F32) if need_w else None
+        grad_b = torch.zeros(outputs, dtype=F32) if need_b else None
+        tokens = min(len(codes), width(inputs, outputs))
+        scratch = Rows(torch.empty(tokens, inputs, dtype=F32))
+        for part in parts(len(codes), inputs, outputs):
+            g = of_grad.tensor[part]
+            if dtype != g.dtype or not g.is_contiguous():
+                g = g.to(dtype).contiguous()
+            here = slice(0, len(g))
+            if grad_b is not None:
+                sums = grad_b if part.start == 0 else torch.zeros(outputs, dtype=F32)
+                per_token = scale[part] * w_scale.numpy() if spec.scaled_bias else scale[:0]
+                add_rows(of_grad.array(part), per_token, sums.numpy())
+                if sums is not grad_b:
+                    grad_b += sums
+            if grad_w is not None:
+                share(dequantize_rows, (codes[part], scale[part], scratch.array(here)))
+                add_product(grad_w, g, scratch.tensor[here].to(dtype), first=part.start == 0)
+            if of_grad_x is not None:
+                if of_x is None:
+                    of_grad_x.tensor[part] = g @ weights
+                else:
+                    of_normed = scratch.array(here)
+                    if dtype == F32:
+                        torch.mm(g, weights, out=scratch.tensor[here])
+                    else:
+                        scratch.tensor[here] = g @ weights
+                    arrays = of_normed, of_x.array(part), mean[part], rstd[part], of_grad_x.array(part)
+                    share(norm_backward, arrays, spec.norm == "layer")
+        return grad_x, grad_w, grad_b
+
+    def abs_median(self, rows: Tensor) -> Tensor:
+        if not readable(rows) or rows.shape[-1] < LONG:
+            return super().abs_median(rows)
+        from bitexp.kernels.cpu.median import medians
+
+        out = torch.empty(len(rows), 1, dtype=F32)
+        medians(rows.contiguous().view(torch.int32).numpy(), out.view(torch.int32).view(-1).numpy())
+        return out
+
+    def rounded(self, rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        if not (readable(rows) and readable(step)):
+            return super().rounded(rows, step, low, high)
+        from bitexp.kernels.cpu.norm_quant import round_rows
+
+        codes = torch.empty(rows.shape, dtype=torch.int8)
+        round_rows(rows.contiguous().numpy(), flat(step), low, high, codes.numpy())
+        return codes
+
+
+def readable(x: Tensor) -> bool:
+    """Whether compiled code can read the tensor: fp32 numbers in main memory."""
+    return x.dtype == F32 and x.device.type == "cpu" and plain(x)
+
+
+def add_product(total: Tensor, grad: Tensor, inputs: Tensor, first: bool) -> None:
+    """Adds `grad^T @ inputs`, first to nothing; the total is fp32, whatever the factors are."""
+    if grad.dtype == total.dtype:
+        total.addmm_(grad.t(), inputs, beta=0 if first else 1)
+    elif first:
+        total.copy_(grad.t() @ inputs)
+    else:
+        total += grad.t() @ inputs

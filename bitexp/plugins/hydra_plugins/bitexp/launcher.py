@@ -1,0 +1,106 @@
+"""`hydra/launcher=process`: each job of a multirun in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class ProcessLauncher(Launcher):
+    """Starts `python -m bitexp` for each job, with the job's own words, as a single run."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.watched = True
+        """Whether the launcher shows how its jobs do; a sweeper that does so itself sets it to False."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from bitexp.sweep.options import read_launcher
+        from bitexp.sweep.processes import Processes
+
+        self.config, self.hydra_context = config, hydra_context
+        chosen = read_launcher(plain(self.options))
+        self.slots = chosen.slots
+        minutes = chosen.timeout_minutes
+        self.processes = Processes(self.slots, minutes and 60 * minutes, chosen.grace_seconds)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from bitexp.console import Report
+        from bitexp.sweep.board import Board
+
+        setup_globals()
+        jobs = list(enumerate(job_overrides, start=initial_job_idx))
+        common = set.intersection(*(set(words) for _, words in jobs)) if len(jobs) > 1 else set()
+        workers = min(len(self.slots), len(jobs))
+        with Board(Report(quiet=not self.watched), len(jobs), workers, live=self.watched) as board:
+
+            def make(job: tuple[int, Sequence[str]]) -> JobReturn:
+                number, words = job
+                board.began(number, " ".join(word for word in words if word not in common))
+                record = self.run(number, words)
+                board.ended(number, record["status"], record["reason"], headline(record))
+                return returned(record)
+
+            with ThreadPoolExecutor(workers) as pool:
+                try:
+                    return list(pool.map(make, jobs))
+                except KeyboardInterrupt:
+                    board.say("Stopping: the jobs under way save a checkpoint; Ctrl-C again kills them.")
+                    self.stop()
+                    try:
+                        pool.shutdown(wait=True)
+                    except KeyboardInterrupt:
+                        self.stop()
+                    raise
+
+    def run(self, number: int, words: Sequence[str]) -> dict[str, Any]:
+        """Makes one job; its record."""
+        from bitexp.cli import Progress
+
+        folder = Path(self.config.hydra.sweep.dir).absolute()
+        hydra = [*self.config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'", f"hydra.job.num={number}"]
+        hydra.append("hydra.mode=RUN")
+        command = [sys.executable, "-m", "bitexp", *self.flags(), *words, *hydra]
+        task = [word for word in words if not word.lstrip("+~").startswith("hydra")]
+        record = self.processes.run(command, folder, number, {"overrides": task, "tuned": False})
+        Progress.note({"finished": 0, "pruned": 0, "stopped": 130}.get(record["status"], 1))
+        return record
+
+    def flags(self) -> list[str]:
+        """What Hydra was told about where configs are."""
+        flags = ["--config-name", str(self.config.hydra.job.config_name)]
+        for source in self.config.hydra.runtime.config_sources:
+            if source.provider == "command-line":
+                flags += ["--config-dir", str(source.path)]
+        return flags
+
+    def stop(self) -> None:
+        """Asks all jobs to stop; a second time kills them."""
+        self.processes.stop()
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """Options of a plugin as plain values."""
+    value: Any = OmegaConf.to_container(OmegaConf.create(options), resolve=True)
+    return dict(value)
+
+
+def headline(record: dict[str, Any]) -> list[float]:
+    """The value of a finished job that tables compare by."""
+    value = (record.get("metrics") or {}).get(str(record.get("headline")))
+    return [] if value is None else [value]
+
+
+def returned(record: dict[str, Any]) -> JobReturn:
+    """A job's end as Hydra wants it. How it failed is in its record; to Hydra all of them have ended."""
+    job = JobReturn(overrides=record["overrides"], status=JobStatus.COMPLETED)
+    job.return_value = next(iter(headline(record)), None)
+    return job

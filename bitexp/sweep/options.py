@@ -1,0 +1,78 @@
+"""What may be said to the sweeper and the process launcher, checked before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from bitexp.errors import UserError
+from bitexp.settings import Count, Positive, Section, explain
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+NotBelow0 = Annotated[int, Field(ge=0)]
+
+
+class SweeperOptions(Section):
+    """conf/hydra/sweeper/optuna.yaml."""
+
+    study: Name | None
+    storage: str | None
+    objectives: Annotated[list[str], Field(min_length=1)]
+    directions: list[Literal["minimize", "maximize"]] | None
+    sampler: dict[str, Any]
+    pruner: dict[str, Any] | None
+    n_trials: Count | None
+    n_workers: Count
+    retries: NotBelow0
+    max_failures: NotBelow0
+    heartbeat: Positive
+    lost_after: Positive
+    per: list[str]
+    write_tuned: bool
+    params: dict[str, Any]
+
+
+class LauncherOptions(Section):
+    """conf/hydra/launcher/process.yaml."""
+
+    n_jobs: Count | None
+    gpus: list[int | str] | None
+    timeout_minutes: Positive | None
+    grace_seconds: Positive
+
+    @property
+    def slots(self) -> list[str | None]:
+        """What each of the jobs that run at once sees as its GPUs; None leaves the environment as it is."""
+        if self.gpus:
+            return [str(gpu) for gpu in self.gpus[: self.n_jobs]]
+        return [None] * (self.n_jobs or 1)
+
+
+def read_sweeper(options: Mapping[str, Any]) -> SweeperOptions:
+    """Checks `hydra.sweeper`. Raises `UserError` for each wrong value."""
+    try:
+        read = SweeperOptions.model_validate(dict(options))
+    except ValidationError as error:
+        raise UserError(explain(error, "hydra.sweeper", options)) from None
+    if read.heartbeat >= read.lost_after:
+        raise UserError(
+            f"hydra.sweeper.heartbeat={read.heartbeat:g} must be less than lost_after={read.lost_after:g}, "
+            "else other machines take over trials that are worked on"
+        )
+    return read
+
+
+def read_launcher(options: Mapping[str, Any]) -> LauncherOptions:
+    """Checks `hydra.launcher`. Raises `UserError` for each wrong value."""
+    try:
+        read = LauncherOptions.model_validate(dict(options))
+    except ValidationError as error:
+        raise UserError(explain(error, "hydra.launcher", options)) from None
+    if read.gpus is not None and (read.n_jobs or 0) > len(read.gpus):
+        raise UserError(
+            f"hydra.launcher.n_jobs={read.n_jobs} is more than hydra.launcher.gpus has entries: each job at "
+            "once needs one (the same GPU may be named twice)"
+        )
+    return read

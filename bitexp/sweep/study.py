@@ -1,0 +1,316 @@
+"""A study that any number of processes work on: trials with an exact budget, taken over when a worker dies.
+
+No Hydra in here. A worker asks for a trial (`Study.next`), makes its run and tells how it ended
+(`Study.tell`). A trial of a worker that was killed stays the same trial: whoever finds it goes on with it,
+and its run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.trial import FrozenTrial, TrialState
+
+from bitexp.errors import UserError
+from bitexp.sweep.samplers import EXHAUSTIVE, RETRY_OF, PerCell, build, cells, values
+from bitexp.sweep.storage import Store
+from bitexp.sweep.worker import OWNER, SEEN, gone, host, myself
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+Direction = Literal["minimize", "maximize"]
+DEFINITION = "definition"
+RETRIED = ("crash", "out_of_memory", "disk_full", "timeout", "died")
+"""Kinds of failure that may go well another time; a diverged trial is an answer, a wrong config a mistake."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What makes a study this study: the same definition continues it."""
+
+    fixed: Sequence[str]
+    space: Mapping[str, BaseDistribution]
+    objectives: Sequence[str]
+    directions: Sequence[Direction]
+    sampler: Mapping[str, Any]
+    pruner: Mapping[str, Any] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "fixed": sorted(self.fixed),
+            "space": {key: json.loads(distribution_to_json(d)) for key, d in sorted(self.space.items())},
+            "objectives": list(self.objectives),
+            "directions": list(self.directions),
+            "sampler": dict(self.sampler),
+            "pruner": None if self.pruner is None else dict(self.pruner),
+        }
+
+    def digest(self) -> str:
+        """Eight hexadecimal digits that are other for another definition."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def points(self) -> int | None:
+        """How many points an exhaustive sampler has to try; None for the other samplers."""
+        if self.sampler.get("name") not in EXHAUSTIVE:
+            return None
+        return math.prod(len(values(d)) for d in self.space.values())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The budget of a study, and what becomes of failures and of silent workers."""
+
+    n_trials: int
+    retries: int = 1
+    max_failures: int = 10
+    heartbeat: float = 30.0
+    lost_after: float = 300.0
+
+
+@dataclass
+class Ending:
+    """How a trial's run ended.
+
+    `status` is that of result.json (finished, pruned, failed, stopped), `kind` that of a failure;
+    `values` are those of the objectives of a finished run.
+    """
+
+    status: str
+    kind: str | None = None
+    reason: str | None = None
+    values: Sequence[float] = ()
+    run: str | None = None
+
+
+@dataclass
+class Mine:
+    """A trial that this worker has: its number, parameters, and how often it was begun."""
+
+    number: int
+    params: dict[str, Any]
+    begun: int
+    taken_from: str | None = None
+    reasons: list[str] = field(default_factory=list)
+
+
+class Study:
+    """One worker's view of a study (a worker may be several threads).
+
+    Raises:
+        UserError: a study of that name that was defined otherwise, or a wrong sampler or pruner.
+    """
+
+    def __init__(self, store: Store, name: str, definition: Definition, limits: Limits) -> None:
+        self.store, self.name, self.definition, self.limits = store, name, definition, limits
+        self.failures = 0
+        self._mine: set[int] = set()
+        self._me = myself()
+        self.retried = store.patiently(self._open)
+        self._beat = threading.Event()
+        self._heart = threading.Thread(target=self._heartbeat, daemon=True)
+        self._heart.start()
+
+    def _open(self) -> int:
+        with self.store.exclusive(self.name):
+            self.study = optuna.create_study(
+                study_name=self.name,
+                storage=self.store.storage,
+                sampler=PerCell(self.definition.sampler, self.definition.space),
+                pruner=build_pruner(self.definition.pruner),
+                directions=list(self.definition.directions),
+                load_if_exists=True,
+            )
+            self._same_definition()
+            return self._retry_failed()
+
+    def close(self) -> None:
+        """Ends the signs of life; trials that were begun here may be taken over."""
+        self._beat.set()
+        self._heart.join(5.0)  # it may be waiting for a database
+        for number in sorted(self._mine):
+            self.release(number)
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials, by number."""
+        return self.study.get_trials(deepcopy=False)
+
+    def next(self) -> Mine | None:
+        """The next trial to work on: one whose worker died, else a retry, else a new one within the budget.
+
+        None when nothing is to be begun (now): see `waiting`.
+        """
+        return self.store.patiently(self._next)
+
+    def _next(self) -> Mine | None:
+        with self.store.exclusive(self.name):
+            trials = self.trials()
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and self._abandoned(trial):
+                    return self._take(trial.number)
+            queued = any(trial.state == TrialState.WAITING for trial in trials)
+            if not queued and len(cells(trials)) >= self.limits.n_trials:
+                return None
+            return self._take(self.study.ask(dict(self.definition.space)).number)
+
+    def _take(self, number: int) -> Mine:
+        frozen = self.trials()[number]
+        before = host(frozen.user_attrs) if frozen.user_attrs.get(OWNER) else None
+        params = dict(frozen.params)
+        if params.keys() != self.definition.space.keys():  # its worker was killed while it asked
+            trial = optuna.Trial(self.study, frozen._trial_id)
+            for key, distribution in self.definition.space.items():
+                suggest(trial, key, distribution)
+            params = dict(trial.params)
+        begun = int(frozen.user_attrs.get("begun", 0)) + 1
+        for key, value in {"begun": begun, SEEN: time.time(), OWNER: self._me}.items():
+            self.study._storage.set_trial_user_attr(frozen._trial_id, key, value)
+        self._mine.add(number)
+        return Mine(number, params, begun, before)
+
+    def _abandoned(self, trial: FrozenTrial) -> bool:
+        if trial.user_attrs.get(OWNER) == self._me:
+            return trial.number not in self._mine
+        return gone(trial.user_attrs, self.limits.lost_after)
+
+    def waiting(self) -> list[FrozenTrial]:
+        """Trials that other processes are working on, which may yet be left behind."""
+        running = [t for t in self.store.patiently(self.trials) if t.state == TrialState.RUNNING]
+        return [trial for trial in running if trial.number not in self._mine]
+
+    def tell(self, trial: Mine, ending: Ending) -> bool:
+        """Records how a trial ended. False where another worker has taken it over meanwhile."""
+        return self.store.patiently(lambda: self._tell(trial, ending))
+
+    def _tell(self, trial: Mine, ending: Ending) -> bool:
+        bad = [value for value in ending.values if math.isnan(value)]
+        if ending.status == "finished" and bad:
+            ending = Ending("failed", "diverged", "an objective is nan", run=ending.run)
+        with self.store.exclusive(self.name):
+            frozen = self.trials()[trial.number]
+            if frozen.state != TrialState.RUNNING or frozen.user_attrs.get(OWNER) != self._me:
+                self._mine.discard(trial.number)
+                return frozen.user_attrs.get(OWNER) == self._me  # told before, and the answer was lost
+            handle = self.study._storage.set_trial_user_attr
+            for key in ("status", "kind", "reason", "run"):
+                if (value := getattr(ending, key)) is not None:
+                    handle(frozen._trial_id, key, value)
+            if trial.reasons:
+                handle(frozen._trial_id, "earlier_failures", trial.reasons)
+            if ending.status == "finished":
+                self.study.tell(trial.number, list(ending.values))
+            elif ending.status == "pruned":
+                self.study.tell(trial.number, state=TrialState.PRUNED)
+            else:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                self.failures += ending.kind != "diverged"
+            self._mine.discard(trial.number)
+        return True
+
+    def release(self, number: int) -> None:
+        """Leaves a trial to whoever comes next, its run to be continued."""
+
+        def work() -> None:
+            with self.store.exclusive(self.name):
+                frozen = self.trials()[number]
+                if frozen.state == TrialState.RUNNING and frozen.user_attrs.get(OWNER) == self._me:
+                    self.study._storage.set_trial_user_attr(frozen._trial_id, OWNER, "")
+
+        self._mine.discard(number)
+        self.store.patiently(work, patience=5.0)
+
+    def again(self, trial: Mine, ending: Ending) -> bool:
+        """Whether a failed trial is to be tried once more right away."""
+        if ending.status != "failed" or ending.kind not in RETRIED or ending.kind == "timeout":
+            return False
+        trial.reasons.append(str(ending.reason))
+        return len(trial.reasons) <= self.limits.retries
+
+    @property
+    def given_up(self) -> bool:
+        """Whether more trials have failed here than may."""
+        return self.failures > self.limits.max_failures
+
+    def _same_definition(self) -> None:
+        now = self.definition.to_json()
+        stored = self.study.user_attrs.get(DEFINITION)
+        if stored is None:
+            self.study.set_user_attr(DEFINITION, now)
+            return
+        others = [key for key in now if stored.get(key) != now[key]]
+        if others:
+            raise UserError(
+                f"the study '{self.name}' was begun with other {' and '.join(others)}: "
+                f"{', '.join(str(stored.get(key)) for key in others)}. The same command continues it; "
+                "another hydra.sweeper.study=NAME begins a new one"
+            )
+
+    def _retry_failed(self) -> int:
+        """Queues what failed for a reason that may be gone, once for every start."""
+        trials = self.trials()
+        repeated = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+        failed = [
+            trial
+            for trial in trials
+            if trial.state == TrialState.FAIL
+            and trial.user_attrs.get("kind") in RETRIED
+            and trial.number not in repeated
+        ]
+        for trial in failed:
+            self.study.enqueue_trial(trial.params, user_attrs={RETRY_OF: trial.number})
+        return len(failed)
+
+    def _heartbeat(self) -> None:
+        while not self._beat.wait(self.limits.heartbeat):
+            for number in list(self._mine):
+                self.store.patiently(lambda number=number: self._sign(number))  # type: ignore[misc]
+
+    def _sign(self, number: int) -> None:
+        with self.store.exclusive(self.name):
+            frozen = self.trials()[number]
+            if frozen.state == TrialState.RUNNING and frozen.user_attrs.get(OWNER) == self._me:
+                self.study._storage.set_trial_user_attr(frozen._trial_id, SEEN, time.time())
+
+
+def suggest(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> None:
+    """Draws one parameter, or finds it drawn."""
+    if isinstance(distribution, CategoricalDistribution):
+        trial.suggest_categorical(key, distribution.choices)
+    elif isinstance(distribution, IntDistribution):
+        d = distribution
+        trial.suggest_int(key, d.low, d.high, step=d.step, log=d.log)
+    elif isinstance(distribution, FloatDistribution):
+        f = distribution
+        trial.suggest_float(key, f.low, f.high, step=f.step, log=f.log)
+
+
+def build_pruner(spec: Mapping[str, Any] | None) -> optuna.pruners.BasePruner:
+    """The pruner of a study; one that never prunes where none is chosen."""
+    if spec is None:
+        return optuna.pruners.NopPruner()
+    pruner: optuna.pruners.BasePruner = build(optuna.pruners, spec, "hydra.sweeper.pruner")
+    return pruner
+
+
+def trial_of(storage: Any, name: str, number: int, pruner: Mapping[str, Any] | None) -> optuna.Trial:
+    """A trial as the job sees it that makes its run: to report to, and to ask whether to go on."""
+    sampler = optuna.samplers.RandomSampler(seed=os.getpid())  # draws nothing: all is drawn already
+    study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=build_pruner(pruner))
+    return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
