@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 import bitexp.__main__
+from bitexp.kernels import KERNELS
 from bitexp.quant import QUANTIZERS
 from bitexp.settings import read_settings
 
@@ -163,8 +163,8 @@ def test_schedulers(word: str, trains: Any) -> None:
 
 @pytest.mark.parametrize("word", options("kernel"))
 def test_kernels(word: str, trains: Any) -> None:
-    if word == "int8" and not torch.cpu._is_vnni_supported():
-        pytest.skip("this processor has no VNNI instructions")
+    if word != "auto" and (reason := KERNELS.get(word).unavailable("cpu")):
+        pytest.skip(reason)  # triton: tests/kernels/gpu/test_run.py
     trains(f"kernel={word}")
 
 

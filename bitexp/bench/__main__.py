@@ -4,6 +4,7 @@
     python -m bitexp.bench layers ...   a frozen layer: every kernel and installed peer, against what the
                                         processor allows
     python -m bitexp.bench models ...   frozen models: tokens and images per second, against fp32
+    python -m bitexp.bench gpu ...      layers on a GPU: the kernel triton, torch and installed peers
 
 Each has a --help of its own.
 """
@@ -15,12 +16,12 @@ import bitexp.compat  # noqa: F401
 import argparse
 import sys
 
-from bitexp.bench import layers, models, steps
+from bitexp.bench import gpu, layers, models, steps
 from bitexp.cli import guarded
 from bitexp.console import Report, error
 from bitexp.errors import nearest
 
-BENCHMARKS = {"step": steps, "layers": layers, "models": models}
+BENCHMARKS = {"step": steps, "layers": layers, "models": models, "gpu": gpu}
 
 
 def main() -> None:

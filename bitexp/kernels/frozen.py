@@ -134,7 +134,7 @@ def freeze(model: nn.Module, layout: str, kernel: Kernel) -> dict[str, FrozenLay
     return frozen
 
 
-def put_twins(model: nn.Module, twins: Mapping[int, FrozenLayer]) -> None:
+def put_twins(model: nn.Module, twins: Mapping[int, nn.Module]) -> None:
     """Replaces modules by the twin under their id, at every place where they stand."""
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if id(module) in twins:

@@ -49,7 +49,7 @@ class Kernel(Protocol):
 
 KERNELS: Registry[Kernel] = Registry("kernel")
 
-PREFERENCE = ["cpu", "int8", "reference"]
+PREFERENCE = ["triton", "cpu", "int8", "reference"]
 """The order in which `auto` tries them: the fastest first."""
 
 

@@ -64,4 +64,5 @@ def absmax_codes(
     codes = (x.mul_(factor) if overwrite else x * factor).round_()
     if qmax > 127:  # below that |codes| <= qmax holds by itself: absmax bounds every |x|
         codes = codes.clamp_max_(127)
-    return codes.to(torch.int8), absmax / qmax
+    # by a tensor: torch divides by a number as it is only on the CPU, on GPUs it takes its reciprocal times
+    return codes.to(torch.int8), absmax / torch.full_like(absmax, qmax)

@@ -99,7 +99,11 @@ def scaled_product(
         x: int8 codes of the input `[..., K]` or `[B, C, H, W]`; floats where there is no `x_scale`.
         weight: int8 codes; `w_scale` their steps: `[]`, `[out]` or `[out, groups]`.
         scaled_bias: add the bias to the sum, before the scales.
+        product: one with a method `scaled` may take all these steps itself, rounded alike.
     """
+    fused = getattr(product, "scaled", None)
+    if fused and (y := fused(x, x_scale, weight, w_scale, bias, conv, scaled_bias)) is not None:
+        return y
     at = Geometry(conv)
     if w_scale.dim() == 2:
         y = grouped_product(x, x_scale, weight, w_scale, product)

@@ -1,0 +1,88 @@
+"""The kernel `triton`: packed and int8 products on GPUs, written in Triton.
+
+Weights of {-1, 1} and {-1, 0, 1, 2} in linear layers are multiplied packed; wider codes and convolutions
+as int8 codes, steps per group by one int8 product each; float activations the way of `reference`.
+Triton is imported where a kernel is first used.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitexp.kernels.gpu.layout import Packed, bits_for, pack, unpack
+from bitexp.kernels.gpu.product import Int8Product, launchable
+from bitexp.kernels.gpu.training import GpuTraining
+from bitexp.kernels.reference import Reference
+from bitexp.kernels.registry import KERNELS
+from bitexp.quant.function import FusedLinear
+from bitexp.quant.product import ConvArgs, Product
+from bitexp.quant.registry import Norm
+
+CAPABILITY = (8, 0)
+"""The first with int8 tensor cores that Triton compiles for (Ampere)."""
+
+
+class Triton(Reference):
+    """Exact integer products on GPUs since Ampere."""
+
+    product: Product = Int8Product()
+    fused: FusedLinear | None = GpuTraining()
+
+    def unavailable(self, device: str) -> str | None:
+        if device != "cuda":
+            return f"it runs on GPUs, not on {device}"
+        if find_spec("triton") is None:
+            return "the package triton is not installed"
+        if not torch.cuda.is_available():
+            return "torch sees no GPU"
+        found = torch.cuda.get_device_capability()
+        if torch.version.hip is None and found < CAPABILITY:
+            return (
+                f"{torch.cuda.get_device_name()} has compute capability {found[0]}.{found[1]}; it needs 8.0"
+            )
+        return None
+
+    def prepare(self, codes: Tensor, scale: Tensor) -> Any:
+        if codes.dim() == 2 and codes.numel() and scale.dim() < 2 and (bits := bits_for(codes)):
+            return pack(codes, scale, bits)
+        return codes, scale
+
+    def linear(
+        self,
+        x: Tensor,
+        prepared: Packed | tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        act_qmax: int,
+        scaled_bias: bool,
+        norm: Norm = "none",
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """As in the protocol; with `norm` x is not normed yet, and the norm is taken in the same launch."""
+        if isinstance(prepared, Packed) and act_qmax and launchable(x):
+            from bitexp.kernels.gpu.linear import packed_linear
+
+            return packed_linear(x, prepared, bias, act_qmax, scaled_bias, norm, dtype)
+        if norm != "none":
+            raise ValueError(f"norm={norm} is fused only on a GPU, with packed weights and int8 activations")
+        if isinstance(prepared, Packed):
+            prepared = unpack(prepared), prepared.scale
+        return super().linear(x, prepared, bias, act_qmax, scaled_bias).to(dtype)
+
+    def conv2d(
+        self,
+        x: Tensor,
+        prepared: Packed | tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        act_qmax: int,
+        scaled_bias: bool,
+        conv: ConvArgs,
+    ) -> Tensor:
+        assert not isinstance(prepared, Packed)  # codes of a convolution have four dimensions
+        return super().conv2d(x, prepared, bias, act_qmax, scaled_bias, conv)
+
+
+KERNELS.register("triton")(Triton())

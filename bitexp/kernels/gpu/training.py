@@ -1,0 +1,89 @@
+"""The training step of a linear layer on a GPU: int8 forwards, straight-through backwards by torch.
+
+Two launches forwards: norm and codes, then product, scales and bias. Besides x, int8 codes and three
+values per token are kept. The norm adds in another order than torch's: a code in a million may differ by
+one from what evaluation, which goes by torch's norm, makes of the same input.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitexp.quant.function import FusedLinear, Grads, Saved, Spec
+from bitexp.quant.product import dequantize, rows
+
+
+class GpuTraining(FusedLinear):
+    """See `bitexp.quant.function.FusedLinear`."""
+
+    def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Spec) -> bool:
+        """Whether this is a linear layer on a GPU with int8 activations and no steps per group."""
+        return bool(spec.conv is None and spec.qmax and w_scale.dim() < 2 and x.is_cuda and x.numel())
+
+    def forward(
+        self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, spec: Spec
+    ) -> tuple[Tensor, *Saved]:
+        """`[..., K]` -> `[..., N]` in `spec.dtype`, and what the backward needs."""
+        from bitexp.kernels.gpu.int8 import int8_gemm
+        from bitexp.kernels.gpu.quantize import quantize
+
+        q = quantize(token_rows(x), spec.qmax, x.shape[-1], spec.norm, save=True)
+        kind = "none" if bias is None else "scaled" if spec.scaled_bias else "plain"
+        codes = q.codes.view(x.shape)
+        y = int8_gemm(codes, w_codes, q.scale, w_scale, bias, kind, spec.dtype)
+        scale, mean, rstd = (
+            None if v is None else v.view(*x.shape[:-1], 1) for v in (q.scale, q.mean, q.rstd)
+        )
+        return y, codes, scale, mean, rstd
+
+    def backward(
+        self,
+        grad: Tensor,
+        x: Tensor | None,
+        saved: Saved,
+        w_codes: Tensor,
+        w_scale: Tensor,
+        spec: Spec,
+        needed: tuple[bool, bool, bool],
+    ) -> Grads:
+        """The needed gradients with respect to x (in its dtype), the latent weights and the bias (fp32)."""
+        from bitexp.kernels.gpu.quantize import norm_backward
+
+        codes, scale, mean, rstd = saved
+        assert scale is not None
+        tokens, factor = rows(grad), spec.grad_dtype
+        g = tokens.to(factor)
+        grad_x = grad_w = grad_b = None
+        if needed[2]:
+            per_output = tokens.float() * (scale.view(-1, 1) * w_scale) if spec.scaled_bias else tokens
+            grad_b = per_output.sum(0, dtype=torch.float32)
+        if needed[1]:
+            inputs = torch.empty(codes.shape, dtype=factor, device=codes.device)
+            torch.mul(codes, scale, out=inputs)
+            grad_w = (g.t() @ rows(inputs)).float()
+        if needed[0]:
+            grad_x = g @ dequantize(w_codes, w_scale).to(factor)
+            if x is not None:
+                grad_x = norm_backward(grad_x, token_rows(x), spec.norm, flat(mean), flat(rstd))
+            grad_x = grad_x.view(codes.shape)
+        return grad_x, grad_w, grad_b
+
+    def abs_median(self, rows: Tensor) -> Tensor:
+        """`rows.abs().median(-1, keepdim=True).values`, the same bits."""
+        from bitexp.kernels.gpu.scale import abs_median
+
+        if rows.is_cuda and not torch.compiler.is_compiling():
+            return abs_median(rows)
+        return super().abs_median(rows)
+
+
+def token_rows(x: Tensor) -> Tensor:
+    """All tokens below each other, each contiguous."""
+    x = rows(x.detach())
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def flat(x: Tensor | None) -> Tensor | None:
+    """Values per token in one dimension."""
+    return None if x is None else x.reshape(-1)
