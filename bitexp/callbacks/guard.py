@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bitexp.compat  # noqa: F401
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
@@ -53,13 +55,17 @@ class FiniteLoss(pl.Callback):
 class Signals:
     """Within `with Signals() as signals`, SIGINT and SIGTERM are noted in `signals.received`.
 
-    A second one ends the process at once. Outside the main thread nothing is caught.
+    A second one ends the process at once; but a SIGTERM within a second of the first is the same one, sent
+    again (as by the threads of a parent that die one after the other). Outside the main thread nothing is
+    caught.
     """
 
     KINDS = (signal.SIGINT, signal.SIGTERM)
+    ECHO = 1.0  # seconds
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._at = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -79,9 +85,11 @@ class Signals:
             raise Stopped(self.received)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.received = signum
-        for kind in self._before:
-            signal.signal(kind, signal.SIG_DFL)
+        if self.received is None:
+            self.received, self._at = signum, time.monotonic()
+        elif signum != signal.SIGTERM or time.monotonic() - self._at > self.ECHO:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
 
     def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
         for signum, handler in self._before.items():

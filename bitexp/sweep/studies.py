@@ -44,6 +44,7 @@ class Jobs(Protocol):
     """What makes the jobs: Hydra's sweeper with its launcher."""
 
     config: DictConfig
+    workers: int
 
     @property
     def basic(self) -> bool: ...
@@ -204,7 +205,7 @@ class Plan:
             None if self.options.pruner is None else dict(self.options.pruner),
         )
         self.jobs.tell_jobs(self.folder, {STUDY: told.to_text()})
-        workers = 1 if self.jobs.basic else self.options.n_workers
+        workers = self.jobs.workers
         before = study.trials()
         self._announce(study, before, report)
         better = {"maximize": "max", "minimize": "min"}[self.directions[0]] if single else None

@@ -150,7 +150,7 @@ def test_ctrl_c_stops_the_jobs_and_leaves_none(
     workers: int, start: Any, stand_in: Any, notes: Any, until: Any, outputs: Path, load: Any
 ) -> None:
     """Without a study (0 workers), with one, and with two threads."""
-    words = ["-m", *PROCESS, "hydra.launcher.n_jobs=2", "seed=60,61,62,60"]
+    words = ["-m", *PROCESS, f"hydra.launcher.n_jobs={workers or 2}", "seed=60,61,62,60"]
     if workers:
         words += [*OPTUNA, f"hydra.sweeper.n_workers={workers}", "hydra.sweeper.n_trials=2"]
         words[3] = "seed=choice(60)"
@@ -178,7 +178,7 @@ def test_a_second_ctrl_c_kills_the_jobs(
 ) -> None:
     words = ["-m", *PROCESS, "seed=70", "optimizer.lr=0.1,0.2"]
     if workers:
-        words += [*OPTUNA, f"hydra.sweeper.n_workers={workers}", "hydra.launcher.n_jobs=2"]
+        words += [*OPTUNA, f"hydra.sweeper.n_workers={workers}", f"hydra.launcher.n_jobs={workers}"]
         words.append("hydra.sweeper.n_trials=2")
     child = start(lambda: program(words, stand_in))
     until(lambda: len(notes()) >= max(1, workers))

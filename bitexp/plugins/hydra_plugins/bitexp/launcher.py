@@ -22,7 +22,9 @@ class ProcessLauncher(Launcher):
         self.watched = True
         """Whether the launcher shows how its jobs do; a sweeper that does so itself sets it to False."""
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction | None, config: DictConfig
+    ) -> None:
         from bitexp.sweep.options import read_launcher
         from bitexp.sweep.processes import Processes
 
@@ -31,6 +33,14 @@ class ProcessLauncher(Launcher):
         self.slots = chosen.slots
         minutes = chosen.timeout_minutes
         self.processes = Processes(self.slots, minutes and 60 * minutes, chosen.grace_seconds)
+
+    def serve(self, workers: int) -> int:
+        """Leaves the live view to a sweeper with that many workers; how many jobs there will be at once."""
+        self.watched = False
+        if workers > 1 and self.options.get("n_jobs") is None and not self.options.get("gpus"):
+            self.options = {**self.options, "n_jobs": workers}
+            self.setup(hydra_context=self.hydra_context, task_function=None, config=self.config)
+        return max(workers, len(self.slots))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from bitexp.console import Report

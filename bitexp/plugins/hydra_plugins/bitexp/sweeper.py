@@ -28,6 +28,8 @@ class OptunaSweeper(Sweeper):
     config: DictConfig
     hydra_context: HydraContext
     launcher: Any
+    workers: int
+    """Trials at once."""
 
     def __init__(self, **options: Any) -> None:
         self.raw = options
@@ -37,8 +39,6 @@ class OptunaSweeper(Sweeper):
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
-        if hasattr(self.launcher, "watched"):
-            self.launcher.watched = False
 
     def sweep(self, arguments: list[str]) -> Any:
         from bitexp.sweep.options import read_sweeper
@@ -52,6 +52,9 @@ class OptunaSweeper(Sweeper):
         fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
         space = {key(o): distribution(o) for o in overrides.values() if o.is_sweep_override()}
         self.first_of_ray()
+        self.workers = 1 if self.basic else chosen.n_workers
+        if hasattr(self.launcher, "serve"):
+            self.workers = self.launcher.serve(chosen.n_workers)
         return make_studies(self, chosen, fixed, space)
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
