@@ -59,11 +59,30 @@ def test_a_signal_is_noted_and_the_handlers_come_back(number: int) -> None:
         assert signals.received is None
         os.kill(os.getpid(), number)
         assert signals.received == number
-        assert [signal.getsignal(kind) for kind in Signals.KINDS] == [signal.SIG_DFL] * 2
         with pytest.raises(Stopped, match=signal.Signals(number).name) as stop:
             signals.check()
         assert stop.value.signum == number
     assert [signal.getsignal(kind) for kind in Signals.KINDS] == before
+
+
+def test_a_sigterm_sent_twice_at_once_is_one() -> None:
+    with Signals() as signals:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_process(number: int, start: Any) -> None:
+    def work() -> None:
+        Signals.ECHO = -1.0
+        with Signals():
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("still here", flush=True)
+            os.kill(os.getpid(), number)
+
+    ended = start(work).wait()
+    assert (ended.code, ended.out) == (-number, "still here\n")
 
 
 def test_handlers_can_be_put_back_in_place() -> None:
