@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +79,8 @@ def test_a_second_signal_ends_the_process(number: int, start: Any) -> None:
         Signals.ECHO = -1.0
         with Signals():
             os.kill(os.getpid(), signal.SIGTERM)
-            print("still here", flush=True)
+            sys.stdout.write("still here\n")
+            sys.stdout.flush()
             os.kill(os.getpid(), number)
 
     ended = start(work).wait()
