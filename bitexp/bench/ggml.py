@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import weakref
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -89,6 +90,7 @@ class Product:
         weights = codes.float() * scale
         size = codes.numel() // 2 + 4 * (x.numel() + len(x) * outputs) + (4 << 20)
         self.context = lib.ggml_init(Init(size, None, False))
+        weakref.finalize(self, lib.ggml_free, self.context)
         w = lib.ggml_new_tensor_2d(self.context, TQ2_0, inputs, outputs)
         data = lib.ggml_get_data(w)
         lib.ggml_quantize_chunk(TQ2_0, weights.data_ptr(), data, 0, outputs, inputs, None)
@@ -102,14 +104,10 @@ class Product:
         self.plan.data = self.work.data_ptr()
         floats = (ctypes.c_float * (len(x) * outputs)).from_address(lib.ggml_get_data(result))
         self.output = torch.frombuffer(floats, dtype=torch.float32).view(len(x), outputs)
-        self.free = lib.ggml_free
 
     def __call__(self) -> Tensor:
         library().ggml_graph_compute(self.graph, ctypes.byref(self.plan))
         return self.output
-
-    def __del__(self) -> None:
-        self.free(self.context)
 
 
 def ggml(codes: Tensor, scale: float, x: Tensor, threads: int) -> Callable[[], Tensor]:
