@@ -93,6 +93,11 @@ def test_a_command_of_the_readme_runs(
     own_text(tmp_path, data_sets)
     own_experiment(tmp_path)
     module, *words = shlex.split(line)[2:]
+    if words[:1] == ["gpu"] and not torch.cuda.is_available():
+        ended = other_program(command, module, words)
+        assert ended.code == 2
+        assert "needs a GPU" in ended.err
+        return
     if module == "bitexp.bench":
         small = {"layers": ["--shapes", "64x256"], "models": ["--models", "vit"]}.get(
             words[0] if words else ""
