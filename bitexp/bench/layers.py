@@ -14,7 +14,6 @@ import argparse
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +21,18 @@ import torch
 from rich import box
 from rich.table import Table
 
-from bitexp.bench.output import plot_roofline, save_rows
+from bitexp.bench.output import save_rows
 from bitexp.bench.peers import PEERS, Peer
+from bitexp.bench.roofline import DOTS, READ, Row, plot_roofline
 from bitexp.bench.timing import Call, measure
 from bitexp.console import Report
 from bitexp.errors import UserError, nearest
 from bitexp.kernels.cpu.jit import missing
 
 COLD = 144 << 20
-READ, DOTS = "floor: read packed bytes", "floor: bare products"
 STEP = 0.02
 TOLERANCE = 0.05
 """Relative error of outputs, above which an implementation is wrong and not only coarse."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One measurement; `floor` is the larger of both floors of the same layer and round."""
-
-    cache: str
-    outputs: int
-    inputs: int
-    tokens: int
-    name: str
-    seconds: float
-    times_floor: float | None
-    times_fp32: float | None
-
-    @property
-    def products(self) -> int:
-        return self.outputs * self.inputs * self.tokens
 
 
 def shape(text: str) -> tuple[int, int]:

@@ -1,16 +1,13 @@
-"""Measurements in files: CSV, a Markdown table, and the roofline plot."""
+"""Measurements in files: CSV and a Markdown table."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitexp.errors import UserError
-
-if TYPE_CHECKING:
-    from bitexp.bench.layers import Row
 
 
 def save_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -38,43 +35,3 @@ def cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def plot_roofline(path: Path, rows: Sequence[Row]) -> None:
-    """Writes `path`.png and `path`.svg: products per second over products per byte of packed weights.
-
-    The roof is what the two floors allow. The plot needs matplotlib.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("the plot needs matplotlib: pip install 'bitexp[bench]'") from None
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    from bitexp.bench.layers import DOTS, READ
-
-    caches = list(dict.fromkeys(row.cache for row in rows))
-    figure = Figure(figsize=(6.5 * len(caches), 5), layout="constrained")
-    for axes, cache in zip(figure.subplots(1, len(caches), squeeze=False)[0], caches, strict=True):
-        some = [row for row in rows if row.cache == cache]
-        reads = [row.products / row.tokens / 4 / row.seconds for row in some if row.name == READ]
-        peaks = [row.products / row.seconds for row in some if row.name == DOTS]
-        if reads and peaks:
-            intensity = [2**n for n in range(1, 13)]
-            roof = [min(max(reads) * i, max(peaks)) / 1e9 for i in intensity]
-            axes.plot(intensity, roof, color="black", label="what the processor allows")
-        for name in dict.fromkeys(row.name for row in some):
-            if name in (READ, DOTS):
-                continue
-            mine = [row for row in some if row.name == name]
-            x, y = [4 * row.tokens for row in mine], [row.products / row.seconds / 1e9 for row in mine]
-            axes.plot(x, y, "o" if name == "cpu" else ".", label=name)
-        axes.set(xscale="log", yscale="log", title=f"weights {cache}")
-        axes.set(xlabel="products per byte of packed weights (4 x tokens)", ylabel="G products per second")
-        axes.legend(fontsize="small")
-    for kind in (".png", ".svg"):
-        figure.savefig(path.with_suffix(kind), dpi=150)

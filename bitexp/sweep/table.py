@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.markup import escape
@@ -34,15 +33,13 @@ def summarize(sweep: Path, report: Report) -> None:
     trained = sum(bool(job.get("trained")) for job in finished)
     report.line(f"{len(jobs)} jobs: {trained} trained, {len(finished) - trained} finished before, "
                 f"{len(jobs) - len(finished)} not finished. Index: {sweep}")  # fmt: skip
-    for job in jobs:
+    words = [[str(word) for word in job.get("overrides") or ["a job"]] for job in jobs]
+    common = set.intersection(*map(set, words)) if len(jobs) > 1 else set()
+    for job, own in zip(jobs, words, strict=True):
         if job["status"] != "finished":
-            report.line(f"  {job['status']}: {unfinished(job)}")
-
-
-def unfinished(job: dict[str, Any]) -> str:
-    """A job that did not finish, in a line."""
-    where = f" ({job['run']})" if job.get("run") else ""
-    return f"{', '.join(map(str, job.get('overrides') or ['a job']))}: {job.get('reason')}{where}"
+            what = ", ".join(word for word in own if word not in common) or ", ".join(own)
+            where = f" ({job['run']})" if job.get("run") else ""
+            report.line(f"  {job['status']}: {what}: {job.get('reason')}{where}")
 
 
 def tell(report: Report, runs: list[Run]) -> None:
