@@ -15,8 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-WORTH = 2**25
-"""Products of codes below which starting a thread costs more than it saves; about 60 us on one core."""
+WORTH = 2**26
+"""Products of codes below which waking a thread (some 50 us) costs more than it saves."""
 FEW = 64
 """Tokens per thread from which they are shared out; below that the outputs are."""
 
@@ -56,7 +56,7 @@ def in_threads(
     Each call has `size` bytes of scratch memory by itself.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or weights * max(tokens, 4) < WORTH:  # a few tokens take the time to read the weights
+    if threads == 1 or weights * tokens < WORTH:
         run(*given, scratch(size), 0, tokens, 0, streams)
         return
     if tokens >= FEW * threads:
