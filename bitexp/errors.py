@@ -7,7 +7,7 @@ import errno
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-MEMORY = ("out of memory", "can't allocate memory", "bad_alloc")
+MEMORY = ("out of memory", "allocate memory", "bad_alloc", "failed to map segment")
 
 
 class UserError(Exception):
@@ -57,7 +57,7 @@ def describe_crash(crash: BaseException) -> dict[str, str]:
     """The kind and reason of a failure: out of memory, disk full, or a crash."""
     text = str(crash).strip().splitlines()
     reason = f"{type(crash).__name__}: {text[0] if text else ''}".rstrip(": ")
-    if isinstance(crash, MemoryError) or any(words in str(crash) for words in MEMORY):
+    if isinstance(crash, MemoryError) or any(words in str(crash).lower() for words in MEMORY):
         return {"kind": "out_of_memory", "reason": f"out of memory ({reason})"}
     if isinstance(crash, OSError) and crash.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return {"kind": "disk_full", "reason": f"the disk is full ({reason})"}

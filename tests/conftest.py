@@ -43,7 +43,8 @@ settings.load_profile("bitexp")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hides GPUs from all tests but those for them: a process that has seen one cannot be forked."""
+    """Hears Ctrl-C; hides GPUs from all tests but those for them: who has seen one cannot be forked."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us beside it
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

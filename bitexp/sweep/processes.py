@@ -142,8 +142,13 @@ def account(code: int, log: Path) -> dict[str, Any]:
 
 
 def end_with_parent() -> None:
-    """In a job: has the system send SIGTERM when the watching process dies, so that no orphan trains on."""
+    """In a job: has the system send SIGTERM when the watching process dies, so that no orphan trains on.
+
+    It also hears SIGINT again, which a shell makes those ignore that it starts in the background.
+    """
     parent = int(os.environ.get(JOB, 0))
+    if parent and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not parent or not sys.platform.startswith("linux") or os.getppid() != parent:
         return
     with contextlib.suppress(OSError, AttributeError):

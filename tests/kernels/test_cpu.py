@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitexp.kernels import KERNELS
-from bitexp.kernels.cpu import Cpu, Packed, layout, threads
+from bitexp.kernels.cpu import Cpu, Packed, layout, memory, threads
 from bitexp.kernels.cpu.jit import missing
 
 if missing():
@@ -414,3 +414,21 @@ def test_numpy_agrees_about_the_codes() -> None:
     codes = np.rint(x.numpy() * (np.float32(1) / absmax * np.float32(127)))
     expected = codes * (absmax / np.float32(127))
     assert np.array_equal(kernel.linear(x, prepared, None, 127, False).numpy(), expected)
+
+
+def test_packed_weights_share_huge_pages_and_go_with_the_last_of_them(monkeypatch: Any) -> None:
+    monkeypatch.setattr(memory, "_arena", [])
+    first, second = (memory.copied(torch.full((3, 100), n, dtype=torch.uint8)) for n in (1, 2))
+    assert [int(t.sum()) for t in (first, second)] == [300, 600]
+    assert second.data_ptr() - first.data_ptr() == 320  # whole cache lines
+    assert first.data_ptr() % memory.LINE == 0
+    large = memory.copied(torch.zeros(memory.ARENA + memory.HUGE, dtype=torch.uint8))
+    assert abs(large.data_ptr() - first.data_ptr()) > memory.ARENA - memory.HUGE
+
+
+def test_a_layer_is_copied_and_pickled_without_the_memory_of_others() -> None:
+    prepared = KERNELS.get("cpu").prepare(torch.ones(64, 64, dtype=torch.int8), torch.tensor(0.5))
+    assert len(pickle.dumps(prepared)) < 20_000
+    x = torch.randn(2, 64)
+    again = pickle.loads(pickle.dumps(prepared))
+    assert torch.equal(again.linear(x, None, 127, False), prepared.linear(x, None, 127, False))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitexp.kernels.cpu import layout
+from bitexp.kernels.cpu import layout, memory
 from bitexp.kernels.cpu.jit import missing
 from bitexp.kernels.cpu.threads import in_threads
 from bitexp.kernels.cpu.training import CpuTraining
@@ -38,16 +38,16 @@ class Packed:
     ) -> None:
         from bitexp.kernels.cpu.layer import layer, scratch_bytes
 
-        self.weights, self.scale, self.bits, self.isa = weights, scale, bits, isa
+        self.weights, self.scale, self.bits, self.isa = memory.copied(weights), scale, bits, isa
         self.outputs, self.inputs = outputs, inputs
         steps = F.pad(scale.detach().float().expand(outputs), (0, -outputs % layout.STREAM))
         self.steps = torch.cat([steps, torch.full((layout.STREAM,), -0.0)])
         self.run, self.scratch = layer(isa, bits), scratch_bytes
-        self.given = weights.data_ptr(), self.steps.data_ptr(), inputs, outputs
+        self.given = self.weights.data_ptr(), self.steps.data_ptr(), inputs, outputs
         self.streams, self.size = len(weights), outputs * inputs
 
     def __reduce__(self) -> tuple[Any, ...]:  # compiled functions are not copied with it
-        return Packed, (self.weights, self.scale, self.bits, self.outputs, self.inputs, self.isa)
+        return Packed, (self.weights.clone(), self.scale, self.bits, self.outputs, self.inputs, self.isa)
 
     def codes(self) -> Tensor:
         """The int8 codes `[outputs, inputs]`."""
