@@ -54,7 +54,15 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
 
 
 def describe_crash(crash: BaseException) -> dict[str, str]:
-    """The kind and reason of a failure: out of memory, disk full, or a crash."""
+    """The kind and reason of a failure: out of memory, disk full, or a crash.
+
+    What came before counts as well: torch answers a lack of memory or disk while it saves with another error.
+    """
+    before = crash.__cause__ or crash.__context__
+    if isinstance(before, MemoryError | OSError):
+        found = describe_crash(before)
+        if found["kind"] != "crash":
+            return found
     text = str(crash).strip().splitlines()
     reason = f"{type(crash).__name__}: {text[0] if text else ''}".rstrip(": ")
     if isinstance(crash, MemoryError) or any(words in str(crash).lower() for words in MEMORY):

@@ -312,6 +312,16 @@ def test_describe_crash(crash: Exception, kind: str, reason: str) -> None:
     assert described["reason"].startswith(reason)
 
 
+def test_what_came_before_a_crash_explains_it() -> None:
+    try:
+        try:
+            raise MemoryError
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3 vs 2")
+    except RuntimeError as crash:
+        assert describe_crash(crash)["kind"] == "out_of_memory"
+
+
 def test_another_package_brings_its_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import EntryPoint
 
