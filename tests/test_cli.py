@@ -313,13 +313,11 @@ def test_describe_crash(crash: Exception, kind: str, reason: str) -> None:
 
 
 def test_what_came_before_a_crash_explains_it() -> None:
-    try:
-        try:
-            raise MemoryError
-        finally:
-            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3 vs 2")
-    except RuntimeError as crash:
-        assert describe_crash(crash)["kind"] == "out_of_memory"
+    crash = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 3 vs 2")
+    crash.__context__ = MemoryError()
+    assert describe_crash(crash)["kind"] == "out_of_memory"
+    crash.__context__ = KeyError("x")
+    assert describe_crash(crash)["kind"] == "crash"
 
 
 def test_another_package_brings_its_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
