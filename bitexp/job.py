@@ -23,6 +23,7 @@ from bitexp.settings import read_settings
 from bitexp.sweep.judge import judge_of
 from bitexp.sweep.processes import JOB, end_with_parent
 from bitexp.sweep.tuned import apply_tuned
+from bitexp.track.folder import validation_of
 
 if TYPE_CHECKING:
     from bitexp.run import Outcome
@@ -71,8 +72,7 @@ def make(config: DictConfig) -> float | None:
         write_record(hydra, record)
         if stopped:
             raise KeyboardInterrupt
-    validated = str(result.get("headline")).replace("test/", "val/")
-    return (result.get("metrics") or {}).get(validated)
+    return (result.get("metrics") or {}).get(validation_of(str(result.get("headline"))))
 
 
 def run(config: dict[str, Any], overrides: list[str], number: int | None) -> Outcome:

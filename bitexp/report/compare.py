@@ -12,6 +12,7 @@ from bitexp.report.axes import Axes, find_axes, values
 from bitexp.report.energy import NODE, energy
 from bitexp.report.runs import Run
 from bitexp.report.stats import Paired, Spread, front, holm, paired, spread, within
+from bitexp.track.folder import validation_of
 
 BASELINE = "full"
 """The precision that the others are compared with."""
@@ -106,6 +107,11 @@ class Comparison:
     def held_out(self) -> bool:
         """Whether settings could be chosen on validation data."""
         return all(cell.validated is not None for cell in self.cells)
+
+    @property
+    def judged_by(self) -> str:
+        """The metric that settings were chosen by."""
+        return validation_of(self.metric) if self.held_out else self.metric
 
     def front(self, costs: Sequence[float | None]) -> list[int]:
         """The rows on the Pareto front of quality against a cost per row; rows without one are left out."""

@@ -16,6 +16,7 @@ from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE, shown
 from bitexp.report.runs import Run
 from bitexp.report.table import one_line, plain
+from bitexp.track.folder import validation_of
 
 SHOWN = 12
 """Rows that one plot can tell apart."""
@@ -123,7 +124,7 @@ def averaged(runs: Sequence[Run], metric: str) -> Curve:
 
 def curves(found: Comparison) -> Figure | None:
     """Learning curves of the chosen settings: validation and training loss, with bands over seeds."""
-    validated = found.metric.replace("test/", "val/")
+    validated = validation_of(found.metric)
     return lines(found, found.rows[:SHOWN], (validated, "train/loss"), logarithmic=("train/loss",))
 
 

@@ -17,7 +17,7 @@ import yaml
 
 from bitexp.errors import UserError
 from bitexp.files import read_json
-from bitexp.track.folder import RunFolder
+from bitexp.track.folder import RunFolder, validation_of
 
 LARGEST, SMALL = 1_000_000, 20_000
 """Characters of a config beyond which a file is none of ours, and of one as most are."""
@@ -83,7 +83,7 @@ class Run:
     @property
     def validated(self) -> float | None:
         """The same metric on the validation part, where there is one."""
-        return self.metrics.get(self.headline.replace("test/", "val/"))
+        return self.metrics.get(validation_of(self.headline))
 
     @property
     def data(self) -> str:

@@ -72,7 +72,7 @@ def heat(found: Comparison, failed: Sequence[Run]) -> Figure | None:
         draw = squares if grid else points
         image = draw(panel, found, row, x, y, xs, ys, scale, lost)
     bar = drawing.colorbar(image, ax=panels, shrink=0.85, aspect=30, pad=0.015)
-    bar.set_label(found.metric.replace("test/", "val/") if found.held_out else found.metric)
+    bar.set_label(found.judged_by)
     bar.outline.set_visible(False)
     return drawing
 
@@ -189,7 +189,7 @@ def sweep_lines(found: Comparison) -> Figure | None:
         panel.set_xscale("log")
         figure.logarithmic(panel.xaxis)
     panel.set_xlabel(found.axes.tuned[0])
-    panel.set_ylabel(found.metric.replace("test/", "val/") if found.held_out else found.metric)
+    panel.set_ylabel(found.judged_by)
     legend(drawing, axes)
     return drawing
 

@@ -11,6 +11,7 @@ from bitexp.report.energy import NODE, PICOJOULES, shown
 from bitexp.report.runs import Run
 from bitexp.report.table import FILE, LONG, SHORT, Column, Table, axis_columns, numeric, plain, word
 from bitexp.report.words import caption, mean_text, p_text, total
+from bitexp.track.folder import validation_of
 
 LR_DECAY = "lr x decay"  # summed over the steps: what a weight decay comes to
 
@@ -99,7 +100,7 @@ def setting_column(title: str, key: str) -> Column:
 def setting_table(found: Comparison) -> Table:
     """Every setting of every precision, whether chosen or not."""
     axes = found.axes
-    validated = found.metric.replace("test/", "val/")
+    validated = validation_of(found.metric)
     columns = [
         word("precision", "precision", lambda cell: cell.precision),
         *axis_columns(axes.apart, lambda cell: cell.apart, found.cells),

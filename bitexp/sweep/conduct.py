@@ -10,6 +10,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from bitexp.sweep.board import Board
+from bitexp.sweep.processes import STOPPING
 from bitexp.sweep.study import Ending, Mine, Study
 
 POLL = 2.0  # seconds between looks at trials of other workers, when there is nothing else to do
@@ -43,9 +44,8 @@ class Conductor:
         """
         if workers == 1:
             return self._work()
-        ends = [
-            threading.Event() for _ in range(workers)
-        ]  # a join() that Ctrl-C breaks off cannot be repeated
+        # events, since a join() that Ctrl-C breaks off cannot be repeated
+        ends = [threading.Event() for _ in range(workers)]
         for end in ends:
             threading.Thread(target=self._guarded, args=(end,), daemon=True).start()
         try:
@@ -53,7 +53,7 @@ class Conductor:
                 end.wait()
         except KeyboardInterrupt:
             self.stop.set()
-            self.board.say("Stopping: the jobs under way save a checkpoint; Ctrl-C again kills them.")
+            self.board.say(STOPPING)
             halt()
             try:
                 for end in ends:

@@ -20,6 +20,7 @@ from bitexp.files import read_json, write_json
 JOB = "BITEXP_JOB"
 """In the environment of a process that is one job of a multirun: the process that watches it."""
 STOPPED = {"status": "stopped", "kind": "signal", "reason": "SIGINT"}
+STOPPING = "Stopping: the jobs under way save a checkpoint; Ctrl-C again kills them."
 TAIL = 5  # lines of a job's log that are quoted when it dies
 
 

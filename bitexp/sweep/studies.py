@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import bitexp.compat  # noqa: F401
 
+import contextlib
 import itertools
+import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +30,7 @@ from bitexp.sweep.outcome import Found, say_findings
 from bitexp.sweep.samplers import PerCell, latest, values
 from bitexp.sweep.storage import Store
 from bitexp.sweep.study import Definition, Direction, Ending, Limits, Mine, Study, build_pruner
-from bitexp.sweep.tuned import KEYS, write_tuned
+from bitexp.sweep.tuned import check_tunes, write_tuned
 from bitexp.tasks import TASKS
 from bitexp.track.folder import outputs
 
@@ -82,10 +85,8 @@ def make_studies(
             "nothing to search: name a key with more than one value, as in "
             "'optimizer.lr=tag(log, interval(1e-4, 1e-1))'"
         )
-    if options.write_tuned and not any(f"optimizer.{key}" in drawn for key in KEYS):
-        raise UserError(
-            "hydra.sweeper.write_tuned=true needs a sweep over optimizer.lr or optimizer.weight_decay"
-        )
+    if options.write_tuned:
+        check_tunes(drawn)
     if options.write_tuned and len(options.objectives) > 1:
         raise UserError("hydra.sweeper.write_tuned=true needs one objective: several have no best trial")
     plans = []
@@ -262,16 +263,21 @@ class Plan:
 
 
 class Progresses:
-    """What running trials have reported last, for the live view."""
+    """What running trials have reported last, for the live view, which asks for each row twice a second."""
+
+    EVERY = 2.0  # seconds between looks into the storage
 
     def __init__(self, study: Study) -> None:
         self.study = study
+        self._trials: list[FrozenTrial] = []
+        self._at = -math.inf
 
     def __call__(self, number: int) -> str:
-        try:
-            values = self.study.trials()[number].intermediate_values
-        except Exception:  # a view is not worth an end: the storage may be away
-            return ""
+        if time.monotonic() - self._at > self.EVERY:
+            self._at = time.monotonic()
+            with contextlib.suppress(Exception):  # a view is not worth an end: the storage may be away
+                self._trials = self.study.trials()
+        values = self._trials[number].intermediate_values if number < len(self._trials) else {}
         if not values:
             return ""
         step = max(values)

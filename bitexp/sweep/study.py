@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import optuna
@@ -181,7 +182,8 @@ class Study:
                 suggest(trial, key, distribution)
             params = dict(trial.params)
         begun = int(frozen.user_attrs.get("begun", 0)) + 1
-        for key, value in {"begun": begun, SEEN: time.time(), OWNER: self._me}.items():
+        # the count last: where a database goes away in between, this trial is taken and counted anew
+        for key, value in {SEEN: time.time(), OWNER: self._me, "begun": begun}.items():
             self.study._storage.set_trial_user_attr(frozen._trial_id, key, value)
         self._mine.add(number)
         return Mine(number, params, begun, before)
@@ -206,7 +208,7 @@ class Study:
             ending = Ending("failed", "diverged", "an objective is nan", run=ending.run)
         with self.store.exclusive(self.name):
             frozen = self.trials()[trial.number]
-            if frozen.state != TrialState.RUNNING or frozen.user_attrs.get(OWNER) != self._me:
+            if not self._holds(frozen):
                 self._mine.discard(trial.number)
                 return frozen.user_attrs.get(OWNER) == self._me  # told before, and the answer was lost
             handle = self.study._storage.set_trial_user_attr
@@ -228,14 +230,8 @@ class Study:
     def release(self, number: int) -> None:
         """Leaves a trial to whoever comes next, its run to be continued."""
 
-        def work() -> None:
-            with self.store.exclusive(self.name):
-                frozen = self.trials()[number]
-                if frozen.state == TrialState.RUNNING and frozen.user_attrs.get(OWNER) == self._me:
-                    self.study._storage.set_trial_user_attr(frozen._trial_id, OWNER, "")
-
         self._mine.discard(number)
-        self.store.patiently(work, patience=5.0)
+        self.store.patiently(lambda: self._mark(number, OWNER, ""), patience=5.0)
 
     def again(self, trial: Mine, ending: Ending) -> bool:
         """Whether a failed trial is to be tried once more right away."""
@@ -281,13 +277,20 @@ class Study:
     def _heartbeat(self) -> None:
         while not self._beat.wait(self.limits.heartbeat):
             for number in list(self._mine):
-                self.store.patiently(lambda number=number: self._sign(number))  # type: ignore[misc]
+                self.store.patiently(partial(self._sign, number))
 
     def _sign(self, number: int) -> None:
+        self._mark(number, SEEN, time.time())
+
+    def _mark(self, number: int, key: str, value: Any) -> None:
+        """Sets a user attribute of a trial, as long as it is ours."""
         with self.store.exclusive(self.name):
             frozen = self.trials()[number]
-            if frozen.state == TrialState.RUNNING and frozen.user_attrs.get(OWNER) == self._me:
-                self.study._storage.set_trial_user_attr(frozen._trial_id, SEEN, time.time())
+            if self._holds(frozen):
+                self.study._storage.set_trial_user_attr(frozen._trial_id, key, value)
+
+    def _holds(self, trial: FrozenTrial) -> bool:
+        return trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == self._me
 
 
 def suggest(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> None:

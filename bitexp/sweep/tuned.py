@@ -9,7 +9,7 @@ A line is for a precision, or for one with further choices that were typed; late
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ def apply_tuned(config: DictConfig, hydra: Any, overrides: Sequence[str]) -> Non
             config.optimizer[key] = value
 
 
+def check_tunes(swept: Iterable[str]) -> None:
+    """Raises `UserError` where nothing that is kept as a tuned setting is among the swept keys."""
+    if not {f"optimizer.{key}" for key in KEYS} & set(swept):
+        raise UserError(
+            "hydra.sweeper.write_tuned=true needs a sweep over optimizer.lr or optimizer.weight_decay"
+        )
+
+
 def write_tuned(name: str, precision: str, params: Mapping[str, Any], sources: Sequence[Any]) -> Path:
     """Puts a tuned setting into the experiment's file, in the place of that precision's line or at the end.
 
@@ -66,11 +74,8 @@ def write_tuned(name: str, precision: str, params: Mapping[str, Any], sources: S
     Raises:
         UserError: nothing to keep, or no folder that can be written.
     """
+    check_tunes(params)
     kept = {key: params[f"optimizer.{key}"] for key in KEYS if f"optimizer.{key}" in params}
-    if not kept:
-        raise UserError(
-            "hydra.sweeper.write_tuned=true needs a sweep over optimizer.lr or optimizer.weight_decay"
-        )
     folder = next((Path(s.path) for s in sources if s.schema == "file" and os.access(s.path, os.W_OK)), None)
     if folder is None:
         raise UserError("no folder of configs can be written: give --config-dir=FOLDER")

@@ -38,6 +38,11 @@ FINISHED = ("metrics", "headline", "better", "lr_decay_sum", "step_ms")
 """What that of a finished run holds besides."""
 
 
+def validation_of(metric: str) -> str:
+    """The name under which a metric of the test set is measured on the validation part."""
+    return metric.replace("test/", "val/")
+
+
 class Busy(UserError):
     """Another process is running this very run."""
 

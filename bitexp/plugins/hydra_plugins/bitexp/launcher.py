@@ -45,6 +45,7 @@ class ProcessLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from bitexp.console import Report
         from bitexp.sweep.board import Board
+        from bitexp.sweep.processes import STOPPING
 
         setup_globals()
         jobs = list(enumerate(job_overrides, start=initial_job_idx))
@@ -65,7 +66,7 @@ class ProcessLauncher(Launcher):
                     return [future.result() for future in futures]
                 except KeyboardInterrupt:
                     say = board.say if self.watched else Report().line
-                    say("Stopping: the jobs under way save a checkpoint; Ctrl-C again kills them.")
+                    say(STOPPING)
                     self.stop()
                     try:
                         wait(futures)

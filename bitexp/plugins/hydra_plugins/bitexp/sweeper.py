@@ -19,7 +19,8 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from hydra_plugins.bitexp.launcher import plain
+from omegaconf import DictConfig, open_dict
 
 
 class OptunaSweeper(Sweeper):
@@ -44,8 +45,7 @@ class OptunaSweeper(Sweeper):
         from bitexp.sweep.options import read_sweeper
         from bitexp.sweep.studies import make_studies
 
-        options: Any = OmegaConf.to_container(OmegaConf.create(self.raw), resolve=True)
-        chosen = read_sweeper(options)
+        chosen = read_sweeper(plain(self.raw))
         words = [f"{key}={value}" for key, value in chosen.params.items()] + arguments
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = {override.key_or_group: override for override in parser.parse_overrides(words)}
