@@ -3,19 +3,27 @@
 Linear layers with codes of up to four bits and a step per tensor or per output run compiled (`layer.py`), in
 the layout of `layout.py`, with the fastest instructions of the processor (`dots.py`). Convolutions, steps per
 group, wider codes and float activations go the way of `int8`.
+
+Where weights are read from memory, Python's own data have left the cache, and a few lines take as long as a
+tenth of a small layer. So few lines are on the way of a token, and names of torch are looked up once.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, float32, get_num_threads, is_grad_enabled
+from torch._C import _are_functorch_transforms_active as transformed
+from torch._C import _get_tracing_state as traced
+from torch._C import _len_torch_dispatch_stack as dispatch_modes  # fake tensors, make_fx
+from torch.compiler import is_compiling
 
-from bitexp.kernels.cpu import layout, memory
+from bitexp.kernels.cpu import layout, memory, threads
 from bitexp.kernels.cpu.jit import missing
-from bitexp.kernels.cpu.threads import in_threads
+from bitexp.kernels.cpu.threads import in_threads, scratch
 from bitexp.kernels.cpu.training import CpuTraining
 from bitexp.kernels.int8 import Int8
 from bitexp.kernels.reference import Reference
@@ -41,10 +49,11 @@ class Packed:
         self.weights, self.scale, self.bits, self.isa = memory.copied(weights), scale, bits, isa
         self.outputs, self.inputs = outputs, inputs
         steps = F.pad(scale.detach().float().expand(outputs), (0, -outputs % layout.STREAM))
-        self.steps = torch.cat([steps, torch.full((layout.STREAM,), -0.0)])
-        self.run, self.scratch = layer(isa, bits), scratch_bytes
-        self.given = self.weights.data_ptr(), self.steps.data_ptr(), inputs, outputs
-        self.streams, self.size = len(weights), outputs * inputs
+        self.steps = torch.cat([steps, steps.new_full((layout.STREAM,), -0.0)])
+        where = self.weights.data_ptr(), self.steps.data_ptr()
+        self.run = functools.partial(layer(isa, bits), *where, inputs, outputs)
+        self.scratch, self.streams = scratch_bytes(inputs), len(weights)
+        self.few = -(-threads.WORTH // (outputs * inputs))  # tokens from which on more threads are worth it
 
     def __reduce__(self) -> tuple[Any, ...]:  # compiled functions are not copied with it
         return Packed, (self.weights.clone(), self.scale, self.bits, self.outputs, self.inputs, self.isa)
@@ -54,15 +63,28 @@ class Packed:
         return layout.unpack(self.weights, self.bits, self.outputs, self.inputs)
 
     def linear(self, x: Tensor, bias: Tensor | None, act_qmax: int, scaled_bias: bool) -> Tensor:
-        """`[..., inputs]` floats -> `[..., outputs]`."""
+        """`[..., inputs]` floats -> `[..., outputs]`.
+
+        Raises:
+            ValueError: other inputs, or a bias of another shape.
+        """
+        *lead, inputs = x.shape if x.dim() else [0]
+        if inputs != self.inputs:
+            raise ValueError(f"inputs of shape {list(x.shape)} do not end in {self.inputs} features")
         x = x.contiguous()
-        y = torch.empty((*x.shape[:-1], self.outputs))
-        tokens = x.numel() // self.inputs
+        y = x.new_empty(*lead, self.outputs)  # not as one tuple, which takes torch half as long again
+        address = 0
         if bias is not None:
+            if bias.shape != (self.outputs,):
+                raise ValueError(f"a bias of shape {list(bias.shape)} does not fit {self.outputs} outputs")
             bias = bias.contiguous()  # alive by this name while its address is used
-        address = 0 if bias is None else bias.data_ptr()
-        given = (*self.given, act_qmax, address, scaled_bias, x.data_ptr(), y.data_ptr())
-        in_threads(self.run, given, self.scratch(self.inputs, tokens), tokens, self.streams, self.size)
+            address = bias.data_ptr()
+        given = act_qmax, address, scaled_bias, x.data_ptr(), y.data_ptr()
+        tokens = x.numel() // inputs
+        if tokens < self.few or get_num_threads() == 1:
+            self.run(*given, scratch(self.scratch), 0, tokens, 0, self.streams)
+        else:
+            in_threads(self.run, given, self.scratch, tokens, self.streams)
         return y
 
 
@@ -104,10 +126,6 @@ class Cpu(Reference):
     ) -> Tensor:
         if not isinstance(prepared, Packed):
             return self.other.linear(x, prepared, bias, act_qmax, scaled_bias)
-        if x.dim() == 0 or x.shape[-1] != prepared.inputs:
-            raise ValueError(f"inputs of shape {list(x.shape)} do not end in {prepared.inputs} features")
-        if bias is not None and bias.shape != (prepared.outputs,):
-            raise ValueError(f"a bias of shape {list(bias.shape)} does not fit {prepared.outputs} outputs")
         if act_qmax and runs_by_address(x) and (bias is None or runs_by_address(bias)):
             return prepared.linear(x, bias, act_qmax, scaled_bias)
         codes = prepared.codes(), prepared.scale
@@ -126,13 +144,16 @@ class Cpu(Reference):
 
 
 def runs_by_address(x: Tensor) -> bool:
-    """Whether a tensor may be read past torch: fp32 in memory, no gradient, transform or compiler around."""
-    return not (
-        x.dtype != torch.float32
-        or not x.is_cpu
-        or (x.requires_grad and torch.is_grad_enabled())
-        or torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+    """Whether a tensor may be read past torch: fp32 in memory, and nothing that follows its operations."""
+    return (
+        type(x) is Tensor
+        and x.dtype is float32
+        and x.is_cpu
+        and not (x.requires_grad and is_grad_enabled())
+        and not is_compiling()
+        and not transformed()
+        and not dispatch_modes()
+        and not traced()
     )
 
 

