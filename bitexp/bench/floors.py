@@ -1,7 +1,8 @@
 """What the processor allows at best, measured beside the kernels: reading bytes, and bare sums of products.
 
 read_bytes    adds up memory in four accumulators: no kernel reads its weights faster
-bare_dots     the instruction of an instruction set on registers alone: no kernel multiplies faster
+bare_dots     the instruction of an instruction set on registers alone: no kernel multiplies faster; only for
+              sets that have one for products and their sum (elsewhere the products leave the loop)
 """
 
 from __future__ import annotations

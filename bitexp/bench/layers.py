@@ -139,19 +139,24 @@ def prepare(
 
 
 def floors(cache: str, outputs: int, inputs: int, tokens: int) -> dict[str, list[Call]]:
-    """Reading as many bytes as the packed weights have, and as many products as the layer has."""
+    """Reading as many bytes as the packed weights have, and as many products as the layer has.
+
+    The second only where the processor has an instruction for them.
+    """
     if missing():
         return {}
     from bitexp.bench.floors import CHAINS, bare_dots, read_bytes
-    from bitexp.kernels.cpu.dots import supported
+    from bitexp.kernels.cpu.dots import ISAS, supported
 
     size = max(256, outputs * inputs // 4 // 256 * 256)
     copies = 1 if cache == "hot" else min(600, -(-COLD // size))
     memory = torch.ones(copies, size, dtype=torch.uint8)
-    read, dots = read_bytes(), bare_dots(supported()[0])
-    turns = max(1, outputs * inputs * tokens // (64 * CHAINS))
-    reads: list[Callable[[], Any]] = [functools.partial(call_on, read, line) for line in memory]
-    return {READ: reads, DOTS: [functools.partial(dots, turns, 1)]}
+    read, isa = read_bytes(), supported()[0]
+    found: dict[str, list[Call]] = {READ: [functools.partial(call_on, read, line) for line in memory]}
+    if not ISAS[isa].paired:
+        turns = max(1, outputs * inputs * tokens // (64 * CHAINS))
+        found[DOTS] = [functools.partial(bare_dots(isa), turns, 1)]
+    return found
 
 
 def call_on(read: Callable[[int, int], int], memory: torch.Tensor) -> int:

@@ -6,8 +6,6 @@ import copy
 import functools
 import os
 import pickle
-import subprocess
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -30,10 +28,8 @@ from bitexp.kernels.cpu.jit import missing
 if missing():
     pytest.skip(str(missing()), allow_module_level=True)
 
-from llvmlite import binding, ir
 
-from bitexp.kernels.cpu.dots import F32, I64, ISAS, supported
-from bitexp.kernels.cpu.tile import emit_quantize, emit_tile
+from bitexp.kernels.cpu.dots import supported
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = KERNELS.get("reference")
@@ -371,75 +367,6 @@ def test_a_forked_process_has_its_own_threads(
 
     ended = start(work).wait()
     assert ended.code == 0, ended.err
-
-
-# other processors
-
-
-@pytest.mark.parametrize("variables", [{"NUMBA_CPU_NAME": "generic"}, {"NUMBA_CPU_FEATURES": "+avx2"}])
-def test_a_processor_without_the_newest_instructions(variables: dict[str, str]) -> None:
-    program = """
-import torch
-from bitexp.kernels import KERNELS
-from bitexp.kernels.cpu.dots import supported
-kernel, x = KERNELS.get("cpu"), torch.randn(7, 100)
-codes = (torch.arange(7000).reshape(70, 100) % 3 - 1).to(torch.int8)
-y = kernel.linear(x, kernel.prepare(codes, torch.tensor(0.1)), None, 127, False)
-z = KERNELS.get("reference").linear(x, (codes, torch.tensor(0.1)), None, 127, False)
-print(supported()[0], torch.equal(y, z))
-"""
-    if "NUMBA_CPU_FEATURES" in variables and "avx2" not in supported():
-        pytest.skip("no avx2 here")
-    command = [sys.executable, "-c", program]
-    environment = {**os.environ, **variables, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
-    isa = "avx2" if "NUMBA_CPU_FEATURES" in variables else "generic"
-    assert done.stdout.split() == [isa, "True"]
-
-
-@pytest.mark.parametrize(
-    ("isa", "triple", "processor", "features", "instruction"),
-    [
-        ("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", "+dotprod", "sdot"),
-        ("neon", "arm64-apple-macosx", "apple-m1", "", "sdot"),
-        ("vnni512", "x86_64-unknown-linux-gnu", "icelake-server", "", "vpdpbusd"),
-        ("avxvnni", "x86_64-unknown-linux-gnu", "alderlake", "", "vpdpbusd"),
-        ("avx2", "x86_64-unknown-linux-gnu", "haswell", "", "vpmaddubsw"),
-        ("generic", "riscv64-unknown-linux-gnu", "generic-rv64", "+m,+a,+f,+d", "mul"),
-    ],
-)
-def test_kernels_compile_for_absent_processors(
-    isa: str, triple: str, processor: str, features: str, instruction: str
-) -> None:
-    """To the instruction they are written for, and without fused multiply-add."""
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()
-    module = ir.Module()
-    module.triple = triple
-    one = ISAS[isa]
-    for tokens, panels in (*one.tiles, (1, 4)):
-        name = f"tile{tokens}{panels}"
-        if name in module.globals:
-            continue
-        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 11), name)
-        builder = ir.IRBuilder(function.append_basic_block())
-        emit_tile(builder, one.dots, one.wide, 2, tokens, panels, *function.args)
-        builder.ret_void()
-    kind = ir.FunctionType(ir.VoidType(), [I64, I64, I64, F32, I64, I64])
-    function = ir.Function(module, kind, "codes")
-    builder = ir.IRBuilder(function.append_basic_block())
-    emit_quantize(builder, *function.args)
-    builder.ret_void()
-    parsed = binding.parse_assembly(str(module))
-    parsed.verify()
-    try:
-        target = binding.Target.from_triple(triple)
-    except RuntimeError as error:
-        pytest.skip(f"this llvmlite has no such target: {error}")
-    machine = target.create_target_machine(cpu=processor, features=features, opt=3)
-    assembly = machine.emit_assembly(parsed)
-    assert assembly.count(instruction) >= 64
-    assert not any(fused in assembly for fused in ("fmadd", "fmla", "vfma", "fmsub"))
 
 
 def test_numpy_agrees_about_the_codes() -> None:

@@ -14,13 +14,15 @@ from bitexp.kernels.cpu.dots import ISAS
 from bitexp.kernels.cpu.jit import compiled
 from bitexp.kernels.cpu.tile import NAMES, clear, copy, quantize, tile
 
-ROWS = 96
+ROWS = 80
 """Tokens whose codes are made at once, so that they stay in the second-level cache."""
+SPARE = 4 * 64 * max(isa.tiles[0][0] for isa in ISAS.values())
+"""Bytes of the outputs of a tile in an unfinished stream."""
 
 
 def scratch_bytes(inputs: int) -> int:
     """What a layer needs for codes, their sums and steps, and for the outputs of an unfinished stream."""
-    return ROWS * (inputs + 31 + 8) + 4 * 6 * 64 + 4 * 64
+    return ROWS * (inputs + 31 + 8) + SPARE + 4 * 64
 
 
 @functools.cache
@@ -58,7 +60,7 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
         ldq = max(blocks * 4 * groups, filled)
         rows = max(1, min(ROWS, tokens - token))
         q, sums, steps = scratch, scratch + rows * ldq, scratch + rows * (ldq + 4)
-        spare, padded = scratch + rows * (ldq + 8), scratch + rows * (ldq + 8) + 1536
+        spare, padded = scratch + rows * (ldq + 8), scratch + rows * (ldq + 8) + SPARE
         nothing = scale + (outputs + 63) // 64 * 256
         if bias and outputs % 64:
             copy(bias + 4 * (outputs - outputs % 64), padded, 4 * (outputs % 64))

@@ -15,7 +15,21 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from bitexp.kernels.cpu.dots import BYTES, F32, FLOATS, I8, I32, I64, ISAS, LANES, Builder, Value, call, splat
+from bitexp.kernels.cpu.dots import (
+    BYTES,
+    F32,
+    FLOATS,
+    I8,
+    I32,
+    I64,
+    ISAS,
+    LANES,
+    Builder,
+    Isa,
+    Value,
+    call,
+    splat,
+)
 
 NAMES = list(ISAS)
 MAGIC = 12582912.0
@@ -95,18 +109,17 @@ def tile(context, isa, bits, tokens, panels, w, blocks, q, ldq, sums, steps, sca
         scale, pre, post: float32, one per output, at the first panel's; -0.0 is what adds nothing.
         y, ldy: where float32 outputs go, and bytes from token to token.
     """
-    dots, wide = ISAS[NAMES[isa.literal_value]].dots, ISAS[NAMES[isa.literal_value]].wide
-    width, rows, count = bits.literal_value, tokens.literal_value, panels.literal_value
+    one, shape = ISAS[NAMES[isa.literal_value]], [n.literal_value for n in (bits, tokens, panels)]
 
     def emit(_: Any, b: Builder, __: Any, values: list[Value]) -> Value:
-        emit_tile(b, dots, wide, width, rows, count, *values[4:])
+        emit_tile(b, one, *shape, *values[4:])
         return ir.Constant(ir.IntType(8).as_pointer(), None)
 
     return types.void(isa, bits, tokens, panels, *(types.intp,) * 11), emit
 
 
 def emit_tile(
-    b: Builder, dots: Any, wide: bool, bits: int, rows: int, panels: int,
+    b: Builder, isa: Isa, bits: int, rows: int, panels: int,
     w: Value, blocks: Value, q: Value, ldq: Value, sums: Value, steps: Value,
     scale: Value, pre: Value, post: Value, y: Value, ldy: Value,
 ) -> None:  # fmt: skip
@@ -115,9 +128,12 @@ def emit_tile(
     A single token leaves registers free, so its groups have sums of their own (`chains`). Where all values of
     a byte can be multiplied, up to four groups then stay at their bits instead of being shifted down, and it
     is the sums that are shifted in the end: of `(code << s) * x` no bit below s is set.
+
+    Codes and activations come as late as they can. What is there before waits in registers, and a tile that
+    needs more than there are keeps the rest on the stack, where half of it lies across two cache lines.
     """
     groups = 8 // bits
-    unshifted = min(groups, 4) if wide and rows == 1 else 1
+    unshifted = min(groups, 4) if isa.wide and rows == 1 else 1
     chains = 2 if unshifted == 1 and rows * panels <= 8 else unshifted  # so that no sum waits for another
     zero = splat(0, LANES)
     loop = Loop(b, blocks, *[zero] * (rows * panels * chains))
@@ -130,22 +146,24 @@ def emit_tile(
         hints = [ir.Constant(I32, n) for n in (0, 3, 1)]  # to read, to keep, data
         call(b, "llvm.prefetch.p0", ir.VoidType(), ahead, *hints)
     raw = [load(b, stream, LANES, 64 * j) for j in range(panels)]
-    x = {}
-    for g in range(groups):
+    order = [range(c, groups, chains) for c in range(chains)] if isa.paired else [[g] for g in range(groups)]
+    for batch in order:
+        codes = {}
+        for g in batch:
+            stay = g % unshifted
+            mask = splat((2**bits - 1) << bits * stay, BYTES)
+            for j in range(panels):
+                shift = bits * (g - stay)
+                shifted = b.lshr(raw[j], splat(shift, LANES)) if shift else raw[j]
+                codes[g, j] = b.and_(b.bitcast(shifted, BYTES), mask)
         for i in range(rows):
-            four = load(b, tokens[i], I32, b.add(place, ir.Constant(I64, 4 * g)))
-            x[g, i] = b.bitcast(spread(b, four, LANES), BYTES)
-    codes = {}
-    for g in range(groups):
-        stay = g % unshifted
-        mask = splat((2**bits - 1) << bits * stay, BYTES)
-        for j in range(panels):
-            shift = bits * (g - stay)
-            shifted = b.lshr(raw[j], splat(shift, LANES)) if shift else raw[j]
-            codes[g, j] = b.and_(b.bitcast(shifted, BYTES), mask)
-    for n in range(len(acc)):
-        c, i, j = n // (rows * panels), n // panels % rows, n % panels
-        acc[n] = dots(b, acc[n], [(codes[g, j], x[g, i]) for g in range(c, groups, chains)])
+            x = {}
+            for g in batch:
+                four = load(b, tokens[i], I32, b.add(place, ir.Constant(I64, 4 * g)))
+                x[g] = b.bitcast(spread(b, four, LANES), BYTES)
+            for j in range(panels):
+                n = (batch[0] % chains * rows + i) * panels + j
+                acc[n] = isa.dots(b, acc[n], [(codes[g, j], x[g]) for g in batch])
     total = loop.close(*acc)
     one = rows * panels
     for c in range(1, chains):
