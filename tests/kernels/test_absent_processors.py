@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -108,6 +109,33 @@ def test_kernels_compile_for_absent_processors(
     assembly = target.emit_assembly(parsed)
     assert assembly.count(instruction) >= 64
     assert not any(fused in assembly for fused in ("fmadd", "fmla", "vfma", "fmsub"))
+
+
+def loops(assembly: str, instruction: str) -> list[list[str]]:
+    """The innermost loops with an instruction: from a label to the jump back to it."""
+    found, lines, labels = [], assembly.splitlines(), {}
+    for place, line in enumerate(lines):
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = place
+        elif (jump := re.match(r"\s+j\w+\s+(\.L\w+)", line)) and jump[1] in labels:
+            body = lines[labels.pop(jump[1]) : place]
+            if any(instruction in line for line in body) and not any(
+                line.startswith(".L") for line in body[1:]
+            ):
+                found.append(body)
+    return found
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_no_tile_needs_more_registers_than_there_are(bits: int) -> None:
+    """What a loop keeps on the stack lies across cache lines and takes up to half its time again."""
+    target, module = machine("x86_64-unknown-linux-gnu", "icelake-server", ""), ir.Module()
+    module.triple = "x86_64-unknown-linux-gnu"
+    made = add_kernels(module, "vnni512", bits)
+    found = loops(target.emit_assembly(binding.parse_assembly(str(module))), "vpdpbusd")
+    assert len(found) == len(made) - 1
+    for body in found:
+        assert not [line for line in body if "(%rsp)" in line or "(%rbp)" in line]
 
 
 START = """
