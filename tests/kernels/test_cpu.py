@@ -195,6 +195,14 @@ def test_what_is_not_compiled_is_computed_all_the_same(codes: Tensor, qmax: int)
     assert torch.equal(grouped, REFERENCE.linear(x, (codes, groups), None, qmax, False))
 
 
+class Function(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.forward = function
+
+
 def test_what_follows_the_operations_of_torch_sees_them() -> None:
     """Traces, graphs, fake tensors and derivatives: a product past torch would be missing there."""
     x, codes, steps, bias = case("ternary", 3, 20, 70, True, True)
@@ -212,6 +220,8 @@ def test_what_follows_the_operations_of_torch_sees_them() -> None:
     assert torch.equal(traced(other), expected)
     assert torch.equal(make_fx(function)(x)(other), expected)
     assert torch.equal(torch.compile(function, backend="eager", fullgraph=True)(other), expected)
+    exported = torch.export.export(Function(function), (x,), strict=False)
+    assert torch.equal(exported.module()(other), expected)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert function(mode.from_tensor(x)).shape == (3, 70)
     leaf = x.clone().requires_grad_()

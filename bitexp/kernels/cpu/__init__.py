@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, float32, get_num_threads, is_grad_enabled
 from torch._C import _are_functorch_transforms_active as transformed
 from torch._C import _get_tracing_state as traced
-from torch._C import _len_torch_dispatch_stack as dispatch_modes  # fake tensors, make_fx
-from torch.compiler import is_compiling
+from torch._C import _len_torch_dispatch_stack as dispatch_modes  # fake tensors, make_fx, export
+from torch.compiler import is_dynamo_compiling
 
 from bitexp.kernels.cpu import layout, memory, threads
 from bitexp.kernels.cpu.jit import missing
@@ -68,7 +68,7 @@ class Packed:
         Raises:
             ValueError: other inputs, or a bias of another shape.
         """
-        *lead, inputs = x.shape if x.dim() else [0]
+        *lead, inputs = x.shape or [0]
         if inputs != self.inputs:
             raise ValueError(f"inputs of shape {list(x.shape)} do not end in {self.inputs} features")
         x = x.contiguous()
@@ -150,7 +150,7 @@ def runs_by_address(x: Tensor) -> bool:
         and x.dtype is float32
         and x.is_cpu
         and not (x.requires_grad and is_grad_enabled())
-        and not is_compiling()
+        and not is_dynamo_compiling()
         and not transformed()
         and not dispatch_modes()
         and not traced()
