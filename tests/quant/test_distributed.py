@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -48,7 +49,11 @@ def train(rank: int, folder: str) -> None:
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
     try:
-        torch.save(gradients(DistributedDataParallel(build()), rank), f"{folder}/{rank}.pt")
+        model = DistributedDataParallel(build())
+        torch.save(gradients(model, rank), f"{folder}/{rank}.pt")
+        dist.barrier()
+        del model
+        gc.collect()  # it is in cycles and would hold the group's threads until the interpreter is torn down
     finally:
         dist.destroy_process_group()
 
