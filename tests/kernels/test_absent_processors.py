@@ -75,15 +75,26 @@ def add_kernels(module: Any, isa: str, bits: int) -> dict[str, Any]:
     return made
 
 
-def machine(triple: str, processor: str, features: str) -> Any:
-    """LLVM for a processor."""
+def module_for(triple: str) -> Any:
+    """An empty module for a kind of machine."""
+    module = ir.Module()
+    module.triple = triple
+    return module
+
+
+def assembly_of(module: Any, processor: str, features: str = "") -> str:
+    """The module as LLVM compiles it for a processor."""
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
     try:
-        target = binding.Target.from_triple(triple)
+        target = binding.Target.from_triple(module.triple)
     except RuntimeError as error:
         pytest.skip(f"this llvmlite has no such target: {error}")
-    return target.create_target_machine(cpu=processor, features=features, opt=3)
+    machine = target.create_target_machine(cpu=processor, features=features, opt=3)
+    parsed = binding.parse_assembly(str(module))
+    parsed.verify()
+    assembly: str = machine.emit_assembly(parsed)
+    return assembly
 
 
 @pytest.mark.parametrize(
@@ -101,12 +112,9 @@ def test_kernels_compile_for_absent_processors(
     isa: str, triple: str, processor: str, features: str, instruction: str
 ) -> None:
     """To the instruction they are written for, and without fused multiply-add."""
-    target, module = machine(triple, processor, features), ir.Module()
-    module.triple = triple
+    module = module_for(triple)
     add_kernels(module, isa, 2)
-    parsed = binding.parse_assembly(str(module))
-    parsed.verify()
-    assembly = target.emit_assembly(parsed)
+    assembly = assembly_of(module, processor, features)
     assert assembly.count(instruction) >= 64
     assert not any(fused in assembly for fused in ("fmadd", "fmla", "vfma", "fmsub"))
 
@@ -119,9 +127,8 @@ def loops(assembly: str, instruction: str) -> list[list[str]]:
             labels[label[1]] = place
         elif (jump := re.match(r"\s+j\w+\s+(\.L\w+)", line)) and jump[1] in labels:
             body = lines[labels.pop(jump[1]) : place]
-            if any(instruction in line for line in body) and not any(
-                line.startswith(".L") for line in body[1:]
-            ):
+            innermost = not any(line.startswith(".L") for line in body[1:])
+            if innermost and any(instruction in line for line in body):
                 found.append(body)
     return found
 
@@ -129,10 +136,9 @@ def loops(assembly: str, instruction: str) -> list[list[str]]:
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_no_tile_needs_more_registers_than_there_are(bits: int) -> None:
     """What a loop keeps on the stack lies across cache lines and takes up to half its time again."""
-    target, module = machine("x86_64-unknown-linux-gnu", "icelake-server", ""), ir.Module()
-    module.triple = "x86_64-unknown-linux-gnu"
+    module = module_for("x86_64-unknown-linux-gnu")
     made = add_kernels(module, "vnni512", bits)
-    found = loops(target.emit_assembly(binding.parse_assembly(str(module))), "vpdpbusd")
+    found = loops(assembly_of(module, "icelake-server"), "vpdpbusd")
     assert len(found) == len(made) - 1
     for body in found:
         assert not [line for line in body if "(%rsp)" in line or "(%rbp)" in line]
@@ -168,8 +174,7 @@ class Program:
     """A program without any library: calls of the kernel's pieces on one memory."""
 
     def __init__(self, isa: str, bits: int, size: int) -> None:
-        self.module, self.size = ir.Module(), size
-        self.module.triple = "aarch64-unknown-linux-gnu"
+        self.module, self.size = module_for("aarch64-unknown-linux-gnu"), size
         self.kernels = add_kernels(self.module, isa, bits)
         memory = ir.GlobalVariable(self.module, ir.ArrayType(I8, size), "memory")
         memory.initializer, memory.align = ir.Constant(memory.value_type, None), 64
@@ -187,9 +192,7 @@ class Program:
     def run(self, folder: Path, memory: Any) -> Any:
         """The memory after the program, of the memory before it."""
         self.builder.ret_void()
-        parsed = binding.parse_assembly(str(self.module))
-        parsed.verify()
-        assembly = machine(self.module.triple, "neoverse-n1", "+dotprod").emit_assembly(parsed)
+        assembly = assembly_of(self.module, "neoverse-n1", "+dotprod")
         (folder / "program.s").write_text(assembly + "\n    .text" + START.format(size=self.size))
         assembler = [f"{TOOLS}-as", "-march=armv8.2-a+dotprod", "program.s", "-o", "program.o"]
         for command in (assembler, [f"{TOOLS}-ld", "program.o", "-o", "program"]):
@@ -231,13 +234,13 @@ def test_on_an_emulated_arm_the_kernel_gives_the_reference_s_bits(
     parts |= {"steps": torch.zeros(5), "nothing": torch.full((64,), -0.0)}
     tiles = dict.fromkeys((*ISAS[isa].tiles, (1, 4)))
     parts |= {f"y{tokens}{panels}": torch.full((5, 64), torch.nan) for tokens, panels in tiles}
-    places, size = {}, 0
+    at, size = {}, 0
     for name, part in parts.items():
-        places[name], size = size, size + -(-part.nbytes // 64) * 64 + 8192  # weights are asked for ahead
+        at[name], size = size, size + -(-part.nbytes // 64) * 64
     memory = np.zeros(size, np.uint8)
     for name, part in parts.items():
-        memory[places[name] :][: part.nbytes] = np.frombuffer(part.contiguous().numpy().tobytes(), np.uint8)
-    at, program = places, Program(isa, bits, size)
+        memory[at[name] :][: part.nbytes] = np.frombuffer(part.contiguous().numpy().tobytes(), np.uint8)
+    program = Program(isa, bits, size)
     for r in range(5):
         token = at["x"] + 800 * r, 200, at["q"] + line * r, 127.0, at["sums"] + 4 * r, at["steps"] + 4 * r
         program.call("codes", *token, places=(0, 2, 4, 5))

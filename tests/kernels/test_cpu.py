@@ -152,14 +152,16 @@ def test_ranges_of_tokens_and_streams_make_up_the_whole(isa: str, token: int, st
         ((3, 41), None, r"\[3, 41\] do not end in 40 features"),
         ((), None, r"\[\] do not end in 40"),
         ((3, 40), 23, r"a bias of shape \[23\] does not fit 24 outputs"),
+        ((3, 40), 1, r"a bias of shape \[1\] does not fit 24 outputs"),
     ],
 )
 def test_a_wrong_shape_is_refused(shape: tuple[int, ...], bias: int | None, said: str) -> None:
     kernel = Cpu()
     prepared = kernel.prepare(torch.ones(24, 40, dtype=torch.int8), torch.tensor(1.0))
     added = None if bias is None else torch.zeros(bias)
-    with pytest.raises(ValueError, match=said):
-        kernel.linear(torch.zeros(shape), prepared, added, 127, False)
+    for x in (torch.zeros(shape), torch.zeros(shape, dtype=torch.bfloat16)):  # compiled, and not
+        with pytest.raises(ValueError, match=said):
+            kernel.linear(x, prepared, added, 127, False)
 
 
 def test_steps_that_do_not_fit_are_refused() -> None:

@@ -20,6 +20,7 @@ from torch._C import _are_functorch_transforms_active as transformed
 from torch._C import _get_tracing_state as traced
 from torch._C import _len_torch_dispatch_stack as dispatch_modes  # fake tensors, make_fx, export
 from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
 
 from bitexp.kernels.cpu import layout, memory, threads
 from bitexp.kernels.cpu.jit import missing
@@ -53,7 +54,7 @@ class Packed:
         where = self.weights.data_ptr(), self.steps.data_ptr()
         self.run = functools.partial(layer(isa, bits), *where, inputs, outputs)
         self.scratch, self.streams = scratch_bytes(inputs), len(weights)
-        self.few = -(-threads.WORTH // (outputs * inputs))  # tokens from which on more threads are worth it
+        self.worth = -(-threads.WORTH // (outputs * inputs))  # tokens from which on threads are
 
     def __reduce__(self) -> tuple[Any, ...]:  # compiled functions are not copied with it
         return Packed, (self.weights.clone(), self.scale, self.bits, self.outputs, self.inputs, self.isa)
@@ -63,25 +64,17 @@ class Packed:
         return layout.unpack(self.weights, self.bits, self.outputs, self.inputs)
 
     def linear(self, x: Tensor, bias: Tensor | None, act_qmax: int, scaled_bias: bool) -> Tensor:
-        """`[..., inputs]` floats -> `[..., outputs]`.
-
-        Raises:
-            ValueError: other inputs, or a bias of another shape.
-        """
-        *lead, inputs = x.shape or [0]
-        if inputs != self.inputs:
-            raise ValueError(f"inputs of shape {list(x.shape)} do not end in {self.inputs} features")
+        """`[..., inputs]` floats -> `[..., outputs]`."""
+        *lead, inputs = x.shape
         x = x.contiguous()
         y = x.new_empty(*lead, self.outputs)  # not as one tuple, which takes torch half as long again
         address = 0
         if bias is not None:
-            if bias.shape != (self.outputs,):
-                raise ValueError(f"a bias of shape {list(bias.shape)} does not fit {self.outputs} outputs")
             bias = bias.contiguous()  # alive by this name while its address is used
             address = bias.data_ptr()
         given = act_qmax, address, scaled_bias, x.data_ptr(), y.data_ptr()
         tokens = x.numel() // inputs
-        if tokens < self.few or get_num_threads() == 1:
+        if tokens < self.worth or get_num_threads() == 1:
             self.run(*given, scratch(self.scratch), 0, tokens, 0, self.streams)
         else:
             in_threads(self.run, given, self.scratch, tokens, self.streams)
@@ -126,6 +119,10 @@ class Cpu(Reference):
     ) -> Tensor:
         if not isinstance(prepared, Packed):
             return self.other.linear(x, prepared, bias, act_qmax, scaled_bias)
+        if (x.shape or [0])[-1] != prepared.inputs:
+            raise ValueError(f"inputs of shape {list(x.shape)} do not end in {prepared.inputs} features")
+        if bias is not None and bias.shape != (prepared.outputs,):
+            raise ValueError(f"a bias of shape {list(bias.shape)} does not fit {prepared.outputs} outputs")
         if act_qmax and runs_by_address(x) and (bias is None or runs_by_address(bias)):
             return prepared.linear(x, bias, act_qmax, scaled_bias)
         codes = prepared.codes(), prepared.scale
@@ -146,7 +143,7 @@ class Cpu(Reference):
 def runs_by_address(x: Tensor) -> bool:
     """Whether a tensor may be read past torch: fp32 in memory, and nothing that follows its operations."""
     return (
-        type(x) is Tensor
+        (type(x) is Tensor or type(x) is Parameter)
         and x.dtype is float32
         and x.is_cpu
         and not (x.requires_grad and is_grad_enabled())
