@@ -12,7 +12,7 @@ NOTEBOOK = ("results", "grid", "comparisons")
 
 def __getattr__(name: str) -> Any:
     if name in NOTEBOOK:
-        from bitexp import notebook
+        from bitexp.report import notebook
 
         return getattr(notebook, name)
     raise AttributeError(f"module 'bitexp' has no attribute '{name}'")

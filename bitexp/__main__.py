@@ -15,13 +15,14 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from bitexp.cli import CONF, guarded, register_plugins
+from bitexp.cli.app import composed, register_plugins
+from bitexp.config.paths import CONF
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> Any:
     """One job: a single run, or one of a multirun."""
-    from bitexp.job import make
+    from bitexp.cli.job import make
 
     return make(config)
 
@@ -29,11 +30,11 @@ def job(config: DictConfig) -> Any:
 def main() -> None:
     """`python -m bitexp`. Exit codes: 0 done, 1 a run failed, 2 bad input, 130 stopped."""
     if "BITEXP_FOLLOW" in os.environ and int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        from bitexp.job import follow_first
+        from bitexp.cli.job import follow_first
 
         sys.exit(follow_first())
     register_plugins()
-    sys.exit(guarded(job))
+    sys.exit(composed(job))
 
 
 if __name__ == "__main__":

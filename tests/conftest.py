@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bitexp.compat  # noqa: F401  (before anything imports torchvision)
-
 import copy
 import functools
 import itertools
@@ -27,13 +25,16 @@ from hypothesis import settings
 from omegaconf import OmegaConf
 from PIL import Image
 
-from bitexp.console import Report
-from bitexp.files import write_json, write_yaml
+from bitexp.common.console import Report
+from bitexp.common.files import write_json, write_yaml
+from bitexp.common.torchvision import import_torchvision
+from bitexp.config.schema import QuantizerChoice
 from bitexp.quant import QUANTIZERS, Quantizer
-from bitexp.settings import QuantizerChoice
 
 if TYPE_CHECKING:
-    from bitexp.run import Outcome
+    from bitexp.run.road import Outcome
+
+import_torchvision()
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -126,7 +127,7 @@ def small() -> tuple[str, ...]:
 @pytest.fixture
 def train() -> Callable[..., Outcome]:
     """Makes the small run with further overrides, in this process."""
-    from bitexp.run import run
+    from bitexp.run.road import run
 
     def make(*overrides: str, base: Sequence[str] = SMALL, report: Report | None = None) -> Outcome:
         words = (*base, *overrides)
@@ -258,7 +259,7 @@ def start(tmp_path: Path) -> Callable[[Callable[[], Any]], Child]:
 @pytest.fixture(scope="session")
 def command(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ended]:
     """`python -m bitexp WORDS...` in a process of its own; `first` runs before it, to arrange a fault."""
-    import bitexp.run  # noqa: F401  (else every process would)
+    import bitexp.run.road  # noqa: F401  (else every process would)
 
     def call(*words: str, first: Callable[[], Any] = lambda: None) -> Ended:
         def work() -> None:

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 import bitexp.__main__
+from bitexp.config.schema import read_settings
 from bitexp.kernels import KERNELS
 from bitexp.quant import QUANTIZERS
-from bitexp.settings import read_settings
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"

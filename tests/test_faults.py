@@ -22,11 +22,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-import bitexp.evaluate
-import bitexp.fit
-from bitexp.callbacks.checkpoints import BEST, DAMAGED, LAST, PREVIOUS, damage, load_checkpoint
-from bitexp.console import Report
-from bitexp.errors import UserError
+import bitexp.run.evaluate
+import bitexp.run.fit
+from bitexp.common.console import Report
+from bitexp.common.errors import UserError
+from bitexp.track.checkpoint_files import BEST, DAMAGED, LAST, PREVIOUS, damage, load_checkpoint
 from bitexp.track.folder import RunFolder
 
 EVERY_STEP = "callbacks.checkpoint.every_steps=1"
@@ -75,12 +75,12 @@ class At(pl.Callback):
 
 def arrange(hook: str, count: int, act: Callable[[], Any]) -> None:
     """Adds `At` to the trainer of this process, after all other callbacks."""
-    build = bitexp.fit.build_trainer
+    build = bitexp.run.fit.build_trainer
 
     def build_with(settings: Any, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
         return build(settings, [*callbacks, At(hook, count, act)], loggers)
 
-    bitexp.fit.build_trainer = build_with
+    bitexp.run.fit.build_trainer = build_with
 
 
 def send(*signals: int) -> None:
@@ -143,7 +143,7 @@ def assert_same(folder: Path, expected: dict[str, Any]) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, compose_config: Any, base: Any) -> Any:
     """What remains of a variant of its run when nothing happens to it; each is made once."""
-    from bitexp.run import run
+    from bitexp.run.road import run
 
     made: dict[str, dict[str, Any]] = {}
 
@@ -375,14 +375,14 @@ def test_a_signal_ends_a_run_after_a_checkpoint(
 
 def test_a_signal_during_the_test_stops_too(command: Any, train: Any, small: Any, undisturbed: Any) -> None:
     def arrange_signal() -> None:
-        test = bitexp.evaluate.test
+        test = bitexp.run.evaluate.test
 
         def stop_and_test(*arguments: Any) -> dict[str, float]:
-            bitexp.evaluate.test = test
+            bitexp.run.evaluate.test = test
             send(signal.SIGTERM)
             return test(*arguments)
 
-        bitexp.evaluate.test = stop_and_test
+        bitexp.run.evaluate.test = stop_and_test
 
     assert command(*small, first=arrange_signal).code == 143
     assert_same(train().folder, undisturbed("plain"))
@@ -494,13 +494,13 @@ def test_no_flipped_bit_of_a_checkpoint_goes_unseen(interrupted: Path) -> None:
 
 def test_a_damaged_best_checkpoint_is_not_tested(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     words = VARIANTS["best"]
-    test = bitexp.evaluate.test
+    test = bitexp.run.evaluate.test
     with monkeypatch.context() as patch:
-        patch.setattr(bitexp.evaluate, "test", lambda *_: 1 / 0)
+        patch.setattr(bitexp.run.evaluate, "test", lambda *_: 1 / 0)
         outcome = train(*words)
     assert (outcome.status, outcome.result["kind"]) == ("failed", "crash")
     flip_a_bit(outcome.folder / "checkpoints" / BEST)
-    assert bitexp.evaluate.test is test
+    assert bitexp.run.evaluate.test is test
     with pytest.raises(UserError, match=r"best\.ckpt is damaged.* rerun=true"):
         train(*words)
 
@@ -578,7 +578,7 @@ def test_a_crash_is_recorded_and_tried_again(
         raise RuntimeError("boom\nand more")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bitexp.fit, "build_trainer", bitexp.fit.build_trainer)
+        patch.setattr(bitexp.run.fit, "build_trainer", bitexp.run.fit.build_trainer)
         arrange("on_train_batch_start", 6, crash)
         outcome = train(report=Report())
     assert (outcome.status, outcome.result["kind"]) == ("failed", "crash")
@@ -708,16 +708,16 @@ def test_one_failed_job_does_not_stop_the_others(command: Any, small: Any, outpu
 
 def test_a_crash_before_the_run_does_not_stop_the_others(command: Any, small: Any) -> None:
     def break_one() -> None:
-        import bitexp.run
+        import bitexp.run.road
 
-        build = bitexp.run.build
+        build = bitexp.run.road.build
 
         def build_or_crash(settings: Any) -> Any:
             if settings.seed == 1:
                 raise ZeroDivisionError("by seed 1")
             return build(settings)
 
-        bitexp.run.build = build_or_crash
+        bitexp.run.road.build = build_or_crash
 
     ended = command("-m", *small, "seed=0,1,2", first=break_one)
     assert ended.code == 1

@@ -18,7 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
-import bitexp.run  # noqa: F401  (children that are forked do not import it again)
+import bitexp.run.road  # noqa: F401  (children that are forked do not import it again)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -103,7 +103,7 @@ def test_a_command_of_the_readme_runs(
             words[0] if words else ""
         )
         ended = other_program(command, module, [*words, "--rounds", "1", *(small or ["--batch", "2"])])
-    elif module == "bitexp.generate":
+    elif module == "bitexp.deploy.generate":
         trained = command("+experiment=lm_ternary", "model.depth=1", *TINY)
         assert trained.code == 0, trained.err
         words[0] = str(outputs / Path(words[0]).name)
@@ -117,7 +117,7 @@ def test_a_command_of_the_readme_runs(
             monkeypatch.setattr("time.sleep", interrupt)
         ended = other_program(command, module, words)
         assert "2 runs, 0 of them not finished" in ended.out
-    elif module == "bitexp.dashboard":
+    elif module == "bitexp.report.dashboard":
         words[words.index("--entity") + 1] = "me"
         ended = other_program(command, module, [*words, "--json", str(tmp_path / "workspace.json")])
         assert (tmp_path / "workspace.json").exists()
@@ -160,7 +160,7 @@ def test_the_core_works_in_a_notebook() -> None:
     (code,) = [block for block in blocks("python") if "quantize(model" in block]
     names: dict[str, Any] = {}
     exec(code, names)
-    from bitexp.quant.linear import BitLinear
+    from bitexp.quant.layers import BitLinear
 
     assert isinstance(names["model"][0], BitLinear)
     assert isinstance(names["model"][2], torch.nn.Linear)

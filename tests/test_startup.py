@@ -83,7 +83,8 @@ def test_a_wrong_value_costs_the_schema_but_not_torch(
 
 
 @pytest.mark.parametrize(
-    "module", ["bitexp", "bitexp.cli", "bitexp.console", "bitexp.errors", "bitexp.settings"]
+    "module",
+    ["bitexp", "bitexp.cli.app", "bitexp.common.console", "bitexp.common.errors", "bitexp.config.schema"],
 )
 def test_light_modules(module: str) -> None:
     program = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules and m != 'pydantic'])"

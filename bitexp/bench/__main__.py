@@ -11,15 +11,13 @@ Each has a --help of its own.
 
 from __future__ import annotations
 
-import bitexp.compat  # noqa: F401
-
 import argparse
 import sys
 
 from bitexp.bench import gpu, layers, models, steps
-from bitexp.cli import guarded
-from bitexp.console import Report, error
-from bitexp.errors import nearest
+from bitexp.common.console import Report, error
+from bitexp.common.exit import guarded
+from bitexp.common.spelling import nearest
 
 BENCHMARKS = {"step": steps, "layers": layers, "models": models, "gpu": gpu}
 

@@ -11,8 +11,6 @@ GPU. `error` is the distance from the exact product of the same codes, relative 
 
 from __future__ import annotations
 
-import bitexp.compat  # noqa: F401
-
 import argparse
 import csv
 import statistics
@@ -29,10 +27,10 @@ from rich.table import Table
 from torch import Tensor
 
 from bitexp.bench.gpu_layers import BASE, CANDIDATES, check_gpu
-from bitexp.cli import guarded
-from bitexp.console import Report
-from bitexp.errors import UserError
-from bitexp.quant.activations import absmax_codes
+from bitexp.common.console import Report
+from bitexp.common.errors import UserError
+from bitexp.common.exit import guarded
+from bitexp.quant.activations.absmax import absmax_codes
 
 LAYERS = ("2560x6912", "13824x2560", "4096x4096", "1024x1024")
 TOKENS = (1, 4, 16, 64, 512, 4096)

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitexp.errors import UserError
+from bitexp.common.errors import UserError
 from bitexp.kernels import KERNELS
-from bitexp.quant.activations import absmax_codes
+from bitexp.quant.activations.absmax import absmax_codes
 
 Layer = Callable[[Tensor], Tensor]
 Make = Callable[[Tensor, Tensor], Layer]

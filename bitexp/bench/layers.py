@@ -25,8 +25,9 @@ from bitexp.bench.output import save_rows
 from bitexp.bench.peers import PEERS, Peer
 from bitexp.bench.roofline import DOTS, READ, Row, plot_roofline
 from bitexp.bench.timing import Call, measure
-from bitexp.console import Report
-from bitexp.errors import UserError, nearest
+from bitexp.common.console import Report
+from bitexp.common.errors import UserError
+from bitexp.common.spelling import nearest
 from bitexp.kernels.cpu.jit import missing
 
 COLD = 144 << 20

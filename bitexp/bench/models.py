@@ -26,11 +26,13 @@ from bitexp.bench.layers import positive
 from bitexp.bench.output import save_rows
 from bitexp.bench.step import build_model, composed
 from bitexp.bench.timing import Call, measure
-from bitexp.cli import CONF
-from bitexp.console import Report, amount, size
-from bitexp.errors import UserError, nearest
+from bitexp.common.console import Report
+from bitexp.common.errors import UserError
+from bitexp.common.format import amount, size
+from bitexp.common.spelling import nearest
+from bitexp.config.paths import CONF
+from bitexp.deploy.frozen import freeze
 from bitexp.kernels import KERNELS
-from bitexp.kernels.frozen import freeze
 from bitexp.models.decoder import Decoder
 from bitexp.models.generation import Sampling, generate
 from bitexp.quant import QUANTIZERS

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bitexp.errors import UserError
+from bitexp.common.errors import UserError
 
 
 def save_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:

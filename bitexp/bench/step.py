@@ -13,21 +13,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from bitexp.bench.workloads import WORKLOADS, tokens
-from bitexp.build import accepted
-from bitexp.cli import CONF
-from bitexp.cost import saved_bytes
-from bitexp.errors import UserError
+from bitexp.cli.explain import explain
+from bitexp.common.errors import UserError
+from bitexp.config.arguments import keywords
+from bitexp.config.paths import CONF
+from bitexp.config.schema import Settings, read_settings
+from bitexp.deploy.cost import saved_bytes
 from bitexp.kernels import choose_kernel
 from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import matches, quantize
-from bitexp.quant.linear import QuantizedLayer, set_product
+from bitexp.quant.layers import QuantizedLayer, set_product
 from bitexp.report.compare import order
-from bitexp.settings import Settings, keywords, read_settings
+from bitexp.run.build import accepted
 
 PEER = "bitlinear 2.4.6"
 BF16 = " bf16"
@@ -106,7 +109,10 @@ def configured(options: argparse.Namespace) -> Workload:
 def composed(model: str, quantizer: str) -> Settings:
     """The settings for a model at a precision."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"model={model}", f"quantizer={quantizer}"])
+        try:
+            config = compose("config", [f"model={model}", f"quantizer={quantizer}"])
+        except HydraException as problem:
+            raise UserError(explain(problem)) from problem
     resolved: Any = OmegaConf.to_container(config, resolve=True)
     return read_settings(resolved)
 

@@ -17,7 +17,8 @@ from rich import box
 from rich.table import Table
 
 from bitexp.bench.step import Cost, candidates, measure
-from bitexp.console import Report, size
+from bitexp.common.console import Report
+from bitexp.common.format import size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import bitexp.compat  # noqa: F401
-
 from typing import Any, ClassVar
 
-import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bitexp.data.bounds import at_least
+from bitexp.common.checks import at_least
+from bitexp.common.lightning import pl
 from bitexp.data.loader import ResumableLoader, evaluation_plan, training_plan
 
 

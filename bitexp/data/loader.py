@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from bitexp.data.draws import generator
-from bitexp.errors import UserError
+from bitexp.common.errors import UserError
+from bitexp.common.randomness import generator
 
 Plan = Callable[[int], list[list[int]]]  # an epoch -> the indices of the samples in each batch
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from bitexp.registry import Registry
+from bitexp.common.registry import Registry
 
 DATA: Registry[Any] = Registry("data")

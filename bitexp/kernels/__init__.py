@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from bitexp.common.registry import load_modules
 from bitexp.kernels.registry import KERNELS, Kernel, choose_kernel
-from bitexp.registry import load_modules
 
 load_modules(__name__, __path__)
 

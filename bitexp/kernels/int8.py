@@ -11,7 +11,9 @@ from torch import Tensor
 
 from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import KERNELS
-from bitexp.quant.product import ConvArgs, Product, float_product
+from bitexp.quant.backend import Product
+from bitexp.quant.product import float_product
+from bitexp.quant.spec import ConvArgs
 
 
 def int8_product(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from bitexp.kernels.registry import KERNELS
-from bitexp.quant.activations import absmax_codes
-from bitexp.quant.function import FusedLinear
-from bitexp.quant.product import ConvArgs, Geometry, Product, float_product, scaled_product
+from bitexp.quant.activations.absmax import absmax_codes
+from bitexp.quant.backend import FusedLinear, Product
+from bitexp.quant.product import float_product, scaled_product
+from bitexp.quant.spec import ConvArgs, Geometry
 
 
 class Reference:

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from bitexp.quant.function import FusedLinear
-from bitexp.quant.product import ConvArgs, Product
-from bitexp.registry import Registry
+from bitexp.common.errors import Unusable
+from bitexp.common.registry import Registry
+from bitexp.quant.backend import FusedLinear, Product
+from bitexp.quant.spec import ConvArgs
 
 
 class Kernel(Protocol):
@@ -65,7 +66,7 @@ def choose_kernel(name: str, device: str) -> tuple[Kernel, str, str]:
     if name != "auto":
         kernel: Kernel = KERNELS.get(name)
         if reason := kernel.unavailable(device):
-            raise ValueError(f"kernel={name} cannot run here: {reason}")
+            raise Unusable(f"kernel={name} cannot run here: {reason}")
         return kernel, name, "asked for"
     passed: list[str] = []
     for candidate in PREFERENCE:
@@ -74,4 +75,4 @@ def choose_kernel(name: str, device: str) -> tuple[Kernel, str, str]:
         if reason is None:
             return kernel, candidate, "; ".join(["auto: the fastest that runs here", *passed])
         passed.append(f"{candidate}: {reason}")
-    raise ValueError(f"no kernel runs here: {'; '.join(passed)}")
+    raise Unusable(f"no kernel runs here: {'; '.join(passed)}")

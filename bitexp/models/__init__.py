@@ -1,7 +1,7 @@
 """Plain networks that know no quantizer. A file in this folder that registers a model is enough."""
 
+from bitexp.common.registry import load_modules
 from bitexp.models.registry import MODELS
-from bitexp.registry import load_modules
 
 load_modules(__name__, __path__)
 

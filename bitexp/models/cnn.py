@@ -11,7 +11,7 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitexp.models import checks
+from bitexp.common import checks
 from bitexp.models.registry import MODELS
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitexp.models import checks
+from bitexp.common import checks
 from bitexp.models.registry import MODELS
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from bitexp.registry import Registry
+from bitexp.common.registry import Registry
 
 MODELS: Registry[Callable[..., nn.Module]] = Registry("model")
 """name -> a class or function that takes what it needs of the data (`shape` and `classes`, or `vocabulary`

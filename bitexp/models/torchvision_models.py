@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from bitexp.models import checks
+from bitexp.common import checks
+from bitexp.common.torchvision import import_torchvision
 from bitexp.models.registry import MODELS
 
 EXAMPLE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 299)
@@ -52,7 +53,7 @@ def torchvision_model(
 
 def torchvision_builders() -> Any:
     """The module `torchvision.models`, imported when a model asks for it."""
-    importlib.import_module("bitexp.compat")
+    import_torchvision()
     return importlib.import_module("torchvision.models")
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitexp.models import checks
+from bitexp.common import checks
 from bitexp.models.registry import MODELS
 
 EPS = 1e-6

@@ -5,8 +5,8 @@ Every module of this folder is loaded, so that a new quantizer is one file (or o
 
 from __future__ import annotations
 
-from bitexp.quant.registry import QUANTIZERS, Quantizer
-from bitexp.registry import load_modules
+from bitexp.common.registry import load_modules
+from bitexp.quant.quantizer import QUANTIZERS, Quantizer
 
 load_modules(__name__, __path__)
 

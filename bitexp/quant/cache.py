@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from bitexp.quant.function import transformed
-from bitexp.quant.registry import Quantizer
+from bitexp.quant.modes import transformed
+from bitexp.quant.quantizer import Quantizer
 
 _steps = 0
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from bitexp.errors import nearest
-from bitexp.quant.linear import BitConv2d, BitLinear, QuantizedLayer
-from bitexp.quant.registry import Quantizer
+from bitexp.common.spelling import nearest
+from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
+from bitexp.quant.quantizer import Quantizer
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import sys
 import time
 from pathlib import Path
 
-from bitexp.cli import Progress, guarded
-from bitexp.console import Report, error
-from bitexp.errors import UserError
+from bitexp.common.console import Report, error
+from bitexp.common.errors import UserError
+from bitexp.common.exit import Progress, guarded
 
 
 def arguments() -> argparse.Namespace:
@@ -75,11 +75,11 @@ def state(paths: list[Path]) -> list[tuple[str, float]]:
 def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None:
     """Reads the runs, writes the report, and says the short table and where the page is."""
     with report.console.status("reading runs"):
-        from bitexp.report.build import build
+        from bitexp.report.columns import one_line
         from bitexp.report.runs import read_runs
-        from bitexp.report.study import read_studies
-        from bitexp.report.table import one_line
-        from bitexp.sweep.table import tell
+        from bitexp.report.studies import read_studies
+        from bitexp.report.terminal import tell
+        from bitexp.report.write import build
 
         runs, problems = read_runs(paths)
         studies, damaged = read_studies(paths)

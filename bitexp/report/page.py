@@ -9,13 +9,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bitexp.report import figure
+from bitexp.report.columns import LONG, SHORT, Table, plain, word
 from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
+from bitexp.report.formats import comma_separated, escape, latex, markdown, web
 from bitexp.report.runs import Problem, Run
-from bitexp.report.study import Study
-from bitexp.report.table import LONG, SHORT, Table, plain, word
-from bitexp.report.views import comma_separated, escape, latex, markdown, web
-from bitexp.report.words import verdict
+from bitexp.report.studies import Study
+from bitexp.report.wording import verdict
 
 CSS = """
 *{box-sizing:border-box}

@@ -9,13 +9,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bitexp.console import size
+from bitexp.common.format import size
 from bitexp.report import figure
 from bitexp.report.axes import DATA
+from bitexp.report.columns import one_line, plain
 from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE, shown
 from bitexp.report.runs import Run
-from bitexp.report.table import one_line, plain
 from bitexp.track.folder import validation_of
 
 SHOWN = 12

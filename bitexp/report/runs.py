@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 
-from bitexp.errors import UserError
-from bitexp.files import read_json
+from bitexp.common.errors import UserError
+from bitexp.common.files import read_json
 from bitexp.track.folder import RunFolder, validation_of
 
 LARGEST, SMALL = 1_000_000, 20_000

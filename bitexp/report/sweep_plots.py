@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 
 from bitexp.report import figure
 from bitexp.report.axes import values
+from bitexp.report.columns import plain
 from bitexp.report.compare import Cell, Comparison, Row, sortable
 from bitexp.report.plots import label, legend, short, ticks
 from bitexp.report.runs import Run
-from bitexp.report.table import plain
 
 FACETS = 12
 """Heat maps in one figure."""

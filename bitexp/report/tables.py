@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bitexp.console import amount, size
+from bitexp.common.format import amount, size
+from bitexp.report.columns import FILE, LONG, SHORT, Column, Table, axis_columns, numeric, plain, word
 from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE, PICOJOULES, shown
 from bitexp.report.runs import Run
-from bitexp.report.table import FILE, LONG, SHORT, Column, Table, axis_columns, numeric, plain, word
-from bitexp.report.words import caption, mean_text, p_text, total
+from bitexp.report.wording import caption, mean_text, p_text, total
 from bitexp.track.folder import validation_of
 
 LR_DECAY = "lr x decay"  # summed over the steps: what a weight decay comes to

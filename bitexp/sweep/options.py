@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from bitexp.errors import UserError
-from bitexp.settings import Count, Positive, Section, explain
+from bitexp.common.errors import UserError
+from bitexp.config.explain import explain
+from bitexp.config.schema import Count, Positive, Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 NotBelow0 = Annotated[int, Field(ge=0)]

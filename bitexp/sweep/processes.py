@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitexp.files import read_json, write_json
+from bitexp.common.files import read_json, write_json
 
 JOB = "BITEXP_JOB"
 """In the environment of a process that is one job of a multirun: the process that watches it."""

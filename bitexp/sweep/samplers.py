@@ -14,7 +14,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
-from bitexp.errors import UserError, nearest
+from bitexp.common.errors import UserError
+from bitexp.common.spelling import nearest
 
 RETRY_OF = "retry_of"
 SEQUENCES = ("GridSampler", "QMCSampler")

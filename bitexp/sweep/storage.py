@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
-from bitexp.errors import UserError, nearest
+from bitexp.common.errors import UserError
+from bitexp.common.spelling import nearest
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage

@@ -28,10 +28,10 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from bitexp.errors import UserError
+from bitexp.common.errors import UserError
+from bitexp.sweep.ownership import OWNER, SEEN, gone, host, myself
 from bitexp.sweep.samplers import EXHAUSTIVE, RETRY_OF, PerCell, build, cells, values
 from bitexp.sweep.storage import Store
-from bitexp.sweep.worker import OWNER, SEEN, gone, host, myself
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 

@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from bitexp.errors import UserError
-from bitexp.files import write_atomic
+from bitexp.common.errors import UserError
+from bitexp.common.files import write_atomic
 
 KEYS = ("lr", "weight_decay")
 

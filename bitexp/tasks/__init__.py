@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bitexp.registry import load_modules
+from bitexp.common.registry import load_modules
 from bitexp.tasks.task import TASKS, Task
 
 load_modules(__name__, __path__)

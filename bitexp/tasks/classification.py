@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from bitexp.settings import Adam, Sgd
+from bitexp.config.schema import Adam, Sgd
 from bitexp.tasks.task import TASKS, Task
 
 Strength = Annotated[float, Field(ge=0)]
@@ -82,8 +82,6 @@ def mixer(classes: int, mixup: float, cutmix: float) -> Any | None:
     """torchvision's MixUp, CutMix, or a draw between the two; None when both are off."""
     if mixup == 0 and cutmix == 0:
         return None
-    import bitexp.compat  # noqa: F401
-
     from torchvision.transforms import v2
 
     choices: list[nn.Module] = []

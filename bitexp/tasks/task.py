@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import bitexp.compat  # noqa: F401
-
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from bitexp.registry import Registry
-from bitexp.settings import Adam, Sgd
-from bitexp.tasks.optimizers import build_optimizer
+from bitexp.common.lightning import pl
+from bitexp.common.registry import Registry
+from bitexp.config.schema import Adam, Sgd
+from bitexp.train.optimizers import build_optimizer
 
 TASKS: Registry[type[Task]] = Registry("task")
 

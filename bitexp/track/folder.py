@@ -18,9 +18,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bitexp.errors import UserError
-from bitexp.files import read_json, read_yaml, write_json, write_yaml
-from bitexp.settings import Settings
+from bitexp.common.errors import UserError
+from bitexp.common.files import read_json, read_yaml, write_json, write_yaml
+from bitexp.config.schema import Settings
 
 UNIMPORTANT = (
     "name", "tuned", "rerun", "logger",

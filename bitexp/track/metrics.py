@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import bitexp.compat  # noqa: F401
-
 import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from bitexp.common.lightning import pl
 
 HEADER = "step,epoch,metric,value\n"
 

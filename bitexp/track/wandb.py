@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlparse
 
-from bitexp.console import Report
-from bitexp.errors import Pruned, UserError
-from bitexp.settings import Settings
+from bitexp.common.console import Report
+from bitexp.common.errors import Pruned, UserError
+from bitexp.config.schema import Settings
 from bitexp.track.folder import RunFolder
 
 

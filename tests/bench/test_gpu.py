@@ -12,9 +12,9 @@ import torch
 
 from bitexp.bench import gpu
 from bitexp.bench.gpu_layers import BASE, CANDIDATES, Make, bf16, int_mm
-from bitexp.console import Report
-from bitexp.errors import UserError
-from bitexp.quant.activations import absmax_codes
+from bitexp.common.console import Report
+from bitexp.common.errors import UserError
+from bitexp.quant.activations.absmax import absmax_codes
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 from bitexp.bench.step import BF16, PEER, candidates, layer_bytes, measure
 from bitexp.bench.workloads import WORKLOADS
-from bitexp.quant.linear import quantized_layers
+from bitexp.quant.layers import quantized_layers
 
 
 def options(model: str, **changes: object) -> argparse.Namespace:

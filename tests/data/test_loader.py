@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitexp.data.augment import Augmentation
-from bitexp.data.images import Prepared, Stored
+from bitexp.common.errors import UserError
+from bitexp.data.images.augment import Augmentation
+from bitexp.data.images.batches import Prepared, Stored
 from bitexp.data.loader import ResumableLoader, evaluation_plan, training_plan
-from bitexp.errors import UserError
 
 sizes = {
     "count": st.integers(1, 90),

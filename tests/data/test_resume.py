@@ -8,8 +8,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from bitexp.data.image_data import ImageData
-from bitexp.data.images import Stored
+from bitexp.data.images.base import ImageData
+from bitexp.data.images.batches import Stored
 
 COUNT = 70  # 56 to train on: 7 batches of 8
 

@@ -7,8 +7,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from bitexp.config.arguments import check_arguments, keywords
 from bitexp.data import DATA
-from bitexp.settings import check_arguments, keywords
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "data").glob("*.yaml"))
 

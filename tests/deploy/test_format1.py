@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from bitexp.deploy.packed_file import load_packed
 from bitexp.kernels import KERNELS
-from bitexp.packed import load_packed
-from bitexp.run import Outcome
+from bitexp.run.road import Outcome
 
 FILES = Path(__file__).parents[1] / "files" / "format1"
 METRICS = json.loads((FILES / "reference_metrics.json").read_text())

@@ -15,7 +15,7 @@ from torch import Tensor
 from bitexp.kernels import KERNELS
 from bitexp.kernels.cpu.training import LONG, CpuTraining
 from bitexp.quant import QUANTIZERS
-from bitexp.quant.registry import Arithmetic
+from bitexp.quant.backend import Arithmetic
 
 pytestmark = pytest.mark.skipif(KERNELS.get("cpu").unavailable("cpu") is not None, reason="no numba")
 

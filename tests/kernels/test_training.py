@@ -19,9 +19,10 @@ from torch.utils.checkpoint import checkpoint
 from bitexp.kernels import KERNELS
 from bitexp.kernels.cpu.training import CpuTraining, width
 from bitexp.quant import Quantizer
-from bitexp.quant.activations import absmax_codes, normalize
-from bitexp.quant.function import Spec
-from bitexp.quant.linear import BitConv2d, BitLinear, dequantize, quantized_layers, set_product
+from bitexp.quant.activations.absmax import absmax_codes
+from bitexp.quant.backend import Spec
+from bitexp.quant.layers import BitConv2d, BitLinear, dequantize, quantized_layers, set_product
+from bitexp.quant.norms import normalize
 from bitexp.quant.product import float_product
 
 Make = Callable[..., Quantizer]

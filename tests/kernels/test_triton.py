@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from packaging.version import Version
 from torch import nn
 
+from bitexp.deploy.cuda_graph import Replay
+from bitexp.deploy.frozen import freeze
+from bitexp.deploy.fused_norm import FusedLinear, fuse_norms
 from bitexp.kernels import KERNELS, choose_kernel
-from bitexp.kernels.frozen import freeze
-from bitexp.kernels.gpu.fused import FusedLinear, fuse_norms
-from bitexp.kernels.gpu.graph import Replay
 from bitexp.kernels.gpu.layout import Packed, bits_for, pack, unpack
-from bitexp.quant.linear import BitConv2d, BitLinear
+from bitexp.quant.layers import BitConv2d, BitLinear
 from bitexp.quant.product import float_product
 
 TRITON = KERNELS.get("triton")

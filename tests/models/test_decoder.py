@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bitexp.description import Description
+from bitexp.deploy.description import Description
+from bitexp.deploy.frozen import FrozenLayer, freeze
+from bitexp.deploy.packed_file import load_packed, save_packed, sizes
 from bitexp.kernels import KERNELS
-from bitexp.kernels.frozen import FrozenLayer, freeze
 from bitexp.models.decoder import Cache, Decoder, rotate, rotation
-from bitexp.packed import load_packed, save_packed, sizes
 from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
-from bitexp.quant.linear import BitLinear
+from bitexp.quant.layers import BitLinear
 
 TINY: dict[str, Any] = {
     "vocabulary": 37,

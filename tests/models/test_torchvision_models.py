@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bitexp.compat  # noqa: F401  must come before torchvision
-
 from typing import Any
 
 import pytest

@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from torch.testing import assert_close
 
-from bitexp.quant.activations import absmax_codes, normalize, normalize_backward
+from bitexp.quant.activations.absmax import absmax_codes
+from bitexp.quant.norms import normalize, normalize_backward
 
 TOKENS = arrays(
     np.float32,

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 
 from bitexp.quant import Quantizer
-from bitexp.quant.linear import BitLinear
+from bitexp.quant.layers import BitLinear
 
 Make = Callable[..., Quantizer]
 

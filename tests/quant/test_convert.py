@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bitexp.quant import Quantizer
 from bitexp.quant.convert import matches, prove, quantize
-from bitexp.quant.linear import BitConv2d, BitLinear, QuantizedLayer, quantized_layers
+from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer, quantized_layers
 
 Make = Callable[..., Quantizer]
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from bitexp.quant import QUANTIZERS
-from bitexp.quant.linear import BitConv2d, BitLinear
+from bitexp.quant.layers import BitConv2d, BitLinear
 
 RANKS = 2
 

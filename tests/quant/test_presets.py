@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
-from bitexp.quant.linear import BitLinear, set_lambda
+from bitexp.quant.layers import BitLinear, set_lambda
 
 SHAPES = [(7, 48), (3, 5, 48)]
 

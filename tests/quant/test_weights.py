@@ -13,10 +13,10 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from torch.testing import assert_close
 
+from bitexp.deploy.packing import LAYOUTS, choose_layout
 from bitexp.quant import QUANTIZERS, Quantizer
-from bitexp.quant.linear import dequantize
-from bitexp.quant.packing import LAYOUTS, choose_layout
-from bitexp.quant.registry import EPS
+from bitexp.quant.layers import dequantize
+from bitexp.quant.spec import EPS
 
 NAMES = [name for name in QUANTIZERS.names() if QUANTIZERS.get(name).quantizes_weights]
 ROUNDING = [name for name in NAMES if QUANTIZERS.get(name).codes is Quantizer.codes]

@@ -15,7 +15,7 @@ from bitexp.report.energy import PICOJOULES, energy, shown
 from bitexp.report.runs import read_runs
 from bitexp.report.stats import holm, paired
 from bitexp.report.tables import bytes_table, precision_table, setting_table
-from bitexp.report.words import caption
+from bitexp.report.wording import caption
 
 Write = Callable[..., Path]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from bitexp.errors import UserError
-from bitexp.files import write_json
+from bitexp.common.errors import UserError
+from bitexp.common.files import write_json
 from bitexp.report.runs import Problem, Run, read_run, read_runs
 
 Write = Callable[..., Path]

@@ -13,12 +13,12 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial
 
-from bitexp.console import Report
-from bitexp.sweep import conduct
-from bitexp.sweep.board import Board
-from bitexp.sweep.conduct import Conductor
+from bitexp.common.console import Report
+from bitexp.sweep import workers as conduct
+from bitexp.sweep.live_view import Board
 from bitexp.sweep.storage import Store
 from bitexp.sweep.study import Definition, Ending, Limits, Mine, Study
+from bitexp.sweep.workers import Conductor
 
 LR = FloatDistribution(1e-4, 1e-1, log=True)
 SPACES = {

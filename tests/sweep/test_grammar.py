@@ -8,8 +8,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from bitexp.cli import register_plugins
-from bitexp.errors import UserError
+from bitexp.cli.app import register_plugins
+from bitexp.common.errors import UserError
 
 register_plugins()
 from hydra_plugins.bitexp.sweeper import distribution, key  # noqa: E402

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from bitexp.sweep.worker import began
+from bitexp.sweep.ownership import began
 
 ROOT = Path(__file__).parents[2]
 OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.sampler={name: BruteForceSampler, seed: 0}")

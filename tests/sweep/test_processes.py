@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from bitexp.files import read_json, write_json
+from bitexp.common.files import read_json, write_json
+from bitexp.sweep.ownership import began
 from bitexp.sweep.processes import JOB, Processes
-from bitexp.sweep.worker import began
 
 RECORD = {"overrides": ["seed=1"], "tuned": False}
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from bitexp.callbacks.pruning import Pruning
-from bitexp.errors import Pruned
-from bitexp.sweep.judge import STUDY, StudyJudge, StudyOfJobs, judge_of
+from bitexp.common.errors import Pruned
+from bitexp.sweep.trial_reporter import STUDY, StudyJudge, StudyOfJobs, judge_of
+from bitexp.train.pruning import Pruning
 
 ROOT = Path(__file__).parents[2]
 OPTUNA = (

@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages import JournalStorage
 from optuna.trial import TrialState
 
-from bitexp.errors import UserError
+from bitexp.common.errors import UserError
 from bitexp.sweep.samplers import PerCell, build, choices, values
 from bitexp.sweep.study import Ending, Mine, build_pruner, trial_of
 

@@ -15,7 +15,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from bitexp.errors import UserError
+from bitexp.common.errors import UserError
 from bitexp.sweep import storage
 from bitexp.sweep.storage import Store, shown
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from bitexp.errors import UserError
+from bitexp.common.errors import UserError
+from bitexp.sweep.ownership import OWNER, SEEN, began, gone, machine, myself
 from bitexp.sweep.study import Ending, Mine
-from bitexp.sweep.worker import OWNER, SEEN, began, gone, machine, myself
 
 Launch = Callable[[Mine], Ending]
 

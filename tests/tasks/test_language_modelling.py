@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.text import Perplexity
 
-from bitexp.callbacks import progress
-from bitexp.settings import Adam
+from bitexp.config.schema import Adam
 from bitexp.tasks import TASKS
 from bitexp.tasks.language_modelling import LanguageModelling
+from bitexp.train import progress
 
 VOCABULARY = 11
 ADAM = Adam(name="adamw", lr=0.01, weight_decay=0.0, betas=[0.9, 0.95], eps=1e-8, stochastic_rounding=False)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bitexp.settings import Settings, read_settings
+from bitexp.config.schema import Settings, read_settings
 from bitexp.track import folder as folders
 from bitexp.track.folder import FINISHED, RESULT, Busy, RunFolder, outputs
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-import bitexp.fit
-from bitexp.console import Report
-from bitexp.errors import UserError
-from bitexp.settings import read_settings
+import bitexp.run.fit
+from bitexp.common.console import Report
+from bitexp.common.errors import UserError
+from bitexp.config.schema import read_settings
 from bitexp.track import wandb as ours
 
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_MODE", "NETRC")
@@ -82,7 +82,7 @@ def test_each_run_of_a_process_has_its_own_also_after_a_failure(tracked: Any) ->
 
 def test_a_run_that_resumes_keeps_its_wandb_id(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(bitexp.run, "measure", lambda *_: 1 / 0)
+        patch.setattr(bitexp.run.road, "measure", lambda *_: 1 / 0)
         assert tracked().status == "failed"
     outcome = tracked()
     assert outcome.status == "finished"
@@ -108,13 +108,13 @@ def test_a_run_goes_on_where_wandb_cannot_start(
 def test_a_run_goes_on_where_wandb_cannot_write(
     tracked: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begin = bitexp.run.RunFolder.begin
+    begin = bitexp.run.road.RunFolder.begin
 
     def begin_and_block(self: Any, *arguments: Any) -> None:
         begin(self, *arguments)
         (self.path / "wandb").write_text("a file where wandb wants a folder")
 
-    monkeypatch.setattr(bitexp.run.RunFolder, "begin", begin_and_block)
+    monkeypatch.setattr(bitexp.run.road.RunFolder, "begin", begin_and_block)
     outcome = tracked(report=Report())
     assert outcome.status == "finished"
     assert outcome.result["metrics"]["test/loss"] == outcome.result["metrics"]["test_packed/loss"]

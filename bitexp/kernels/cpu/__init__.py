@@ -29,7 +29,7 @@ from bitexp.kernels.cpu.training import CpuTraining
 from bitexp.kernels.int8 import Int8
 from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import KERNELS
-from bitexp.quant.product import EXACT, ConvArgs
+from bitexp.quant.spec import EXACT, ConvArgs
 
 
 class Packed:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bitexp.kernels.cpu.jit import compiled, compiled_sum
-from bitexp.quant.registry import EPS
+from bitexp.quant.spec import EPS
 
 Array = Any
 

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from bitexp.kernels.cpu.threads import pool, shares
-from bitexp.quant.function import FusedLinear, Grads, Saved, Spec, plain
-from bitexp.quant.product import rows
+from bitexp.quant.backend import FusedLinear, Grads, Saved, Spec
+from bitexp.quant.modes import plain
+from bitexp.quant.spec import rows
 
 F32 = torch.float32  # said everywhere, since the default may be bf16
 
@@ -79,7 +80,7 @@ def share(function: Callable[..., None], rows: tuple[Any, ...], *rest: Any) -> N
 
 
 class CpuTraining(FusedLinear):
-    """See `bitexp.quant.function.FusedLinear`."""
+    """See `bitexp.quant.backend.FusedLinear`."""
 
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Spec) -> bool:
         linear = spec.conv is None and spec.qmax > 0 and w_scale.dim() < 2

@@ -18,9 +18,8 @@ from bitexp.kernels.gpu.product import Int8Product, launchable
 from bitexp.kernels.gpu.training import GpuTraining
 from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import KERNELS
-from bitexp.quant.function import FusedLinear
-from bitexp.quant.product import ConvArgs, Product
-from bitexp.quant.registry import Norm
+from bitexp.quant.backend import FusedLinear, Product
+from bitexp.quant.spec import ConvArgs, Norm
 
 CAPABILITY = (8, 0)
 """The first with int8 tensor cores that Triton compiles for (Ampere)."""

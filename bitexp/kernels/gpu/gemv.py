@@ -22,7 +22,7 @@ from bitexp.kernels.gpu.blocks import (
 from bitexp.kernels.gpu.configs import gemv_tile
 from bitexp.kernels.gpu.launch import EXACT_STEPS, ceil_div, on_device_of, use_asm
 from bitexp.kernels.gpu.layout import Packed
-from bitexp.quant.registry import EPS, Norm
+from bitexp.quant.spec import EPS, Norm
 
 ROWS = 4
 """Tokens that one launch takes."""

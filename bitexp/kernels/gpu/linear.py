@@ -9,8 +9,7 @@ from bitexp.kernels.gpu.gemm import packed_gemm
 from bitexp.kernels.gpu.gemv import ROWS, gemv
 from bitexp.kernels.gpu.layout import Packed
 from bitexp.kernels.gpu.quantize import quantize
-from bitexp.quant.product import rows
-from bitexp.quant.registry import Norm
+from bitexp.quant.spec import Norm, rows
 
 
 def packed_linear(

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitexp.quant.product import ConvArgs, float_product
+from bitexp.quant.product import float_product
+from bitexp.quant.spec import ConvArgs
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from bitexp.kernels.gpu.blocks import activation_bits, at_row, code_factor, normed, row_statistics
 from bitexp.kernels.gpu.configs import power_of_two
 from bitexp.kernels.gpu.launch import EXACT_STEPS, on_device_of
-from bitexp.quant.registry import EPS, Norm
+from bitexp.quant.spec import EPS, Norm
 
 
 class Quantized(NamedTuple):

@@ -10,12 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitexp.quant.function import FusedLinear, Grads, Saved, Spec
-from bitexp.quant.product import dequantize, rows
+from bitexp.quant.backend import FusedLinear, Grads, Saved, Spec
+from bitexp.quant.product import dequantize
+from bitexp.quant.spec import rows
 
 
 class GpuTraining(FusedLinear):
-    """See `bitexp.quant.function.FusedLinear`."""
+    """See `bitexp.quant.backend.FusedLinear`."""
 
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Spec) -> bool:
         """Whether this is a linear layer on a GPU with int8 activations and no steps per group."""

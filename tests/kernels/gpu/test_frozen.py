@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from bitexp.deploy.cuda_graph import Replay
+from bitexp.deploy.frozen import freeze, freeze_layer
+from bitexp.deploy.fused_norm import fuse_norms
 from bitexp.kernels import KERNELS
-from bitexp.kernels.frozen import freeze, freeze_layer
-from bitexp.kernels.gpu.fused import fuse_norms
-from bitexp.kernels.gpu.graph import Replay
-from bitexp.quant.linear import BitConv2d, BitLinear, set_product
+from bitexp.quant.layers import BitConv2d, BitLinear, set_product
 
 Make = Callable[..., Any]
 

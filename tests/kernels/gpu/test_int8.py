@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from bitexp.kernels import KERNELS
 from bitexp.kernels.gpu.int8 import int8_gemm
-from bitexp.quant.linear import BitConv2d, BitLinear
-from bitexp.quant.product import ConvArgs, float_product, scaled_product
+from bitexp.quant.layers import BitConv2d, BitLinear
+from bitexp.quant.product import float_product, scaled_product
+from bitexp.quant.spec import ConvArgs
 
 PRODUCT = KERNELS.get("triton").product
 

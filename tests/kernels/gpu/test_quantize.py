@@ -13,8 +13,9 @@ from torch import Tensor
 from bitexp.kernels.gpu.layout import pack
 from bitexp.kernels.gpu.linear import packed_linear
 from bitexp.kernels.gpu.quantize import norm_backward, quantize
-from bitexp.quant.activations import absmax_codes, normalize, normalize_backward
-from bitexp.quant.registry import Norm
+from bitexp.quant.activations.absmax import absmax_codes
+from bitexp.quant.norms import normalize, normalize_backward
+from bitexp.quant.spec import Norm
 
 Codes = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from bitexp.kernels import KERNELS
 from bitexp.kernels.gpu.training import GpuTraining
-from bitexp.quant.linear import BitLinear
+from bitexp.quant.layers import BitLinear
 
 FUSED = KERNELS.get("triton").fused
 

@@ -43,8 +43,8 @@ class ProcessLauncher(Launcher):
         return max(workers, len(self.slots))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from bitexp.console import Report
-        from bitexp.sweep.board import Board
+        from bitexp.common.console import Report
+        from bitexp.sweep.live_view import Board
         from bitexp.sweep.processes import STOPPING
 
         setup_globals()
@@ -77,7 +77,7 @@ class ProcessLauncher(Launcher):
 
     def run(self, number: int, words: Sequence[str]) -> dict[str, Any]:
         """Makes one job; its record."""
-        from bitexp.cli import Progress
+        from bitexp.common.exit import Progress
 
         folder = Path(self.config.hydra.sweep.dir).absolute()
         hydra = [*self.config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'", f"hydra.job.num={number}"]

@@ -42,8 +42,8 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
+        from bitexp.sweep.command import make_studies
         from bitexp.sweep.options import read_sweeper
-        from bitexp.sweep.studies import make_studies
 
         chosen = read_sweeper(plain(self.raw))
         words = [f"{key}={value}" for key, value in chosen.params.items()] + arguments
@@ -114,7 +114,7 @@ def distribution(override: Override) -> Any:
     """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    from bitexp.errors import UserError
+    from bitexp.common.errors import UserError
 
     name, value = key(override), override.value()
     if override.type == OverrideType.DEL:

@@ -1,0 +1,92 @@
+"""What a run says: the header before the first step, the answer at the end; train.log keeps it too."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "wandb", "py.warnings")
+
+
+UNLIMITED = 10_000  # columns of what is no terminal: a table in a file keeps its cells whole
+
+
+class Report:
+    """Prints calm lines for people, and keeps them in a file once the run has a folder."""
+
+    def __init__(self, quiet: bool = False, brief: bool = False, stderr: bool = False) -> None:
+        """`quiet` prints nothing; `brief` has a line for what was done before, and not a block."""
+        self.brief = brief
+        self.console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=stderr)
+        if not self.console.is_terminal:
+            self.console.width = UNLIMITED
+        self._file: logging.FileHandler | None = None
+
+    def keep(self, path: Path) -> None:
+        """Appends everything from here on to a file, with what the libraries log."""
+        self._file = LogFile(path, encoding="utf-8")
+        self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        for name in LIBRARIES:
+            logging.getLogger(name).addHandler(self._file)
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self._file is not None:
+            for name in LIBRARIES:
+                logging.getLogger(name).removeHandler(self._file)
+            with contextlib.suppress(OSError):  # the disk is full
+                self._file.close()
+            self._file = None
+
+    def line(self, text: str = "") -> None:
+        """One line, to the screen and to the file."""
+        self.console.print(text, markup=False)
+        if self._file is not None:
+            record = logging.LogRecord("bitexp", logging.INFO, "", 0, text, None, None)
+            self._file.emit(record)
+
+    def rows(self, title: str, rows: dict[str, str]) -> None:
+        """A title and a block of `name  text` lines, aligned."""
+        self.line(title)
+        width = max((len(name) for name in rows), default=0)
+        for name, text in rows.items():
+            self.line(f"  {name:<{width}}  {text}")
+
+    def table(self, table: Table) -> None:
+        """A table, to the screen."""
+        self.console.print(table)
+
+
+class LogFile(logging.FileHandler):
+    """A log that does without a line it cannot write, instead of printing a traceback for each."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """The disk is full: the run says so itself."""
+
+
+@contextlib.contextmanager
+def counting(what: str, unit: str) -> Iterator[Callable[[float], None]]:
+    """A line on a terminal while work of unknown length runs; call what it gives with the amount so far."""
+    columns = (SpinnerColumn(), TextColumn(what), TextColumn("{task.completed:,.1f} " + unit))
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True, disable=quiet) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda amount: progress.update(task, completed=amount)
+
+
+def write(text: str) -> None:
+    """A piece of an answer as it comes, to stdout."""
+    print(text, end="", flush=True)
+
+
+def error(message: str) -> None:
+    """Says on stderr what was wrong."""
+    print(f"bitexp: {message}", file=sys.stderr)

@@ -1,0 +1,51 @@
+"""What a user is told. A `UserError` is printed as it is, without a traceback, and exits with code 2."""
+
+from __future__ import annotations
+
+import errno
+import signal
+
+MEMORY = ("out of memory", "allocate memory", "bad_alloc", "failed to map segment")
+
+
+class UserError(Exception):
+    """Something the user can mend: the message says what was wrong, what is allowed, what to do."""
+
+
+class Unusable(UserError, ValueError):
+    """A word or a value that cannot be used, by a library's caller or a user: `ValueError` to the one."""
+
+
+class Pruned(Exception):
+    """A study ended the run before its time; the message says when and at which value."""
+
+
+def describe_crash(crash: BaseException) -> dict[str, str]:
+    """The kind and reason of a failure: out of memory, disk full, or a crash.
+
+    What came before counts as well: torch answers a lack of memory or disk while it saves with another error.
+    """
+    before = crash.__cause__ or crash.__context__
+    if isinstance(before, MemoryError | OSError):
+        found = describe_crash(before)
+        if found["kind"] != "crash":
+            return found
+    text = str(crash).strip().splitlines()
+    reason = f"{type(crash).__name__}: {text[0] if text else ''}".rstrip(": ")
+    if isinstance(crash, MemoryError) or any(words in str(crash).lower() for words in MEMORY):
+        return {"kind": "out_of_memory", "reason": f"out of memory ({reason})"}
+    if isinstance(crash, OSError) and crash.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return {"kind": "disk_full", "reason": f"the disk is full ({reason})"}
+    return {"kind": "crash", "reason": reason}
+
+
+class Diverged(Exception):
+    """The loss is NaN or infinite; the message says at which step."""
+
+
+class Stopped(Exception):
+    """A signal ended the run after a checkpoint; `signum` is its number."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum

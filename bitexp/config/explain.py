@@ -1,0 +1,57 @@
+"""The errors of pydantic in words: which key, its value, and what is allowed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from bitexp.common.spelling import dotted, nearest, unknown_key
+
+
+def explain(error: ValidationError, prefix: str, config: Any) -> str:
+    """The errors of pydantic, one line each: key=value, and what is allowed."""
+    items = [(located(item["loc"], config, prefix), item) for item in error.errors()]
+    extra = {where for where, item in items if item["type"] == "extra_forbidden"}
+    known = [name for name in dotted(config) if name not in extra] if isinstance(config, Mapping) else []
+    said: dict[str, list[str]] = {}
+    for where, item in items:
+        if item["type"] == "extra_forbidden":
+            said[unknown_key(where, known)] = []
+        elif item["type"] == "missing":
+            said[f"the key '{where}' is missing"] = []
+        elif item["type"] == "union_tag_invalid":
+            word, words = item["ctx"]["tag"], re.findall(r"\w+", item["ctx"]["expected_tags"])
+            hint = nearest(word, words)
+            said[f"{where}.name={word} is unknown.{hint} Known: {', '.join(words)}"] = []
+        else:
+            said.setdefault(f"{where}={shown(item['input'])}", []).append(allowed(item["type"], item["msg"]))
+    return "\n".join(f"{subject} {' or '.join(rules)}".strip() for subject, rules in said.items())
+
+
+def allowed(kind: str, message: str) -> str:
+    """What a value should be, from pydantic's words."""
+    if kind == "model_type":
+        return "should be a section of keys"
+    if kind == "string_pattern_mismatch":
+        return "should be letters, digits, '_', '-' and '.'"
+    return re.sub(r"^(Input|List|String) ", "", message).replace(" after validation", "")
+
+
+def located(loc: tuple[int | str, ...], config: Any, prefix: str) -> str:
+    """The dotted key of an error; pydantic also names the member of a union that it tried."""
+    names, node = [prefix] if prefix else [], config
+    for number, part in enumerate(loc):
+        inside = part in node if isinstance(node, Mapping) else isinstance(part, int)
+        if inside:
+            node = node[part]
+        if inside or (number == len(loc) - 1 and isinstance(node, Mapping)):
+            names.append(str(part))
+    return ".".join(names)
+
+
+def shown(value: Any) -> str:
+    """A value as one would type it."""
+    return "null" if value is None else str(value).lower() if value in (True, False) else str(value)

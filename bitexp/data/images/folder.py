@@ -1,0 +1,142 @@
+"""A user's own images, in a folder per class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from bitexp.common.checks import at_least, check_share, held_out_count
+from bitexp.common.errors import UserError
+from bitexp.data.images.base import ImageData
+from bitexp.data.images.batches import Part
+from bitexp.data.images.decoded import Decoded
+from bitexp.data.images.split import stratified
+from bitexp.data.registry import DATA
+
+ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+TEST_SEED = 0  # of a test part cut from the images: no other seed moves an image into it
+
+
+@DATA.register("image_folder")
+class ImageFolder(ImageData):
+    """Images under `data_dir`: `train/CLASS/*.png`, maybe `val/` and `test/`; or `CLASS/*.png`.
+
+    Args:
+        val_size: held out of the training images where there is no folder `val`.
+        test_size: held out of all images, always the same ones, where there is no folder `test`.
+        size: side of the square that every image is brought to, in pixels.
+        channels: 3: colour, 1: grey.
+
+    The other arguments are those of `ImageData`. Mean and deviation come from about a thousand
+    training images.
+    """
+
+    title = "image folder"
+    statistics_limit = 1024
+
+    def __init__(
+        self,
+        *,
+        test_size: int | float,
+        size: int,
+        channels: Literal[1, 3],
+        **options: Any,
+    ) -> None:
+        at_least("size", size, 1)
+        check_share("test_size", test_size)
+        self.shape = (channels, size, size)
+        self.test_size = test_size
+        super().__init__(**options)
+
+    def locate(self) -> str:
+        return str(self.root)
+
+    @cached_property
+    def root(self) -> Path:
+        """The folder with the images. Raises `UserError` where there are none."""
+        if self.download:
+            raise UserError("data=image_folder has nothing to download: set data.download=false")
+        if self.data_dir is None:
+            raise UserError(
+                "data=image_folder needs the folder of your images: data.data_dir=FOLDER, "
+                f"{_LAYOUT}. Without images of your own: data=digits is embedded."
+            )
+        root = Path(self.data_dir).expanduser().absolute()
+        base = root / "train" if _folders(root / "train") else root
+        if not any(True for folder in _folders(base) for _ in _images(folder)):
+            raise UserError(
+                f"No images in folders of {base}: looked for CLASS/*{{{','.join(ENDINGS)}}}. "
+                f"data.data_dir is {_LAYOUT}. Without images of your own: data=digits is embedded."
+            )
+        return root
+
+    @property
+    def class_names(self) -> list[str]:
+        return [folder.name for folder in _folders(self._base("train") or self.root)]
+
+    @property
+    def classes(self) -> int:  # type: ignore[override]
+        """The number of class folders."""
+        return len(self.class_names)
+
+    def read(self, part: Part) -> Decoded | None:
+        base = self._base(part)
+        if part == "val":
+            return None if base is None else self._list(base)
+        if part == "test" and base is not None:
+            return self._list(base)
+        if part == "train" and self._base("test") is not None:
+            return self._everything
+        everything = self._everything
+        held = held_out_count(self.test_size, len(everything.labels), "data.test_size")
+        if held == 0:
+            raise UserError(f"{self.root} has no folder test: set data.test_size to more than 0")
+        training, test = stratified(everything.labels, held, TEST_SEED)
+        kept = training if part == "train" else test
+        return replace(everything, names=everything.names[kept.numpy()], labels=everything.labels[kept])
+
+    @cached_property
+    def _everything(self) -> Decoded:
+        return self._list(self._base("train") or self.root)
+
+    def _base(self, part: Part) -> Path | None:
+        """Where the class folders of a part are; None for a part cut from the training images."""
+        if not _folders(self.root / "train"):
+            return self.root if part == "train" else None
+        return self.root / part if _folders(self.root / part) else None
+
+    def _list(self, base: Path) -> Decoded:
+        classes = self.class_names
+        names: list[str] = []
+        labels: list[int] = []
+        for folder in _folders(base):
+            if folder.name not in classes:
+                raise UserError(
+                    f"{folder} is a class that the training images lack; they have {', '.join(classes)}"
+                )
+            found = sorted(path.relative_to(self.root).as_posix() for path in _images(folder))
+            names += found
+            labels += [classes.index(folder.name)] * len(found)
+        if not names:
+            raise UserError(f"{base} holds no images")
+        return Decoded(self.root, np.array(names), torch.tensor(labels), *self.shape[:2])
+
+
+_LAYOUT = "holding train/CLASS/*.png, with val/ and test/ likewise or not, or CLASS/*.png"
+
+
+def _folders(root: Path) -> list[Path]:
+    """The visible folders in a folder, sorted; none where there is no such folder."""
+    if not root.is_dir():
+        return []
+    return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)

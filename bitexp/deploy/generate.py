@@ -1,0 +1,105 @@
+"""Text from a trained language model, streamed as it comes.
+
+python -m bitexp.deploy.generate outputs/lm_ternary --prompt "def "
+python -m bitexp.deploy.generate outputs/lm_ternary/ID --prompt "import " --temperature 0.8 --top-p 0.95
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from bitexp.common.console import Report, write
+from bitexp.common.errors import UserError
+from bitexp.common.exit import guarded
+from bitexp.data.text.tokenizers import load_tokenizer
+from bitexp.deploy.load import WEIGHTS, find_run, load_run
+from bitexp.kernels import choose_kernel
+from bitexp.models.decoder import Decoder
+from bitexp.models.generation import Sampling, generate
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m bitexp.deploy.generate", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument(
+        "run", type=Path, help="a run's folder, a folder of runs (the last one), a packed file"
+    )
+    parser.add_argument("--prompt", default="", help="the text to go on from (default: a new document)")
+    parser.add_argument("--tokens", type=int, default=256, help="how many at most (default: 256)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default: the likeliest token")
+    parser.add_argument("--top-k", type=int, help="draw among the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, help="draw among the likeliest with this probability together")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
+    parser.add_argument("--weights", choices=WEIGHTS, default="packed", help="default: packed")
+    parser.add_argument("--kernel", default="auto", help="what multiplies packed codes (default: auto)")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes the text to stdout, and what it took to stderr.
+
+    Raises:
+        UserError: no such run, no language model, or a number out of its range.
+    """
+    torch.set_num_threads(max(1, options.threads))
+    try:
+        sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
+        kernel, kernel_name, _ = choose_kernel(options.kernel, "cpu")
+    except ValueError as error:
+        said = str(error).replace("top_", "--top-").replace("temperature=", "--temperature=")
+        raise UserError(said.replace("seed=", "--seed=")) from None
+    if options.tokens < 1:
+        raise UserError(f"--tokens={options.tokens} must be at least 1")
+    path = find_run(options.run)
+    model, preprocessing = load_run(path, options.weights, kernel)
+    if not isinstance(model, Decoder) or "tokenizer" not in preprocessing:
+        raise UserError(f"{path} holds no language model, so it has no text to give")
+    tokenizer = load_tokenizer(preprocessing["tokenizer"], path)
+    prompt = [tokenizer.end, *tokenizer.encode([options.prompt])[0].tolist()]
+    counted = Counted(itertools.islice(generate(model, prompt, sampling), options.tokens))
+    write(options.prompt)
+    for piece in tokenizer.stream(counted):
+        write(piece)
+    write("\n")
+    speed = f"{counted.count:,} tokens, {counted.rate:,.0f} per second after the first"
+    Report(stderr=True).line(f"{speed}; {options.weights} weights, kernel {kernel_name}, {path}")
+
+
+class Counted:
+    """Passes tokens on, counts them and takes their time; the first, which reads the prompt, apart."""
+
+    def __init__(self, tokens: Iterator[int]) -> None:
+        self.tokens, self.count = tokens, 0
+        self.began = self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[int]:
+        for token in self.tokens:
+            now = time.monotonic()
+            self.began = self.began or now
+            self.seconds = now - self.began
+            self.count += 1
+            yield token
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second after the first."""
+        return (self.count - 1) / self.seconds if self.seconds else 0.0
+
+
+def main() -> None:
+    """`python -m bitexp.deploy.generate`."""
+    options = arguments()
+    sys.exit(guarded(lambda: run(options)))
+
+
+if __name__ == "__main__":
+    main()

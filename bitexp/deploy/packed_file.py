@@ -1,0 +1,132 @@
+"""The packed file: a frozen model in one safetensors file that holds all that is needed to rebuild it.
+
+The header is JSON: which model, quantizer and layers, and how inputs are prepared. Names in it are looked
+up in the registries and nothing in it is executed, so a file from a stranger is safe to load.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from bitexp.common.errors import UserError
+from bitexp.common.files import write_atomic
+from bitexp.deploy.description import Description
+from bitexp.deploy.frozen import FrozenLayer, FrozenSpec, blank_twin, put_twins
+from bitexp.kernels import Kernel
+from bitexp.quant.layers import quantized_layers
+
+FORMAT = 1
+PARTS = {"format": int, "body": list, "layers": dict, "description": dict, "crc32": int}
+
+
+def save_packed(path: Path, model: nn.Module, description: Description, body: list[str]) -> None:
+    """Writes a frozen model; `body` names the layers a quantizer speaks for. Floats are stored in fp32."""
+    layers = {n: m.spec.to_json() for n, m in model.named_modules() if isinstance(m, FrozenLayer)}
+    state, owners = model.state_dict(), owner_names(model)
+    tensors = {name: portable(state[name]) for name in sorted(set(owners.values()))}
+    header = {
+        "format": FORMAT,
+        "body": body,
+        "layers": layers,
+        "description": vars(description),
+    }
+    header["crc32"] = checksum(header, tensors)
+    write_atomic(path, save(tensors, {"bitexp": json.dumps(header)}))
+
+
+def owner_names(model: nn.Module) -> dict[str, str]:
+    """For each name in the state the first one of the same tensor: what is tied is stored once."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    return {name: first.setdefault(id(tensor), name) for name, tensor in state.items()}
+
+
+def portable(tensor: Tensor) -> Tensor:
+    """As it is stored: on the CPU, contiguous, not shared, floats in fp32."""
+    tensor = tensor.detach().cpu().contiguous().clone()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """CRC-32 over the header and over all tensors by name; safetensors has none of its own."""
+    crc = zlib.crc32(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
+        crc = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, crc)
+    return crc
+
+
+def load_packed(path: Path, kernel: Kernel) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuilds a frozen model from its file, for a kernel, in eval mode on the CPU.
+
+    Returns:
+        the model, and how to prepare its inputs.
+
+    Raises:
+        UserError: the file is missing, damaged, or not of this format.
+    """
+    header, tensors = read_packed(path)
+    try:
+        description = Description(**header["description"])
+        model = description.build().float()
+        freeze_blank(model, header["layers"], kernel)
+        owners = owner_names(model)
+        if unknown := set(tensors) - set(owners.values()):
+            raise ValueError(f"the model has no place for {', '.join(sorted(unknown))}")
+        model.load_state_dict({name: tensors[owner] for name, owner in owners.items()})
+    except Exception as error:  # whatever a header can make the constructors of a model raise
+        raise UserError(f"{path} does not describe a model that can be built here: {error}") from error
+    return model.eval(), description.preprocessing
+
+
+def freeze_blank(model: nn.Module, specs: Mapping[str, Any], kernel: Kernel) -> None:
+    """Replaces the quantized layers by frozen ones without content, as the header describes them.
+
+    Raises:
+        ValueError: the header describes other layers than the model has.
+    """
+    layers = quantized_layers(model)
+    if set(layers) != set(specs):
+        raise ValueError(f"its packed layers are {sorted(specs)}, those of the model {sorted(layers)}")
+    twins = {}
+    for name, layer in layers.items():
+        twin = blank_twin(layer, specs[name]["layout"], kernel)
+        if twin.spec != FrozenSpec.from_json(specs[name]):
+            raise ValueError(f"the layer {name} is {specs[name]}, in the model {twin.spec.to_json()}")
+        twins[id(layer)] = twin
+    put_twins(model, twins)
+
+
+def read_packed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a packed file. Raises `UserError` where it is none."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("bitexp", "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"there is no packed file {path}") from None
+    except Exception as error:  # whatever a damaged file can make its readers raise
+        raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
+    parts = {key: type(part) for key, part in header.items()} if isinstance(header, dict) else {}
+    if parts != PARTS or header["format"] != FORMAT:
+        raise UserError(f"{path} is not a packed model of bitexp (format {FORMAT})")
+    if header.pop("crc32") != checksum(header, tensors):
+        raise UserError(f"{path} is damaged: its contents are not those that were written")
+    return header, tensors
+
+
+def sizes(path: Path) -> dict[str, int]:
+    """Bytes of the tensors in a packed file: of the body (its layers' weights and steps) and of all."""
+    header, tensors = read_packed(path)
+    weights = {f"{name}.{part}" for name in header["body"] for part in ("weight", "packed", "scale")}
+    body = sum(tensor.nbytes for name, tensor in tensors.items() if name in weights)
+    return {"body_bytes": body, "total_bytes": sum(t.nbytes for t in tensors.values())}

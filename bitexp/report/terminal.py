@@ -1,0 +1,63 @@
+"""The end of a multirun on a terminal: the report's own table of precisions, and what did not end well."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from bitexp.common.console import Report
+from bitexp.report.columns import SHORT, Table, one_line
+from bitexp.report.compare import compare
+from bitexp.report.runs import Run, job_records, job_run, read_run
+from bitexp.report.tables import precision_table, setting_table
+from bitexp.report.wording import verdict
+
+LISTED = 24
+"""Up to so many settings are listed one by one; the report has all of them."""
+
+
+def summarize(sweep: Path, report: Report) -> None:
+    """Reads the index of a multirun and the runs it names, and prints what they say together."""
+    jobs = [job for job in job_records(sweep) if "status" in job]
+    finished = [job for job in jobs if job["status"] == "finished"]
+    found = [read_run(place) for job in finished if (place := job_run(sweep, job)) is not None]
+    runs = [run for run in found if isinstance(run, Run)]
+    tell(report, runs)
+    if runs:
+        report.line(f"Plots and all settings: python -m bitexp.report {shlex.quote(os.path.relpath(sweep))}")
+    trained = sum(bool(job.get("trained")) for job in finished)
+    report.line(f"{len(jobs)} jobs: {trained} trained, {len(finished) - trained} finished before, "
+                f"{len(jobs) - len(finished)} not finished. Index: {sweep}")  # fmt: skip
+    words = [[str(word) for word in job.get("overrides") or ["a job"]] for job in jobs]
+    common = set.intersection(*map(set, words)) if len(jobs) > 1 else set()
+    for job, own in zip(jobs, words, strict=True):
+        if job["status"] != "finished":
+            what = ", ".join(word for word in own if word not in common) or ", ".join(own)
+            where = f" ({job['run']})" if job.get("run") else ""
+            report.line(f"  {job['status']}: {what}: {job.get('reason')}{where}")
+
+
+def tell(report: Report, runs: list[Run]) -> None:
+    """Prints the short table of every comparison among the runs; few settings are listed, too."""
+    for found in compare(runs):
+        report.line()
+        if len(found.rows) < len(found.cells) <= LISTED:
+            report.table(rich_table(setting_table(found).shown(SHORT)))
+        table = precision_table(found).shown(SHORT)
+        report.table(rich_table(table))
+        report.line(one_line(f"{verdict(found)} {table.caption}"))
+
+
+def rich_table(table: Table) -> RichTable:
+    """A table of the report for a terminal."""
+    out = RichTable(box=box.SIMPLE_HEAD)
+    for column in table.columns:
+        out.add_column(escape(one_line(column.title)), justify="right" if column.number else "left")
+    for row in table.texts():
+        out.add_row(*map(escape, row))
+    return out

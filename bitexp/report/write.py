@@ -1,0 +1,126 @@
+"""From runs to the files of a report: index.html, report.md, tables (CSV, LaTeX), plots (SVG, PNG)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitexp.common.files import write_atomic
+from bitexp.report import figure, plots, sweep_plots, tables
+from bitexp.report.columns import LONG, SHORT
+from bitexp.report.compare import Comparison, compare
+from bitexp.report.energy import SOURCE
+from bitexp.report.formats import comma_separated, inline, latex, markdown
+from bitexp.report.page import Section, page
+from bitexp.report.runs import Problem, Run
+from bitexp.report.studies import Study, grid_importance
+from bitexp.report.wording import verdict
+
+QUALITY = (
+    "Quality against cost: a ring marks what no other beats at its cost or less (the Pareto front); bars are "
+    "the standard deviation over seeds."
+)
+IMPORTANCE = (
+    "How much of the differences between settings each key explains: PED-ANOVA (arXiv 2304.10255) over all "
+    "settings."
+)
+CURVES = "Learning curves of the settings in the table: mean and standard deviation over seeds."
+QUANTIZATION = (
+    "What quantization did: the share of zero codes, the share of codes that changed since the last "
+    "validation, and the mean step over the first one."
+)
+
+
+def build(
+    runs: Sequence[Run],
+    problems: Sequence[Problem],
+    studies: Sequence[Study],
+    out: Path,
+    tolerance: float,
+    refresh: int | None = None,
+) -> Path:
+    """Writes the report into a folder, and returns its page.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    found = compare(runs, tolerance)
+    unfinished = [run for run in runs if not run.finished]
+    (out / "plots").mkdir(parents=True, exist_ok=True)
+    (out / "tables").mkdir(exist_ok=True)
+    names = distinct([comparison.name for comparison in found])
+    with figure.style():
+        sections = [section(part, name, unfinished, out) for part, name in zip(found, names, strict=True)]
+        drawn = [
+            (study, draw(sweep_plots.importance_bars(study.importance), out, f"study-{number}"))
+            for number, study in enumerate(studies)
+        ]
+        trials = draw(sweep_plots.timeline(runs), out, "timeline")
+    text = page(sections, drawn, trials, unfinished, problems, out, refresh)
+    write_atomic(out / "report.md", document(sections, unfinished, problems).encode())
+    write_atomic(out / "index.html", text.encode())
+    return out / "index.html"
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of files, one for each name of an experiment, whatever that is."""
+    plain = [re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[:60] or "experiment" for name in names]
+    return [name if plain.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(plain)]
+
+
+def section(found: Comparison, name: str, unfinished: Sequence[Run], out: Path) -> Section:
+    """One comparison: writes its tables and plots, and returns them for the page."""
+    listed = [tables.precision_table(found), tables.bytes_table(found), tables.setting_table(found)]
+    if len(found.cells) == len(found.rows):
+        listed.pop()
+    kept = [table for table in listed if table is not None]
+    for table in kept:
+        stem = f"{name}-{table.title.lower().replace(' ', '-')}"
+        write_atomic(out / "tables" / f"{stem}.csv", comma_separated(table).encode())
+        write_atomic(out / "tables" / f"{stem}.tex", latex(table.shown(SHORT)).encode())
+    lost = [run for run in unfinished if run.name == found.name and run.status == "failed"]
+    drawings = {
+        "quality": (plots.quality(found), QUALITY),
+        "settings": (sweep_plots.heat(found, lost) or sweep_plots.sweep_lines(found), robustness(found)),
+        "importance": (sweep_plots.importance_bars(grid_importance(found)), IMPORTANCE),
+        "curves": (plots.curves(found), CURVES),
+        "quantization": (plots.diagnostics(found), QUANTIZATION),
+        "layers": (plots.layers(found), "The same by layer, at the end of training."),
+    }
+    svgs = [(draw(drawing, out, f"{name}-{kind}"), caption) for kind, (drawing, caption) in drawings.items()]
+    return Section(found, kept, [(svg, caption) for svg, caption in svgs if svg is not None])
+
+
+def robustness(found: Comparison) -> str:
+    """What the maps of settings show, and the one number for robustness."""
+    shares = ", ".join(
+        f"{plots.label(found, row.cell)} {row.robust:.0%} of {len(row.cells)}"
+        for row in found.rows
+        if len(row.cells) > 1
+    )
+    return (
+        f"All settings on one scale. Robustness: the share of settings within {found.tolerance:.2g} of the "
+        f"best one's value, relative to it: {shares}."
+    )
+
+
+def draw(drawing: object, out: Path, name: str) -> str | None:
+    """Keeps a plot, and returns its SVG; None where there is nothing to show."""
+    return None if drawing is None else figure.save(drawing, out / "plots", name)  # type: ignore[arg-type]
+
+
+def document(sections: Sequence[Section], unfinished: Sequence[Run], problems: Sequence[Problem]) -> str:
+    """The tables as one Markdown file."""
+    lines = ["# Which precision wins, and at what cost?", ""]
+    for part in sections:
+        lines += [f"## {inline(part.found.name)}", "", inline(verdict(part.found)), ""]
+        for table in part.tables:
+            lines += [f"### {table.title}", "", markdown(table.shown(LONG)), ""]
+    if sections:
+        lines += [SOURCE, ""]
+    if unfinished or problems:
+        lines += ["## Not finished or not read", ""]
+        lines += [f"- {inline(str(run.path))}: {inline(run.status)}" for run in unfinished]
+        lines += [f"- {inline(str(problem.path))}: {inline(problem.reason)}" for problem in problems]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""The road from config to result."""

@@ -1,0 +1,156 @@
+"""What is checked before anything is built: combinations that cannot run or would do nothing."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from bitexp.common.errors import UserError
+from bitexp.common.spelling import nearest
+from bitexp.config.arguments import keywords
+from bitexp.config.schema import LambdaSchedule, Settings
+from bitexp.deploy.packing import choose_layout
+from bitexp.models import MODELS
+from bitexp.quant import QUANTIZERS
+from bitexp.quant.quantizer import Quantizer
+from bitexp.run.attempt import Parts
+from bitexp.tasks import TASKS
+from bitexp.track.wandb import check_login
+
+FACTS = ("shape", "classes", "vocabulary", "context")
+"""All that a data set may tell models and tasks about itself."""
+
+
+def check_match(settings: Settings, facts: Mapping[str, Any]) -> None:
+    """Raises `UserError` where the model or the task needs to know what the data do not tell."""
+    problems = []
+    for section, registry, name in (
+        ("model", MODELS, settings.model.name),
+        ("task", TASKS, settings.task.name),
+    ):
+        needed = [
+            fact
+            for fact, parameter in keywords(registry.get(name)).items()
+            if fact in FACTS and fact not in facts and parameter.default is inspect.Parameter.empty
+        ]
+        if needed:
+            problems.append(
+                f"{section}={name} and data={settings.data.name} do not go together: the {section} needs "
+                f"{' and '.join(needed)}, and these data have {' and '.join(facts)}"
+            )
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def check(settings: Settings) -> None:
+    """Combinations that cannot run, that would do nothing, or not what they say."""
+    trainer, schedule = settings.trainer, settings.quantizer.lambda_schedule
+    if settings.optimizer.stochastic_rounding and trainer.precision != "bf16-true":
+        raise UserError(
+            "optimizer.stochastic_rounding=true rounds bf16 latents and there are none with "
+            f"trainer.precision={trainer.precision}; use trainer.precision=bf16-true"
+        )
+    if schedule is not None and schedule.start > schedule.end:
+        raise UserError(
+            f"quantizer.lambda_schedule.start={schedule.start} is larger than its "
+            f"end={schedule.end}; give an end from {schedule.start} to 1.0"
+        )
+    if schedule is not None and schedule.name != "constant":
+        check_phasing(settings, schedule)
+    elif schedule is not None and schedule.reset_optimizer:
+        raise UserError(
+            "quantizer.lambda_schedule.reset_optimizer=true forgets the moments where quantization begins, "
+            "and with name=constant it begins at once; use name=step or linear"
+        )
+    known = TASKS.get(settings.task.name).measures
+    for key, monitor in monitors(settings).items():
+        if monitor not in known:
+            raise UserError(
+                f"{key}={monitor} is not measured.{nearest(monitor, known)} Known: {', '.join(known)}"
+            )
+        if trainer.validate_every > trainer.epochs:
+            raise UserError(
+                f"{key}={monitor} is never measured: trainer.validate_every={trainer.validate_every} and "
+                f"trainer.epochs={trainer.epochs}; validate within the epochs"
+            )
+    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator=gpu, and torch finds no GPU here; use trainer=cpu")
+    check_login(settings)
+
+
+def check_phasing(settings: Settings, schedule: LambdaSchedule) -> None:
+    """Raises `UserError` where there is nothing to phase in, or no training before it."""
+    if not QUANTIZERS.get(settings.quantizer.name).quantizes_weights:
+        raise UserError(
+            f"quantizer.lambda_schedule.name={schedule.name} phases quantization in, and "
+            f"quantizer={settings.quantizer.name} quantizes nothing; leave it out or choose another quantizer"
+        )
+    if schedule.reset_optimizer and (schedule.end if schedule.name == "step" else schedule.start) == 0:
+        raise UserError(
+            "quantizer.lambda_schedule.reset_optimizer=true would forget nothing: quantization begins with "
+            "the training; let it begin later (start, or end with name=step)"
+        )
+
+
+def monitors(settings: Settings) -> dict[str, str]:
+    """The metrics that decide something, by the key that names them."""
+    stopping = settings.callbacks.early_stopping
+    named = {
+        "callbacks.checkpoint.monitor": settings.callbacks.checkpoint.monitor,
+        "callbacks.early_stopping.monitor": None if stopping is None else stopping.monitor,
+    }
+    return {key: monitor for key, monitor in named.items() if monitor is not None}
+
+
+def check_validation(settings: Settings, parts: Parts) -> None:
+    """Raises `UserError` where a metric decides something and no data are held out to measure it."""
+    if parts.data.sizes["val"] == 0:
+        for key, monitor in monitors(settings).items():
+            raise UserError(
+                f"{key}={monitor} needs validation data and there are none; set data.val_size=0.1"
+            )
+
+
+def check_packing(settings: Settings, quantizer: Quantizer) -> None:
+    """Raises `UserError` where the packed file could not hold what the quantizer gives."""
+    try:
+        choose_layout(settings.packing, possible_codes(quantizer))
+    except ValueError as error:
+        raise UserError(f"packing={settings.packing}: {error}; use packing=auto") from error
+
+
+def possible_codes(quantizer: Quantizer) -> torch.Tensor:
+    """Every code that a quantizer can give; none where it leaves the weights alone."""
+    if not quantizer.quantizes_weights:
+        return torch.empty(0, dtype=torch.int8)
+    return torch.arange(quantizer.low, quantizer.high + 1, 2 if quantizer.bits == 1 else 1)
+
+
+def device_type(settings: Settings) -> str:
+    """cpu or cuda, by the trainer's accelerator."""
+    wanted = settings.trainer.accelerator
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+class Problems:
+    """Collects what is wrong, so that all of it is told at once."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> bool:
+        if not isinstance(error, ValueError | UserError):
+            return False
+        self.found.append(str(error))
+        return True
+
+    def tell(self) -> None:
+        """Raises `UserError` with all that was found, if anything."""
+        if self.found:
+            raise UserError("\n".join(dict.fromkeys(self.found)))

@@ -1,0 +1,124 @@
+"""MODEL_CARD.md in a run's folder: what the model is, what it does, how it was made, where its limits are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bitexp.common.files import write_atomic
+from bitexp.common.format import amount, duration, shown, size
+from bitexp.config.schema import Settings
+from bitexp.report.runs import Run, read_run
+from bitexp.run.attempt import Parts
+from bitexp.run.summary import data_line, model_line, quantizer_line, train_line
+from bitexp.tasks import TASKS
+from bitexp.track.folder import RunFolder
+
+NAME = "MODEL_CARD.md"
+
+
+def write_card(settings: Settings, parts: Parts, folder: RunFolder, result: Mapping[str, Any]) -> Path:
+    """Writes the card of a finished run beside its result, and returns where.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = folder.path / NAME
+    write_atomic(path, card(settings, parts, folder, result).encode())
+    return path
+
+
+def card(settings: Settings, parts: Parts, folder: RunFolder, result: Mapping[str, Any]) -> str:
+    """The card as Markdown; every number is from the run's own files."""
+    metrics, made = result["metrics"], folder.attempts()[-1]
+    sections = {
+        "Model": [model_line(settings, parts), quantizer_line(settings, parts)],
+        "Task and data": [f"{settings.task.name.replace('_', ' ')} on {data_line(settings, parts)}"],
+        "Training": [
+            train_line(settings, parts),
+            f"seed {settings.seed}; {result['steps']:,} steps in {duration(result['seconds'])}; "
+            f"tested: {result['weights']}",
+        ],
+        "Metrics": table(metrics),
+        "Size": [
+            f"body {size(metrics['size/body_bytes'])}, whole file {size(metrics['size/total_bytes'])} "
+            f"of tensors in `{folder.packed.name}`",
+            *costs(metrics, result),
+        ],
+        "What stays in full precision": [
+            f"`{pattern}`" for pattern in settings.quantizer.exclude or ["nothing that multiplies"]
+        ]
+        + ["norms, biases, embeddings and products between activations"],
+        "Hardware and software": [
+            f"{', '.join(made['gpus']) or made['processor']}, {made['threads']} thread(s), "
+            f"{made['platform']}",
+            ", ".join(f"{name} {number}" for name, number in made["versions"].items() if number),
+            source(made),
+        ],
+        "Limits": limits(settings, result),
+    }
+    lines = [f"# {settings.name}, {settings.quantizer.name}, seed {settings.seed}", ""]
+    for title, items in sections.items():
+        lines += [f"## {title}", "", *([*items] if title == "Metrics" else [f"- {i}" for i in items]), ""]
+    use = TASKS.get(settings.task.name).use
+    again = ["## How it was made", "", *fenced(made["command"])]
+    alone = read_run(folder.path)
+    if isinstance(alone, Run) and alone.command != made["command"]:
+        again += ["", "By itself, whatever sweep it was part of:", "", *fenced(alone.command)]
+    if use:
+        again += ["", "## How to use it", "", *fenced(use.format(folder=shown(folder.path)))]
+    return "\n".join([*lines, *again, ""])
+
+
+def table(metrics: Mapping[str, float]) -> list[str]:
+    """Test metrics beside those of the packed file, then validation, as a table."""
+    rows = ["| metric | trained network | packed file |", "|---|---|---|"]
+    for name, value in metrics.items():
+        if name.startswith(("test/", "val/")):
+            packed = metrics.get(name.replace("test/", "test_packed/"), None) if "test/" in name else None
+            rows.append(f"| {name} | {value:.6g} | {'' if packed is None else f'{packed:.6g}'} |")
+    return rows
+
+
+def costs(metrics: Mapping[str, float], result: Mapping[str, Any]) -> list[str]:
+    """Operations of an inference and memory of a step, where they were measured."""
+    if "cost/total_macs" not in metrics:
+        return []
+    kinds = ("fp32_add", "fp32_mul", "int8_add", "int8_mul")
+    counted = ", ".join(f"{amount(metrics[f'cost/{kind}'])} {kind.replace('_', ' ')}" for kind in kinds)
+    return [
+        f"operations for each of its {result['unit']}: {counted}",
+        f"autograd holds {size(metrics['memory/saved_bytes'])} in a training step",
+    ]
+
+
+def source(made: Mapping[str, Any]) -> str:
+    """The source it was made with."""
+    git = made["git"]
+    commit = f"commit {git['commit']}{' with changes' if git['dirty'] else ''}, " if git else ""
+    return f"bitexp {commit}source {made['source']}; data {made['data']}"
+
+
+def limits(settings: Settings, result: Mapping[str, Any]) -> list[str]:
+    """What the numbers above do not say."""
+    said = [
+        "One run with one seed: differences to other runs mean something over several seeds only "
+        "(`python -m bitexp.report`).",
+        f"Trained and tested on {settings.data.name} alone, prepared as the header of the packed file says.",
+        "Nothing was done about fairness, robustness or misuse.",
+    ]
+    limited = [key for key in ("train_batches", "eval_batches") if getattr(settings.trainer, key) is not None]
+    if limited:
+        said.insert(0, f"Shortened by {' and '.join(f'trainer.{key}' for key in limited)}.")
+    if result["weights"] == "best validation":
+        said.append("The checkpoint was chosen on the validation part, whose metrics are optimistic by that.")
+    return said
+
+
+def fenced(text: str) -> list[str]:
+    """A code block that the text cannot leave."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}bash", text, fence]

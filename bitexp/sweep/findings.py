@@ -1,0 +1,144 @@
+"""What studies found: the best trial of each, or the front of several objectives; what did not end well."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from bitexp.common.console import Report
+from bitexp.common.format import size
+from bitexp.report.runs import Run, read_run
+from bitexp.report.tables import LR_DECAY
+from bitexp.sweep.samplers import latest
+from bitexp.sweep.storage import shown
+from bitexp.sweep.study import Direction
+from bitexp.sweep.workers import described
+
+
+@dataclass
+class Found:
+    """A study as it stands."""
+
+    name: str
+    study: str
+    words: list[str]
+    storage: str
+    folder: Path
+    objectives: list[str]
+    directions: Sequence[Direction]
+    budget: int
+    trials: list[FrozenTrial]
+
+    @property
+    def complete(self) -> list[FrozenTrial]:
+        """The trials that have values."""
+        return [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
+
+    @property
+    def best(self) -> FrozenTrial | None:
+        """The best trial of one objective; None where there is none, or there are several objectives."""
+        if not self.complete or len(self.objectives) > 1:
+            return None
+        sign = -1 if self.directions[0] == "minimize" else 1
+        return max(self.complete, key=lambda trial: sign * trial.values[0])
+
+    @property
+    def front(self) -> list[FrozenTrial]:
+        """The trials that no other beats in all objectives, by the last of them."""
+        memory = optuna.create_study(directions=self.directions)
+        memory.add_trials(self.complete)
+        numbers = {memory.trials[t.number].number for t in memory.best_trials}
+        chosen = [trial for place, trial in enumerate(self.complete) if place in numbers]
+        return sorted(chosen, key=lambda trial: trial.values[-1])
+
+
+def say_findings(found: Sequence[Found], report: Report) -> None:
+    """Prints the answer, and an account of the trials."""
+    report.line()
+    if any(study.complete for study in found):
+        report.table(table(found))
+        if len(found[0].objectives) > 1:
+            report.line(
+                "The Pareto front: no other trial is better in one objective and as good in the others."
+            )
+        else:
+            report.line(
+                f"The best trial of each study by {found[0].objectives[0]}; the test set chose nothing."
+            )
+    for study in found:
+        states = Counter(trial.state for trial in latest(study.trials))
+        parts = [
+            f"{states[TrialState.COMPLETE]} finished",
+            f"{states[TrialState.PRUNED]} pruned",
+            f"{states[TrialState.FAIL]} failed",
+            f"{states[TrialState.RUNNING] + states[TrialState.WAITING]} open",
+        ]
+        said = ", ".join(part for part in parts if not part.startswith("0 "))
+        report.line(f"{study.study}: {said or 'nothing done'}; budget {study.budget}. {shown(study.storage)}")
+        for trial in latest(study.trials):
+            if trial.state == TrialState.FAIL:
+                reason = trial.user_attrs.get("reason")
+                report.line(f"  failed: {trial.number}: {described(trial.params)}: {reason}")
+    places = [study.storage for study in found if "://" not in study.storage]
+    if places:
+        report.line(f"Look at it: optuna-dashboard {places[0]}")
+
+
+def table(found: Sequence[Found]) -> Table:
+    """A row for the best trial of each study, or for each trial of a front."""
+    rows = [(study, trial) for study in found for trial in chosen(study)]
+    keys = list(dict.fromkeys(key for _, trial in rows for key in trial.params))
+    apart = list(dict.fromkeys(word.partition("=")[0] for study in found for word in study.words))
+    objectives = found[0].objectives
+    columns = [*apart, *keys]
+    out = Table(box=box.SIMPLE_HEAD)
+    for name in columns:
+        out.add_column(name)
+    for name in (*objectives, "test", LR_DECAY, "body", "total", "trials", "pruned", "trial", "run"):
+        out.add_column(name, justify="left" if name == "run" else "right")
+    for study, trial in rows:
+        words = dict(word.partition("=")[::2] for word in study.words)
+        result, test = None, ""
+        run = trial.user_attrs.get("run")
+        if run and isinstance(read := read_run(Path(run)), Run) and read.finished:
+            result, test = read.result, f"{read.score:.4f}"
+        states = Counter(t.state for t in study.trials)
+        out.add_row(
+            *(escape(words.get(key, "")) for key in apart),
+            *(escape(number(trial.params.get(key, ""))) for key in keys),
+            *(figure(name, value) for name, value in zip(objectives, trial.values, strict=True)),
+            test,
+            f"{result['lr_decay_sum']:.3g}" if result else "",
+            size(result["metrics"]["size/body_bytes"]) if result else "",
+            size(result["metrics"]["size/total_bytes"]) if result else "",
+            str(len(study.trials)),
+            str(states[TrialState.PRUNED]),
+            str(trial.number),
+            Path(run).name if run else "",
+        )
+    return out
+
+
+def chosen(study: Found) -> list[FrozenTrial]:
+    """The trials of a study that its table shows."""
+    if len(study.objectives) > 1:
+        return study.front if study.complete else []
+    return [] if study.best is None else [study.best]
+
+
+def figure(metric: str, value: float) -> str:
+    """A value of an objective, for people."""
+    return size(value) if metric.endswith("bytes") and not metric.startswith("val/") else f"{value:.4f}"
+
+
+def number(value: object) -> str:
+    """A drawn value, for people."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

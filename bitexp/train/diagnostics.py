@@ -1,0 +1,61 @@
+"""What the quantizer does to the weights: zeros, flips and steps, by layer and over the body."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitexp.common.lightning import pl
+from bitexp.quant.layers import quantized_layers
+from bitexp.track.metrics import send
+
+
+class Diagnostics(pl.Callback):
+    """Logs after every validation: `quant/zero_fraction`, `quant/flip_rate`, `quant/scale`.
+
+    The flip rate is the share of codes that differ from those at the last validation (at the start,
+    for the first). Over the body, shares are weighted by layer size; by layer the names are
+    `quant/<measure>/<layer>`; `quant/scale_drift` is the mean ratio of the steps to the first ones.
+    """
+
+    def __init__(self) -> None:
+        self.codes: dict[str, Tensor] = {}
+        self.first: dict[str, float] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, layer in quantized_layers(pl_module.model).items():  # type: ignore[arg-type]
+            codes, scale = layer.quantizer.weights(layer.weight)
+            self.codes.setdefault(name, codes.cpu())
+            self.first.setdefault(name, float(scale.mean()))
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        layers = quantized_layers(pl_module.model)  # type: ignore[arg-type]
+        if trainer.sanity_checking or not trainer.is_global_zero or not layers:
+            return
+        values: dict[str, float] = {}
+        total = zeros = flips = 0
+        drift = 0.0
+        for name, layer in layers.items():
+            codes, scale = (t.cpu() for t in layer.quantizer.weights(layer.weight))
+            zero = int((codes == 0).sum())
+            flipped = int((codes != self.codes[name]).sum())
+            step = float(scale.mean())
+            values[f"quant/zero_fraction/{name}"] = zero / codes.numel()
+            values[f"quant/flip_rate/{name}"] = flipped / codes.numel()
+            values[f"quant/scale/{name}"] = step
+            total, zeros, flips = total + codes.numel(), zeros + zero, flips + flipped
+            drift += step / self.first[name] / len(layers)
+            self.codes[name] = codes
+        values["quant/zero_fraction"] = zeros / total
+        values["quant/flip_rate"] = flips / total
+        values["quant/scale_drift"] = drift
+        send(trainer, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"codes": self.codes, "first": self.first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.codes, self.first = state_dict["codes"], state_dict["first"]

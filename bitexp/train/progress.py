@@ -1,0 +1,139 @@
+"""What one sees while a run trains: a bar on a terminal, one calm line per validation elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from bitexp.common.console import Report
+from bitexp.common.format import duration
+from bitexp.common.lightning import pl
+from bitexp.track.metrics import send
+from bitexp.train.schedule import Schedule
+
+LINES = 20  # about so many in a whole run
+
+
+class Pace(pl.Callback):
+    """Sends what the task measured to the loggers, with the pace: `time/step_ms`, `time/UNIT_per_second`.
+
+    Training every so many steps and at the end of an epoch, validation after it, both under the number
+    of steps taken. Lightning's own logging writes a batch's metrics only after the hooks that save a
+    checkpoint, so a resumed run would lack them, and numbers a validation by the step before.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.loss = float("nan")
+        self.step_seconds = 0.0
+        self._mark = (0, 0.0)
+        self._amount = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begin(trainer)
+
+    def _begin(self, trainer: pl.Trainer) -> None:
+        self._mark, self._amount = (trainer.global_step, time.monotonic()), 0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        step, now = trainer.global_step, time.monotonic()
+        mark, then = self._mark
+        self._amount += pl_module.amount(batch)  # type: ignore[operator]
+        if step > mark and (trainer.is_last_batch or step % self.every == 0):
+            self.loss = float(outputs["loss"])
+            self.step_seconds = (now - then) / (step - mark)
+            throughput = self._amount * trainer.world_size / (now - then)
+            self._begin(trainer)
+            pace = {
+                "time/step_ms": 1000 * self.step_seconds,
+                f"time/{pl_module.unit}_per_second": throughput,
+            }
+            send(trainer, {"train/loss": self.loss, **pace})
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            send(trainer, measured(trainer, "val/"))
+
+    def summary(self, trainer: pl.Trainer, schedule: Schedule, metrics: dict[str, float]) -> str:
+        """Where the run stands, on one line."""
+        left = (schedule.total(trainer) - trainer.global_step) * self.step_seconds
+        shown = [
+            f"loss {self.loss:.3f}",
+            *(f"{name} {value:.4g}" for name, value in metrics.items()),
+        ]
+        pace = f"{1000 * self.step_seconds:.0f} ms/step"
+        return "  ".join([*shown, f"lr {schedule.lr:.2e}", pace, f"{duration(left)} left"])
+
+
+def measured(trainer: pl.Trainer, prefix: str) -> dict[str, float]:
+    """The last values of the task's metrics that begin with `prefix`."""
+    return {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(prefix)}
+
+
+def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The last `val/...` values but the loss."""
+    return {n: v for n, v in measured(trainer, "val/").items() if n != "val/loss"}
+
+
+class ProgressLines(pl.Callback):
+    """A line after a validation, about twenty in a run."""
+
+    def __init__(self, report: Report, pace: Pace, schedule: Schedule) -> None:
+        self.report, self.pace, self.schedule = report, pace, schedule
+        self._next = 0.0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step, total = trainer.global_step, self.schedule.total(trainer)
+        if trainer.sanity_checking or (step < self._next and step < total):
+            return
+        self._next = step + total / LINES
+        where = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {step:,}/{total:,}"
+        text = self.pace.summary(trainer, self.schedule, validation_metrics(trainer))
+        self.report.line(f"{where}  {text}")
+
+
+class ProgressBar(pl.Callback):
+    """One bar over all steps of the run."""
+
+    def __init__(self, report: Report, pace: Pace, schedule: Schedule) -> None:
+        self.report, self.pace, self.schedule = report, pace, schedule
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+        self.bar = Progress(*columns, console=report.console, transient=True, refresh_per_second=4)
+        self.task: TaskID | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar.start()
+        self.task = self.bar.add_task("", total=self.schedule.total(trainer), text="")
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self.task is not None and (trainer.global_step % 10 == 0 or batch_idx == 0):
+            text = self.pace.summary(trainer, self.schedule, validation_metrics(trainer))
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            self.bar.update(self.task, completed=trainer.global_step, description=epoch, text=text)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.bar.stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.bar.stop()

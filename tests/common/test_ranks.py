@@ -1,0 +1,137 @@
+"""Several processes: one decides, the others follow, and together they make one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bitexp.common import ranks
+from bitexp.common.errors import UserError
+from bitexp.common.files import write_json
+from bitexp.track.checkpoint_files import LAST, load_checkpoint
+
+ROOT = Path(__file__).parents[2]
+TWO = ("trainer=ddp", "data.batch_size=32", "quantizer=full")
+ONE = ("data.batch_size=64", "quantizer=full")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "SLURM_JOB_NAME", "SLURM_JOB_ID", "SLURM_STEP_ID")
+    for name in (*names, "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "rank"),
+    [
+        ({}, 0),
+        ({"LOCAL_RANK": "1"}, 1),
+        ({"RANK": "5", "LOCAL_RANK": "1"}, 5),
+        ({"SLURM_PROCID": "3"}, 3),
+        ({"SLURM_PROCID": "3", "SLURM_JOB_NAME": "interactive"}, 0),
+    ],
+)
+def test_the_rank_is_known_from_the_launcher(
+    environment: dict[str, str], rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert ranks.global_rank() == rank
+
+
+def test_what_a_launch_leaves_in_the_environment_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASTER_PORT", "1")
+    before = dict(os.environ)
+    with ranks.own_environment():
+        os.environ |= {"LOCAL_RANK": "0", "MASTER_PORT": "2", "WORLD_SIZE": "2"}
+    assert dict(os.environ) == before
+
+
+def test_processes_of_one_launcher_agree_through_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this")
+    monkeypatch.setattr(ranks, "PATIENCE", 0.1)
+    with ranks.own_environment():
+        ranks.announce(tmp_path, tmp_path / LAST)
+    decision = ranks.wait_for_decision(tmp_path)
+    assert decision is not None
+    assert (decision["folder"], decision["checkpoint"]) == (str(tmp_path), str(tmp_path / LAST))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+    with pytest.raises(UserError, match="gave no decision"):
+        ranks.wait_for_decision(tmp_path)
+    write_json(tmp_path / "result.json", {"status": "finished"})
+    assert ranks.wait_for_decision(tmp_path) is None
+
+
+def bitexp(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "bitexp", *words],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_would_with_the_whole_batch(
+    outputs: Path, small: Any, train: Any
+) -> None:
+    out, err = (process := bitexp("-m", *small, *TWO, "seed=0,1")).communicate()
+    assert process.returncode == 0, err
+    assert err == ""
+    assert "2 jobs: 2 trained" in out
+    folders = [path.parent for path in outputs.glob("*/*/config.yaml")]
+    assert len(folders) == 2
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        assert (result["status"], result["steps"]) == ("finished", 8)
+        assert result["metrics"]["test/loss"] == result["metrics"]["test_packed/loss"]
+        assert len(json.loads((folder / "provenance.json").read_text())["attempts"]) == 1
+        alone = train(*ONE, f"seed={result['seed']}")
+        together = load_checkpoint(folder / "checkpoints" / LAST)["state_dict"]
+        for name, weight in load_checkpoint(alone.folder / "checkpoints" / LAST)["state_dict"].items():
+            torch.testing.assert_close(together[name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_continue_to_the_bit(outputs: Path, small: Any) -> None:
+    words = (*small, *TWO, "trainer.epochs=30")
+    (process := bitexp(*words, "name=undisturbed")).communicate()
+    assert process.returncode == 0
+    process = bitexp(*words, "name=stopped", "callbacks.checkpoint.every_steps=1")
+    while not list(outputs.glob("stopped/*/checkpoints/previous.ckpt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 143, err
+    assert "Stopped by SIGTERM after a checkpoint" in out
+    assert "Traceback" not in err
+    out, err = (process := bitexp(*words, "name=stopped")).communicate()
+    assert process.returncode == 0, err
+    assert "resumes    from last.ckpt" in out
+    (whole,), (parts,) = (
+        list(outputs.glob(f"{name}/*/packed.safetensors")) for name in ("undisturbed", "stopped")
+    )
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_fail_together_and_the_next_job_runs(outputs: Path, small: Any) -> None:
+    out, err = (process := bitexp("-m", *small, *TWO, "optimizer.lr=1e30,0.01")).communicate()
+    assert process.returncode == 1, err
+    assert "2 jobs: 1 trained" in out
+    assert "the training loss is nan" in out
+    assert "Traceback" not in err

@@ -1,0 +1,149 @@
+"""A user's own images: layouts, decoding in workers, damaged files."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from bitexp.common.errors import UserError
+from bitexp.data.images.decoded import Decoded
+from bitexp.data.images.folder import ImageFolder
+
+
+@pytest.fixture
+def folder(arguments):
+    """A data set of 8 x 8 images under a folder."""
+
+    def build(root, **changes):
+        sizes = {"test_size": 0.25, "size": 8, "channels": 3, "batch_size": 4}
+        return ImageFolder(**arguments(**{"data_dir": str(root), **sizes, **changes}))
+
+    return build
+
+
+def paint(path, shade, size=(12, 10), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    gradient = Image.radial_gradient("L").resize(size).point(lambda value: (value + shade) % 256)
+    gradient.convert(mode).save(path)
+
+
+def pets(root, count=8):
+    for number in range(count):
+        paint(root / "cat" / f"{number}.png", number)
+        paint(root / "dog" / f"{number}.PNG", 100 + number)
+        (root / "dog" / "notes.txt").write_text("no image")
+
+
+def test_one_folder_is_split(tmp_path, folder):
+    pets(tmp_path)
+    data = folder(tmp_path, val_size=0.25)
+    data.setup()
+    assert (data.shape, data.classes, data.class_names) == ((3, 8, 8), 2, ["cat", "dog"])
+    assert data.sizes == {"train": 9, "val": 3, "test": 4}
+    test = set(data.read("test").names)
+    assert not test & set(data.read("train").names)
+    assert set(folder(tmp_path, split_seed=5).read("test").names) == test  # whatever the seeds
+    assert torch.bincount(data.read("test").labels).tolist() == [2, 2]
+
+
+def test_folders_of_parts_are_taken_as_they_are(tmp_path, folder):
+    for part, count in (("train", 6), ("val", 2), ("test", 3)):
+        pets(tmp_path / part, count)
+    data = folder(tmp_path)
+    data.setup()
+    assert data.sizes == {"train": 12, "val": 4, "test": 6}
+    assert data.class_names == ["cat", "dog"]
+    for loader, count in ((data.val_dataloader(), 4), (data.test_dataloader(), 6)):
+        assert sum(len(labels) for _, labels in loader) == count
+
+
+def test_train_may_be_a_class_of_its_own(tmp_path, folder):
+    paint(tmp_path / "train" / "0.png", 0)
+    paint(tmp_path / "plane" / "0.png", 0)
+    paint(tmp_path / ".ipynb_checkpoints" / "0.png", 0)
+    assert folder(tmp_path).class_names == ["plane", "train"]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(3, "RGB"), (3, "L"), (1, "RGB"), (3, "RGBA"), (3, "P")])
+def test_images_are_resized_and_cut_as_torchvision_does(tmp_path, channels, mode):
+    path = tmp_path / "cat.png"
+    paint(path, 7, size=(31, 17), mode=mode)
+    labels = torch.tensor([0])
+    got = Decoded(tmp_path, np.array(["cat.png"]), labels, channels, 8).read([0])
+    same = v2.Compose([v2.Resize(8), v2.CenterCrop(8), v2.PILToTensor()])
+    with Image.open(path) as image:
+        expected = same(image.convert("RGB" if channels == 3 else "L"))
+    assert got.dtype == torch.uint8
+    assert torch.equal(got[0], expected)
+
+
+def test_workers_change_nothing(tmp_path, folder):
+    pets(tmp_path)
+    augment = {"crop": 2, "flip": True}
+    alone, helped = (
+        [
+            (images.tolist(), labels.tolist())
+            for images, labels in folder(tmp_path, workers=workers, augment=augment).train_dataloader()
+        ]
+        for workers in (0, 2)
+    )
+    assert alone == helped
+
+
+def test_statistics_are_those_of_the_training_images(tmp_path, folder):
+    pets(tmp_path)
+    data = folder(tmp_path, val_size=2)
+    batches = [images for images, _ in folder(tmp_path, val_size=2, batch_size=10).train_dataloader()]
+    assert data.preprocessing()["size"] == [8, 8]
+    assert torch.cat(batches).mean((0, 2, 3)).abs().max() < 1e-5
+
+
+def test_a_damaged_image_is_named(tmp_path, folder):
+    pets(tmp_path)
+    data = folder(tmp_path, val_size=0)
+    data.setup()
+    broken = tmp_path / data.read("train").names[5]
+    broken.write_bytes(broken.read_bytes()[:60])
+    with pytest.raises(UserError) as caught:
+        list(data.train_dataloader())
+    assert str(caught.value).startswith(f"{broken} is no readable image (")
+
+
+def test_the_fingerprint_sees_names_and_sizes(tmp_path, folder):
+    pets(tmp_path)
+    prints = [folder(tmp_path).fingerprint(), folder(tmp_path).fingerprint()]
+    (tmp_path / "cat" / "0.png").rename(tmp_path / "cat" / "9.png")
+    prints.append(folder(tmp_path).fingerprint())
+    paint(tmp_path / "cat" / "9.png", 0, size=(13, 10))
+    prints.append(folder(tmp_path).fingerprint())
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+
+
+def test_missing_images_say_what_is_expected(tmp_path, folder):
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"No images in folders of {root}") as caught:
+            folder(root).locate()
+        assert "train/CLASS/*.png" in str(caught.value)
+        assert "data=digits is embedded" in str(caught.value)
+    with pytest.raises(UserError, match=r"needs the folder of your images: data\.data_dir=FOLDER"):
+        folder(tmp_path, data_dir=None).locate()
+    with pytest.raises(UserError, match="nothing to download"):
+        folder(tmp_path, download=True).locate()
+
+
+def test_contradictions_are_refused(tmp_path, folder):
+    pets(tmp_path)
+    with pytest.raises(UserError, match=r"no folder test: set data.test_size"):
+        folder(tmp_path, test_size=0).setup()
+    with pytest.raises(ValueError, match="size=0 is too small"):
+        folder(tmp_path, size=0)
+    pets(tmp_path / "parts" / "train")
+    paint(tmp_path / "parts" / "val" / "bird" / "0.png", 0)
+    with pytest.raises(UserError, match="bird is a class that the training images lack"):
+        folder(tmp_path / "parts").setup()
+    (tmp_path / "parts" / "val" / "bird" / "0.png").unlink()
+    (tmp_path / "parts" / "val" / "bird").rename(tmp_path / "parts" / "val" / "cat")
+    with pytest.raises(UserError, match="val holds no images"):
+        folder(tmp_path / "parts").setup()

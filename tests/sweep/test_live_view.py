@@ -1,0 +1,162 @@
+"""What a sweep says while it runs."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from bitexp.common.console import Report
+from bitexp.sweep import live_view as module
+from bitexp.sweep.live_view import Board
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, to be set."""
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def terminal() -> tuple[Report, io.StringIO]:
+    """A report to what takes itself for a terminal of 120 columns."""
+    report, screen = Report(), io.StringIO()
+    report.console = Console(file=screen, force_terminal=True, width=120, highlight=False, soft_wrap=True)
+    return report, screen
+
+
+def test_each_job_that_ends_is_a_line_with_the_best_and_the_time_left(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    board = Board(Report(), total=4, workers=1, better="max")
+    jobs: list[tuple[str, str | None, list[float]]] = [
+        ("finished", None, [0.5]),
+        ("failed", "the loss is nan at step 3", []),
+        ("finished", None, [0.25]),
+        ("pruned", "val/accuracy 0.1", []),
+    ]
+    for number, (status, reason, values) in enumerate(jobs):
+        board.began(number, f"lr={number}")
+        clock[0] += 60
+        board.ended(number, status, reason, values)
+    assert capsys.readouterr().out.splitlines() == [
+        "[1/4] 0: finished · 0.5000 · lr=0 · 1:00 · best 0.5000 by 0 · about 3:00 left",
+        "[2/4] 1: failed · the loss is nan at step 3 · lr=1 · 1:00 · best 0.5000 by 0 · about 2:00 left",
+        "[3/4] 2: finished · 0.2500 · lr=2 · 1:00 · best 0.5000 by 0 · about 1:00 left",
+        "[4/4] 3: pruned · val/accuracy 0.1 · lr=3 · 1:00 · best 0.5000 by 0",
+    ]
+
+
+@pytest.mark.parametrize(("better", "best"), [("max", 0.9), ("min", 0.1), (None, None)])
+def test_the_best_is_at_the_better_end(better: str | None, best: float | None) -> None:
+    board = Board(Report(quiet=True), 3, 1, better)
+    for number, value in enumerate([0.5, float("nan"), 0.1, 0.9]):
+        board.ended(number, "finished", None, [value])
+    assert (board.best and board.best[0]) == best
+    board.ended(9, "finished", None, [0.0, 1.0])  # of two objectives none is the best
+    assert (board.best and board.best[0]) == best
+
+
+def test_workers_share_the_time_left(clock: list[float]) -> None:
+    board = Board(Report(quiet=True), 10, workers=3)
+    assert board.left() is None
+    board.skip({"finished": 3, "failed": 1})
+    board.began(4, "")
+    clock[0] += 30
+    board.ended(4, "finished")
+    assert board.left() == pytest.approx(30 * 5 / 3)
+    assert (board.done, board.counts) == (5, {"finished": 4, "failed": 1})
+
+
+def test_without_a_total_nothing_is_promised(capsys: pytest.CaptureFixture[str]) -> None:
+    board = Board(Report(), None, 1)
+    board.ended(0, "finished", None, [1.0])
+    assert capsys.readouterr().out == "[1] 0: finished · 1.0000 · 0 s\n"
+
+
+def test_words_in_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    board = Board(Report(), 1, 1)
+    board.began(0, "model.hidden=[bold]")
+    board.ended(0, "failed", "[/] is no path")
+    assert "[/] is no path · model.hidden=[bold]" in capsys.readouterr().out
+
+
+def test_a_terminal_has_a_table_that_renews_itself_below_the_lines(clock: list[float]) -> None:
+    report, screen = terminal()
+    looked: list[int] = []
+
+    def look(number: int) -> str:
+        looked.append(number)
+        return "0.4321 at 50%"
+
+    with Board(report, 3, 2, "max", look=look) as board:
+        board.began(0, "model.hidden=[8]")
+        board.began(1, "model.hidden=[16]")
+        clock[0] += 75
+        board.ended(0, "finished", None, [0.75])
+        board._live.refresh()  # type: ignore[union-attr]
+        board.say("Trial 2 goes on")
+    text = screen.getvalue()
+    assert "1: running 1:15 0.4321 at 50% model.hidden=[16]" in " ".join(text.split())
+    assert "1 of 3 done: 1 finished · best 0.7500 by 0 (model.hidden=[8]) · about 1:15 left" in text
+    assert "[1/3] 0: finished · 0.7500 · model.hidden=[8] · 1:15" in text
+    assert "Trial 2 goes on" in text
+    assert 1 in looked
+
+
+def test_the_table_shows_some_of_many_jobs() -> None:
+    report, screen = terminal()
+    with Board(report, 99, 50) as board:
+        for number in range(50):
+            board.began(number, f"seed={number}")
+    running = {
+        line.split()[0] for line in screen.getvalue().splitlines() if ": " in line and "running" in line
+    }
+    assert f"{module.ROWS - 1}:" in " ".join(running)
+    assert "seed=49" not in screen.getvalue()
+
+
+@pytest.mark.parametrize(("live", "of_a_terminal"), [(False, True), (True, False)])
+def test_no_table_where_it_would_disturb(live: bool, of_a_terminal: bool) -> None:
+    report = terminal()[0] if of_a_terminal else Report(quiet=True)
+    assert Board(report, 1, 1, live=live)._live is None
+
+
+def test_the_table_goes_when_the_sweep_fails() -> None:
+    report, screen = terminal()
+    with pytest.raises(KeyError), Board(report, 1, 1) as board:
+        raise KeyError
+    assert not board._live.is_started  # type: ignore[union-attr]
+    assert screen.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in screen.getvalue()  # the cursor is back
+
+
+def test_jobs_may_end_in_any_thread_at_once() -> None:
+    import threading
+
+    board = Board(Report(quiet=True), 40, 4, "max")
+
+    def work(first: int) -> None:
+        for number in range(first, first + 10):
+            board.began(number, "")
+            time.sleep(0.001)
+            board.ended(number, "finished", None, [float(number)])
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in (0, 10, 20, 30)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (board.done, board.counts["finished"]) == (40, 40)
+    assert board.best is not None
+    assert board.best[:2] == (39.0, 39)
+
+
+def test_the_parameters_of_a_trial_in_words() -> None:
+    from bitexp.sweep.workers import described
+
+    params: dict[str, Any] = {"optimizer.lr": 0.0123456, "quantizer": "full", "model.dim": 64, "x": 1.0}
+    assert described(params) == "optimizer.lr=0.0123 quantizer=full model.dim=64 x=1"
