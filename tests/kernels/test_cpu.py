@@ -402,6 +402,15 @@ def test_packed_weights_share_huge_pages_and_go_with_the_last_of_them(monkeypatc
     assert abs(large.data_ptr() - first.data_ptr()) > memory.ARENA - memory.HUGE
 
 
+def test_memory_that_was_set_aside_in_inference_mode_serves_outside_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(memory, "_arena", [])
+    with torch.inference_mode():
+        memory.copied(torch.zeros(3, 100, dtype=torch.uint8))
+    assert int(memory.copied(torch.ones(3, 100, dtype=torch.uint8)).sum()) == 300
+
+
 def test_a_layer_is_copied_and_pickled_without_the_memory_of_others() -> None:
     prepared = KERNELS.get("cpu").prepare(torch.ones(64, 64, dtype=torch.int8), torch.tensor(0.5))
     assert len(pickle.dumps(prepared)) < 20_000

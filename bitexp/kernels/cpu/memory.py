@@ -25,12 +25,12 @@ _arena: list[Tensor] = []
 def copied(weights: Tensor) -> Tensor:
     """A copy of uint8 weights, at the beginning of a cache line; small ones share pages with each other."""
     size = weights.numel()
-    with _lock:
+    with _lock, torch.inference_mode(False):  # the arena outlives the mode in which it is made
         if not _arena or len(_arena[0]) < size:
             _arena[:] = [fresh(max(size, ARENA))]
         memory = _arena[0]
         _arena[0] = memory[-(-size // LINE) * LINE :]
-    return memory[:size].view(weights.shape).copy_(weights)
+        return memory[:size].view(weights.shape).copy_(weights)
 
 
 def fresh(size: int) -> Tensor:
