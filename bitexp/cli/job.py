@@ -20,7 +20,7 @@ from bitexp.common.errors import UserError, describe_crash
 from bitexp.common.exit import Progress
 from bitexp.common.files import write_json
 from bitexp.common.ranks import FOLLOW, global_rank
-from bitexp.config.schema import read_settings
+from bitexp.config.schema import Settings, read_settings
 from bitexp.sweep.processes import JOB, end_with_parent
 from bitexp.sweep.trial_reporter import judge_of
 from bitexp.sweep.tuned import apply_tuned
@@ -48,8 +48,8 @@ def make(config: DictConfig) -> float | None:
         plain = OmegaConf.to_container(config, resolve=True)
         assert isinstance(plain, dict)
         resolved = {str(key): value for key, value in plain.items()}
-        read_settings(resolved)  # before torch is imported: a typo costs no seconds
-        outcome = run(resolved, overrides, hydra.job.num if multirun else None)
+        settings = read_settings(resolved)  # before torch is imported: a typo costs no seconds
+        outcome = run(settings, overrides, hydra.job.num if multirun else None)
     except Exception as problem:
         told = isinstance(problem, UserError | OmegaConfBaseException)
         crash = {"kind": "config", "reason": reason(problem)} if told else describe_crash(problem)
@@ -76,7 +76,7 @@ def make(config: DictConfig) -> float | None:
     return (result.get("metrics") or {}).get(validation_of(str(result.get("headline"))))
 
 
-def run(config: dict[str, Any], overrides: list[str], number: int | None) -> Outcome:
+def run(settings: Settings, overrides: list[str], number: int | None) -> Outcome:
     """Takes the road; torch and Lightning are imported here, which takes seconds: a terminal is told.
 
     Args:
@@ -88,7 +88,7 @@ def run(config: dict[str, Any], overrides: list[str], number: int | None) -> Out
         from bitexp.run.road import run as take_the_road
     judge = None if number is None else judge_of(number, report.line)
     try:
-        return take_the_road(config, overrides, report, judge, wait=multirun)
+        return take_the_road(settings, overrides, report, judge, wait=multirun)
     finally:
         if judge is not None:
             judge.close()

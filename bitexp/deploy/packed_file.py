@@ -25,6 +25,8 @@ from bitexp.kernels import Kernel
 from bitexp.quant.layers import quantized_layers
 
 FORMAT = 1
+PackedFile = tuple[dict[str, Any], dict[str, Tensor]]
+"""Header and tensors."""
 PARTS = {"format": int, "body": list, "layers": dict, "description": dict, "crc32": int}
 
 
@@ -74,7 +76,12 @@ def load_packed(path: Path, kernel: Kernel) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         UserError: the file is missing, damaged, or not of this format.
     """
-    header, tensors = read_packed(path)
+    return unpack(path, read_packed(path), kernel)
+
+
+def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dict[str, Any]]:
+    """The same from what was read already; `path` is for errors."""
+    header, tensors = file
     try:
         description = Description(**header["description"])
         model = description.build().float()
@@ -106,7 +113,7 @@ def freeze_blank(model: nn.Module, specs: Mapping[str, Any], kernel: Kernel) -> 
     put_twins(model, twins)
 
 
-def read_packed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def read_packed(path: Path) -> PackedFile:
     """Header and tensors of a packed file. Raises `UserError` where it is none."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
@@ -124,9 +131,9 @@ def read_packed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def sizes(path: Path) -> dict[str, int]:
-    """Bytes of the tensors in a packed file: of the body (its layers' weights and steps) and of all."""
-    header, tensors = read_packed(path)
+def sizes(file: PackedFile) -> dict[str, int]:
+    """Bytes of the tensors in a packed file: of the body (its layers' weights and scales) and of all."""
+    header, tensors = file
     weights = {f"{name}.{part}" for name in header["body"] for part in ("weight", "packed", "scale")}
     body = sum(tensor.nbytes for name, tensor in tensors.items() if name in weights)
     return {"body_bytes": body, "total_bytes": sum(t.nbytes for t in tensors.values())}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -18,6 +17,7 @@ import yaml
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json
 from bitexp.track.folder import RunFolder, validation_of
+from bitexp.track.provenance import command_of
 
 LARGEST, SMALL = 1_000_000, 20_000
 """Characters of a config beyond which a file is none of ours, and of one as most are."""
@@ -93,7 +93,7 @@ class Run:
     @property
     def command(self) -> str:
         """What makes this run again, by itself, whatever sweep it was part of."""
-        return shlex.join(["python", "-m", "bitexp", *sorted(self.overrides, key=added_last)])
+        return command_of(self.overrides)
 
     @property
     def span(self) -> tuple[datetime, datetime] | None:
@@ -131,11 +131,6 @@ class Problem:
 
     path: Path
     reason: str
-
-
-def added_last(word: str) -> bool:
-    """Puts `+experiment=...` before the keys that change it."""
-    return not word.startswith("+")
 
 
 def is_number(value: Any) -> bool:

@@ -22,8 +22,8 @@ from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import prove, quantize
 from bitexp.quant.layers import set_product
-from bitexp.run.attempt import Parts
 from bitexp.run.checks import Problems, check, check_match, check_packing, device_type
+from bitexp.run.parts import Parts
 from bitexp.tasks import TASKS
 
 
@@ -60,16 +60,21 @@ def build(settings: Settings) -> Parts:
     with problems:
         task = construct("task", TASKS, settings.task.name, settings.task.arguments, given)
     problems.tell()
-    description = Description(
+    return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason)
+
+
+def describe(settings: Settings, parts: Parts) -> Description:
+    """How to build the model again, with what the data, which are read for it, say about its inputs."""
+    chosen, facts = settings.quantizer, parts.data.facts
+    return Description(
         model=settings.model.name,
         model_arguments={**settings.model.arguments, **accepted(MODELS.get(settings.model.name), facts)},
         quantizer=chosen.name,
         quantizer_arguments=chosen.arguments,
         include=list(chosen.include),
         exclude=list(chosen.exclude),
-        preprocessing={},
+        preprocessing=parts.data.preprocessing(),
     )
-    return Parts(data, task, quantizer, conversion, description, kernel, kernel_name, reason)
 
 
 def construct(

@@ -16,7 +16,7 @@ from bitexp.deploy.packing import choose_layout
 from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.quantizer import Quantizer
-from bitexp.run.attempt import Parts
+from bitexp.run.parts import Parts
 from bitexp.tasks import TASKS
 from bitexp.track.wandb import check_login
 

@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bitexp.common.errors import UserError
 from bitexp.common.files import write_atomic
-from bitexp.common.lightning import pl
-from bitexp.config.schema import Settings
 from bitexp.deploy.cost import costs
-from bitexp.deploy.description import Description
 from bitexp.deploy.frozen import freeze
-from bitexp.deploy.packed_file import load_packed, save_packed, sizes
+from bitexp.deploy.packed_file import read_packed, save_packed, sizes, unpack
 from bitexp.kernels.reference import Reference
 from bitexp.quant.layers import set_lambda, set_product
 from bitexp.quant.product import float_product
-from bitexp.run.attempt import Parts
-from bitexp.tasks import Task
+from bitexp.run.attempt import Attempt
+from bitexp.run.fit import test
+from bitexp.run.parts import Parts
 from bitexp.track.checkpoint_files import damage, load_checkpoint
-from bitexp.track.folder import RunFolder
-from bitexp.train.progress import measured
 
 
 def restore(parts: Parts, checkpoint: Path) -> None:
@@ -43,35 +37,28 @@ def restore(parts: Parts, checkpoint: Path) -> None:
     set_lambda(parts.task, 1.0)
 
 
-def described(parts: Parts) -> Description:
-    """How to build this model again, with what the data say about its inputs."""
-    return replace(parts.description, preprocessing=parts.data.preprocessing())
-
-
-def evaluate(settings: Settings, parts: Parts, folder: RunFolder) -> dict[str, float]:
+def evaluate(attempt: Attempt) -> dict[str, float]:
     """Tests the restored model and its packed file.
 
     Returns:
         `test/*`, `test_packed/*` and `size/*`. The packed file is read back from the disk; with the
         same batches its metrics equal `test/*` exactly.
     """
-    metrics = test(settings, parts.task, parts.data)
+    parts, path = attempt.parts, attempt.folder.packed
+    metrics = test(attempt, parts.task)
     for name, table in parts.task.test_tables().items():
         rows = "".join(",".join(map(str, row)) + "\n" for row in table)
-        write_atomic(folder.path / f"{name}.csv", rows.encode())
+        write_atomic(attempt.folder.path / f"{name}.csv", rows.encode())
 
-    frozen = copy.deepcopy(parts.task.model).cpu().eval()
-    freeze(frozen, settings.packing, Reference())
-    save_packed(folder.packed, frozen, described(parts), parts.conversion.body)
+    frozen = copy.deepcopy(parts.model).cpu().eval()
+    freeze(frozen, attempt.settings.packing, Reference())
+    save_packed(path, frozen, attempt.description, parts.conversion.body)
 
-    packed_task = copy.copy(parts.task)
-    packed_task._modules = {
-        **parts.task._modules,
-        "model": load_packed(folder.packed, parts.kernel)[0],
-    }
-    packed = test(settings, packed_task, parts.data)
+    file = read_packed(path)
+    model, _ = unpack(path, file, parts.kernel)
+    packed = test(attempt, parts.task.with_model(model))
     metrics |= {name.replace("test/", "test_packed/"): value for name, value in packed.items()}
-    metrics |= {f"size/{name}": float(value) for name, value in sizes(folder.packed).items()}
+    metrics |= {f"size/{name}": float(value) for name, value in sizes(file).items()}
     return metrics
 
 
@@ -83,24 +70,3 @@ def measured_costs(parts: Parts) -> dict[str, float]:
     amount = parts.task.amount((inputs, targets))
     with torch.compiler.set_stance("force_eager"):
         return costs(model, inputs, parts.conversion.body, amount, parts.data.batch_size)
-
-
-def test(settings: Settings, task: Task, data: pl.LightningDataModule) -> dict[str, float]:
-    """The metrics of the test set, in fp32 on one device, by the code as it is written.
-
-    A compiled model may round otherwise than its frozen twin, which is not compiled.
-    """
-    trainer: Any = pl.Trainer(
-        accelerator=settings.trainer.accelerator,
-        devices=1,
-        precision="32-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_test_batches=settings.trainer.eval_batches,
-    )
-    with torch.compiler.set_stance("force_eager"):
-        trainer.test(task, datamodule=data, verbose=False)
-    return measured(trainer, "test/")

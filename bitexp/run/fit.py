@@ -1,27 +1,36 @@
-"""The training itself: Lightning's Trainer with our callbacks, from a checkpoint where there is one."""
+"""Training and testing by Lightning: nowhere else is its Trainer known."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.loggers.logger import Logger
 
-from bitexp.common.console import Report
 from bitexp.common.lightning import pl
 from bitexp.common.ranks import own_environment
 from bitexp.config.schema import Settings
-from bitexp.run.attempt import Parts
+from bitexp.run.attempt import Attempt
+from bitexp.tasks import Task
 from bitexp.track.checkpoint_files import STATE, load_checkpoint
-from bitexp.track.folder import RunFolder
 from bitexp.track.metrics import MetricsCsv
 from bitexp.train.checkpoints import AtomicCheckpointIO, Checkpoints
 from bitexp.train.diagnostics import Diagnostics
 from bitexp.train.guards import FiniteLoss, Signals
-from bitexp.train.progress import Pace, ProgressBar, ProgressLines
-from bitexp.train.pruning import Judge, Pruning
+from bitexp.train.progress import ProgressBar, ProgressLines, Throughput, measured
+from bitexp.train.pruning import Pruner, Pruning
 from bitexp.train.randomness import Randomness
 from bitexp.train.schedule import Schedule
+
+PLAIN: dict[str, Any] = {
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+}
+"""What Lightning would do by itself, and our callbacks and loaders do instead."""
 
 PRECISION = {"32": "32-true", "bf16-mixed": "bf16-mixed", "bf16-true": "bf16-true"}
 
@@ -30,31 +39,24 @@ class Fit:
     """One attempt at training: the Trainer, and the callbacks that the road asks afterwards."""
 
     def __init__(
-        self,
-        settings: Settings,
-        parts: Parts,
-        folder: RunFolder,
-        report: Report,
-        signals: Signals,
-        extra: Any,
-        judged_by: str | None = None,
-        judge: Judge | None = None,
+        self, attempt: Attempt, signals: Signals, loggers: list[Logger], pruner: Pruner | None
     ) -> None:
-        """`judged_by` names the metric that a study prunes by; the first rank has the judge."""
+        """`loggers` get every metric beside metrics.csv."""
+        settings, parts, report = attempt.settings, attempt.parts, attempt.report
         options, optimizer = settings.callbacks, settings.optimizer
         every = settings.trainer.log_every
         self.parts = parts
-        self.metrics = MetricsCsv(folder.metrics)
-        self.pace = Pace(every)
+        self.metrics = MetricsCsv(attempt.folder.metrics)
+        self.throughput = Throughput(every)
         directions = parts.task.measures
         self.checkpoints = Checkpoints(
-            folder.checkpoints, options.checkpoint, directions, self.metrics, signals
+            attempt.folder.checkpoints, options.checkpoint, directions, self.metrics, signals
         )
         callbacks: list[pl.Callback] = [Randomness(settings.seed)]
         if options.ema_decay is not None:
             callbacks.append(pl.callbacks.EMAWeightAveraging(decay=options.ema_decay))
         phasing, max_steps = settings.quantizer.lambda_schedule, settings.trainer.max_steps
-        schedule = self.schedule = Schedule(settings.scheduler, optimizer, phasing, max_steps)
+        schedule = Schedule(settings.scheduler, optimizer, phasing, max_steps)
         callbacks += [schedule, FiniteLoss(every)]
         if options.diagnostics and parts.quantizer.quantizes_weights:
             callbacks.append(Diagnostics())
@@ -65,19 +67,18 @@ class Fit:
             callbacks.append(
                 pl.callbacks.EarlyStopping(stopping.monitor, check_on_train_epoch_end=False, **rule)
             )
-        callbacks.append(self.pace)
+        callbacks.append(self.throughput)
         kind = options.progress
         if kind == "auto":
             kind = "bar" if report.console.is_terminal else "lines"
         if kind == "bar":
-            callbacks.append(ProgressBar(report, self.pace, schedule))
+            callbacks.append(ProgressBar(report, self.throughput, schedule))
         elif kind == "lines":
-            callbacks.append(ProgressLines(report, self.pace, schedule))
+            callbacks.append(ProgressLines(report, self.throughput, schedule))
         callbacks.append(self.checkpoints)
-        if judged_by is not None:
-            callbacks.append(Pruning(judged_by, judge, schedule))
-        loggers = [self.metrics, *([extra] if extra else [])]
-        self.trainer = build_trainer(settings, callbacks, loggers)
+        if pruner is not None:
+            callbacks.append(Pruning(pruner, schedule))
+        self.trainer = build_trainer(settings, callbacks, [self.metrics, *loggers])
         if settings.trainer.compile:
             parts.model.compile()
 
@@ -96,6 +97,27 @@ class Fit:
             finally:
                 if torch.distributed.is_initialized():
                     torch.distributed.destroy_process_group()
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Gives what was measured after the training to all loggers."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(dict(metrics), self.steps)
+            logger.save()
+
+    @property
+    def steps(self) -> int:
+        """Steps taken, all attempts together."""
+        return self.trainer.global_step
+
+    @property
+    def best_step(self) -> int:
+        """The step of the best validation, where one is monitored."""
+        return self.checkpoints.best_step
+
+    @property
+    def seconds(self) -> float:
+        """Time spent, all attempts together."""
+        return self.checkpoints.seconds
 
 
 def build_trainer(settings: Settings, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
@@ -117,9 +139,25 @@ def build_trainer(settings: Settings, callbacks: list[pl.Callback], loggers: lis
         logger=loggers,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
         enable_autolog_hparams=False,
+        **PLAIN,
     )
+
+
+def test(attempt: Attempt, task: Task) -> dict[str, float]:
+    """The metrics of the test set, in fp32 on one device, by the code as it is written.
+
+    A compiled model may round otherwise than its frozen twin, which is not compiled.
+    """
+    options = attempt.settings.trainer
+    trainer = pl.Trainer(
+        accelerator=options.accelerator,
+        devices=1,
+        precision="32-true",
+        logger=False,
+        limit_test_batches=options.eval_batches,
+        **PLAIN,
+    )
+    with torch.compiler.set_stance("force_eager"):
+        trainer.test(task, datamodule=attempt.parts.data, verbose=False)
+    return measured(trainer, "test/")

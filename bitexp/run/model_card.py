@@ -10,34 +10,33 @@ from typing import Any
 from bitexp.common.files import write_atomic
 from bitexp.common.format import amount, duration, shown, size
 from bitexp.config.schema import Settings
-from bitexp.report.runs import Run, read_run
-from bitexp.run.attempt import Parts
-from bitexp.run.summary import data_line, model_line, quantizer_line, train_line
+from bitexp.run.attempt import Attempt
 from bitexp.tasks import TASKS
-from bitexp.track.folder import RunFolder
+from bitexp.track.provenance import command_of
 
 NAME = "MODEL_CARD.md"
 
 
-def write_card(settings: Settings, parts: Parts, folder: RunFolder, result: Mapping[str, Any]) -> Path:
+def write_card(attempt: Attempt, result: Mapping[str, Any]) -> Path:
     """Writes the card of a finished run beside its result, and returns where.
 
     Raises:
         OSError: it cannot be written.
     """
-    path = folder.path / NAME
-    write_atomic(path, card(settings, parts, folder, result).encode())
+    path = attempt.folder.path / NAME
+    write_atomic(path, card(attempt, result).encode())
     return path
 
 
-def card(settings: Settings, parts: Parts, folder: RunFolder, result: Mapping[str, Any]) -> str:
+def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
     """The card as Markdown; every number is from the run's own files."""
+    settings, folder, rows = attempt.settings, attempt.folder, attempt.rows
     metrics, made = result["metrics"], folder.attempts()[-1]
     sections = {
-        "Model": [model_line(settings, parts), quantizer_line(settings, parts)],
-        "Task and data": [f"{settings.task.name.replace('_', ' ')} on {data_line(settings, parts)}"],
+        "Model": [rows["model"], rows["quantizer"]],
+        "Task and data": [f"{settings.task.name.replace('_', ' ')} on {rows['data']}"],
         "Training": [
-            train_line(settings, parts),
+            rows["train"],
             f"seed {settings.seed}; {result['steps']:,} steps in {duration(result['seconds'])}; "
             f"tested: {result['weights']}",
         ],
@@ -64,9 +63,8 @@ def card(settings: Settings, parts: Parts, folder: RunFolder, result: Mapping[st
         lines += [f"## {title}", "", *([*items] if title == "Metrics" else [f"- {i}" for i in items]), ""]
     use = TASKS.get(settings.task.name).use
     again = ["## How it was made", "", *fenced(made["command"])]
-    alone = read_run(folder.path)
-    if isinstance(alone, Run) and alone.command != made["command"]:
-        again += ["", "By itself, whatever sweep it was part of:", "", *fenced(alone.command)]
+    if (alone := command_of(attempt.overrides)) != made["command"]:
+        again += ["", "By itself, whatever sweep it was part of:", "", *fenced(alone)]
     if use:
         again += ["", "## How to use it", "", *fenced(use.format(folder=shown(folder.path)))]
     return "\n".join([*lines, *again, ""])

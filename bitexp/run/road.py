@@ -9,7 +9,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,20 +21,19 @@ from bitexp.common.format import shown
 from bitexp.common.logs import quiet_libraries
 from bitexp.common.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.config.schema import Settings, read_settings
-from bitexp.run.attempt import Parts
+from bitexp.run.attempt import Attempt
 from bitexp.run.build import build
 from bitexp.run.checks import check_validation
-from bitexp.run.evaluate import described, evaluate, measured_costs, restore
+from bitexp.run.evaluate import evaluate, measured_costs, restore
 from bitexp.run.fit import Fit
+from bitexp.run.messages import closing, header, setting_changes
 from bitexp.run.model_card import write_card
-from bitexp.run.summary import closing, header, setting_changes
 from bitexp.track.checkpoint_files import BEST, LAST, latest_checkpoint
 from bitexp.track.folder import RunFolder, is_over, unfinished_runs
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.wandb import tracked_run
 from bitexp.train.guards import Signals
-from bitexp.train.pruning import Judge
-from bitexp.train.rates import lr_decay_sum
+from bitexp.train.pruning import Elsewhere, Pruner
 
 
 @dataclass
@@ -52,46 +51,49 @@ class Outcome:
 
 
 def run(
-    config: Mapping[str, Any],
+    config: Settings | Mapping[str, Any],
     overrides: Sequence[str],
     report: Report | None = None,
-    judge: Judge | None = None,
+    pruner: Pruner | None = None,
     wait: bool = False,
 ) -> Outcome:
     """Makes one run, or finishes it, or finds it finished.
 
     Args:
-        config: the resolved config; overrides: what was typed, for the record; judge: what may prune the
-            run; wait: where another process makes this very run, whether to wait for it or to leave.
+        config: resolved, checked already or not.
+        overrides: what was typed, for the record.
+        pruner: what may end the run early.
+        wait: where another process makes this very run, whether to wait for it or to leave.
 
     Raises:
         UserError: the config, the data or the run's folder cannot be used as they are.
     """
     report = report or Report(quiet=global_rank() > 0)
-    settings = read_settings(config)
+    settings = config if isinstance(config, Settings) else read_settings(config)
     quiet_libraries(settings.trainer.threads)
     parts = build(settings)
     check_validation(settings, parts)
     data = parts.data.fingerprint()
     folder = RunFolder.of(settings, data)
+    attempt = Attempt(settings, tuple(overrides), parts, folder, report)
     if global_rank() > 0:
-        return follow(settings, parts, folder, report)
+        return follow(attempt)
     folder.acquire(wait)
     try:
-        if (done := finished_before(settings, folder, report)) is not None:
+        if (done := finished_before(attempt)) is not None:
             return done
         if not (settings.rerun or folder.path.exists()):
             check_same_data(settings, data)
         checkpoint, remarks = latest_checkpoint(folder.checkpoints)
-        attempt = provenance(settings.seed, settings.trainer.threads, data)
-        remarks += setting_changes(folder.attempts(), attempt, resumed=checkpoint is not None)
-        folder.begin(settings, overrides, attempt)
-        write_json(folder.model, vars(described(parts)))
+        record = provenance(settings.seed, settings.trainer.threads, data)
+        remarks += setting_changes(folder.attempts(), record, resumed=checkpoint is not None)
+        folder.begin(settings, overrides, record)
+        write_json(folder.model, vars(attempt.description))
         with own_environment():
-            announce(folder.path, checkpoint, None if judge is None else judge.metric)
+            announce(folder.path, checkpoint, None if pruner is None else pruner.metric)
             report.keep(folder.path / "train.log")
-            header(report, settings, parts, folder, checkpoint, remarks)
-            result = attempt_run(settings, parts, folder, report, checkpoint, judge)
+            header(attempt, checkpoint, remarks)
+            result = make(attempt, checkpoint, pruner)
         return Outcome(folder.path, result)
     finally:
         report.close()
@@ -109,29 +111,24 @@ def check_same_data(settings: Settings, data: str) -> None:
             )
 
 
-def finished_before(settings: Settings, folder: RunFolder, report: Report) -> Outcome | None:
+def finished_before(attempt: Attempt) -> Outcome | None:
     """The earlier outcome where it stands; None when there is something to do."""
-    if settings.rerun and folder.path.exists():
+    folder, report = attempt.folder, attempt.report
+    if attempt.settings.rerun and folder.path.exists():
         report.line(f"rerun=true: the earlier run is kept in {folder.set_aside()}")
         return None
     result = folder.result()
     if result is None or not is_over(result):
         return None
     if result["source"] != source_fingerprint():
-        report.line("This run was made with other source of bitexp; rerun=true makes it new.")
-    closing(report, settings, folder, result, trained=False)
+        report.line("This run was made by a different version of bitexp. Use rerun=true to repeat it.")
+    closing(attempt, result, trained=False)
     return Outcome(folder.path, result, trained=False)
 
 
-def attempt_run(
-    settings: Settings,
-    parts: Parts,
-    folder: RunFolder,
-    report: Report,
-    checkpoint: Path | None,
-    judge: Judge | None,
-) -> dict[str, Any]:
+def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> dict[str, Any]:
     """Trains and evaluates; whatever happens, result.json says how it ended."""
+    settings, folder, report = attempt.settings, attempt.folder, attempt.report
     result: dict[str, Any] = {
         "status": "failed",
         "kind": None,
@@ -145,11 +142,10 @@ def attempt_run(
     began, fit = time.monotonic(), None
     try:
         with Signals() as signals, tracked_run(settings, folder, report) as wandb_logger:
-            metric = None if judge is None else judge.metric
-            fit = Fit(settings, parts, folder, report, signals, wandb_logger, metric, judge)
+            fit = Fit(attempt, signals, [wandb_logger] if wandb_logger else [], pruner)
             fit.run(checkpoint)
             signals.check()
-            result |= measure(settings, parts, folder, fit, report)
+            result |= measure(attempt, fit)
             signals.check()
             result["status"] = "finished"
     except Stopped as stop:
@@ -166,7 +162,7 @@ def attempt_run(
         result |= describe_crash(crash)
         if result["kind"] == "crash":
             report.line(traceback.format_exc().rstrip())
-    result["seconds"] = round(fit.checkpoints.seconds if fit else time.monotonic() - began, 3)
+    result["seconds"] = round(fit.seconds if fit else time.monotonic() - began, 3)
     result["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
     try:
         folder.finish(result)
@@ -174,33 +170,32 @@ def attempt_run(
         report.line(f"result.json could not be written: {error}")
     if result["status"] == "finished":
         try:
-            write_card(settings, parts, folder, result)
+            write_card(attempt, result)
         except Exception as error:  # the result stands without it
             report.line(f"the model card could not be written: {error}")
-    closing(report, settings, folder, result, trained=True)
+    closing(attempt, result, trained=True)
     return result
 
 
-def measure(settings: Settings, parts: Parts, folder: RunFolder, fit: Fit, report: Report) -> dict[str, Any]:
+def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
     """Tests the weights that count: the best validation's where one is monitored, else the last."""
-    best = folder.checkpoints / BEST
-    monitored = settings.callbacks.checkpoint.monitor is not None and best.exists()
-    restore(parts, best if monitored else folder.checkpoints / LAST)
-    metrics = evaluate(settings, parts, folder)
+    parts, checkpoints = attempt.parts, attempt.folder.checkpoints
+    best = checkpoints / BEST
+    monitored = attempt.settings.callbacks.checkpoint.monitor is not None and best.exists()
+    restore(parts, best if monitored else checkpoints / LAST)
+    metrics = evaluate(attempt)
     try:
         metrics |= measured_costs(parts)
     except Exception as error:  # of whatever model: the result counts more than its costs
-        report.line(f"the costs of an inference could not be measured: {error}")
-    validation = fit.metrics.values("val/", fit.checkpoints.best_step if monitored else None)
-    for logger in fit.trainer.loggers:
-        logger.log_metrics(metrics, fit.trainer.global_step)
-        logger.save()
+        attempt.report.line(f"the costs of an inference could not be measured: {error}")
+    validation = fit.metrics.values("val/", fit.best_step if monitored else None)
+    fit.log(metrics)
     return {
         "metrics": {**validation, **metrics},
         "headline": f"test/{parts.task.headline}",
         "better": parts.task.measures[f"val/{parts.task.headline}"],
-        "lr_decay_sum": lr_decay_sum(settings.scheduler, settings.optimizer, fit.schedule.total(fit.trainer)),
-        "steps": fit.trainer.global_step,
+        "lr_decay_sum": attempt.lr_decay_sum,
+        "steps": fit.steps,
         "weights": "best validation" if monitored else "last step",
         "kernel": parts.kernel_name,
         "unit": parts.task.unit,
@@ -208,13 +203,13 @@ def measure(settings: Settings, parts: Parts, folder: RunFolder, fit: Fit, repor
     }
 
 
-def follow(settings: Settings, parts: Parts, folder: RunFolder, report: Report) -> Outcome:
+def follow(attempt: Attempt) -> Outcome:
     """Another process of a distributed run: trains along with the first, and leaves the rest to it."""
-    decision = inherited() or wait_for_decision(folder.path)
+    decision = inherited() or wait_for_decision(attempt.folder.path)
     if decision is not None:
-        checkpoint = decision["checkpoint"]
+        checkpoint, metric = decision["checkpoint"], decision["judged_by"]
         with Signals() as signals, contextlib.suppress(Stopped, Diverged, Pruned):
-            mine = RunFolder(Path(decision["folder"]))
-            fit = Fit(settings, parts, mine, report, signals, None, decision["judged_by"])
+            attempt = replace(attempt, folder=RunFolder(Path(decision["folder"])))
+            fit = Fit(attempt, signals, [], None if metric is None else Elsewhere(metric))
             fit.run(None if checkpoint is None else Path(checkpoint))
-    return Outcome(folder.path, {"status": "finished"})
+    return Outcome(attempt.folder.path, {"status": "finished"})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
@@ -37,8 +38,14 @@ class Task(pl.LightningModule):
         self.model = model
         self.optimizer_settings = optimizer
 
+    def with_model(self, model: nn.Module) -> Self:
+        """This task around another network; metrics and settings are shared with this one."""
+        twin = copy.copy(self)
+        twin._modules = {**self._modules, "model": model}
+        return twin
+
     def log(self, *args: Any, **kwargs: Any) -> None:
-        """Lightning's, but for the loggers, which get the value from the callback `Pace`."""
+        """Lightning's, but for the loggers, which get the value from the callback `Throughput`."""
         super().log(*args, **{"logger": False, **kwargs})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

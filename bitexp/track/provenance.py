@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -66,6 +67,11 @@ def command_line() -> str:
         script = Path(sys.argv[0])
         start = ["python", str(script)] if script.suffix == ".py" else [script.name]
     return shlex.join([*start, *(PASSWORD.sub(r"\1***@", word) for word in sys.argv[1:])])
+
+
+def command_of(overrides: Iterable[str]) -> str:
+    """What makes a run again, by itself, whatever sweep it was part of: `+experiment=...` first."""
+    return shlex.join(["python", "-m", "bitexp", *sorted(overrides, key=lambda word: word[:1] != "+")])
 
 
 @cache

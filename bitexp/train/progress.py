@@ -16,8 +16,8 @@ from bitexp.train.schedule import Schedule
 LINES = 20  # about so many in a whole run
 
 
-class Pace(pl.Callback):
-    """Sends what the task measured to the loggers, with the pace: `time/step_ms`, `time/UNIT_per_second`.
+class Throughput(pl.Callback):
+    """Sends what the task measured to the loggers, with `time/step_ms` and `time/UNIT_per_second`.
 
     Training every so many steps and at the end of an epoch, validation after it, both under the number
     of steps taken. Lightning's own logging writes a batch's metrics only after the hooks that save a
@@ -90,8 +90,8 @@ def validation_metrics(trainer: pl.Trainer) -> dict[str, float]:
 class ProgressLines(pl.Callback):
     """A line after a validation, about twenty in a run."""
 
-    def __init__(self, report: Report, pace: Pace, schedule: Schedule) -> None:
-        self.report, self.pace, self.schedule = report, pace, schedule
+    def __init__(self, report: Report, throughput: Throughput, schedule: Schedule) -> None:
+        self.report, self.throughput, self.schedule = report, throughput, schedule
         self._next = 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,15 +100,15 @@ class ProgressLines(pl.Callback):
             return
         self._next = step + total / LINES
         where = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {step:,}/{total:,}"
-        text = self.pace.summary(trainer, self.schedule, validation_metrics(trainer))
+        text = self.throughput.summary(trainer, self.schedule, validation_metrics(trainer))
         self.report.line(f"{where}  {text}")
 
 
 class ProgressBar(pl.Callback):
     """One bar over all steps of the run."""
 
-    def __init__(self, report: Report, pace: Pace, schedule: Schedule) -> None:
-        self.report, self.pace, self.schedule = report, pace, schedule
+    def __init__(self, report: Report, throughput: Throughput, schedule: Schedule) -> None:
+        self.report, self.throughput, self.schedule = report, throughput, schedule
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
         self.bar = Progress(*columns, console=report.console, transient=True, refresh_per_second=4)
         self.task: TaskID | None = None
@@ -126,7 +126,7 @@ class ProgressBar(pl.Callback):
         batch_idx: int,
     ) -> None:
         if self.task is not None and (trainer.global_step % 10 == 0 or batch_idx == 0):
-            text = self.pace.summary(trainer, self.schedule, validation_metrics(trainer))
+            text = self.throughput.summary(trainer, self.schedule, validation_metrics(trainer))
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self.bar.update(self.task, completed=trainer.global_step, description=epoch, text=text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from bitexp.common.errors import Pruned
@@ -9,37 +10,46 @@ from bitexp.common.lightning import pl
 from bitexp.train.schedule import Schedule
 
 
-class Judge(Protocol):
-    """What may end a run before its time: a study that the run is a trial of."""
+class Pruner(Protocol):
+    """What may end a run early: a study that the run is a trial of."""
 
-    metric: str
-    """What it judges by: one of the task's measures."""
+    @property
+    def metric(self) -> str:
+        """What it decides by: one of the task's measures."""
 
     def __call__(self, value: float, permille: int) -> bool:
         """Whether to give up, at that value of the metric after so many thousandths of the steps."""
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """The pruner of all ranks but the first, which alone asks the study: it ends nothing by itself."""
+
+    metric: str
+
+    def __call__(self, value: float, permille: int) -> bool:
+        return False
+
+
 class Pruning(pl.Callback):
-    """Asks the judge after every validation; the first process asks, and all of them obey.
+    """Asks the pruner after every validation; the first process decides, and all of them obey.
 
     It stands behind the checkpoints, so that a run that was given up can still be finished later.
     """
 
-    def __init__(self, metric: str, judge: Judge | None, schedule: Schedule) -> None:
-        """`judge` is None on all ranks but the first."""
-        self.metric, self.judge, self.schedule = metric, judge, schedule
+    def __init__(self, pruner: Pruner, schedule: Schedule) -> None:
+        self.pruner, self.schedule = pruner, schedule
         self._reason = ""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
+        total = self.schedule.total(trainer)
+        share = round(1000 * trainer.global_step / total)
+        value = float(trainer.callback_metrics[self.pruner.metric])
         reason = ""
-        if self.judge is not None:
-            total = self.schedule.total(trainer)
-            share = round(1000 * trainer.global_step / total)
-            value = float(trainer.callback_metrics[self.metric])
-            if self.judge(value, share) and trainer.global_step < total:
-                reason = f"{self.metric} {value:.4f} after {share / 1000:.0%} of the steps"
+        if self.pruner(value, share) and trainer.global_step < total:
+            reason = f"{self.pruner.metric} {value:.4f} after {share / 1000:.0%} of the steps"
         self._reason = trainer.strategy.broadcast(reason)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -19,8 +19,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bitexp.common.errors import UserError
+from bitexp.deploy import packed_file
 from bitexp.deploy.frozen import FrozenLayer, freeze
-from bitexp.deploy.packed_file import Description, checksum, load_packed, save_packed, sizes
+from bitexp.deploy.packed_file import Description, checksum, load_packed, read_packed, save_packed
 from bitexp.kernels import KERNELS
 from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
@@ -51,6 +52,10 @@ QUANTIZER_ARGUMENTS = {
     "bias": "plain",
 }
 CONTROLS: dict[str, dict[str, Any]] = {"full": {}, "full_norm": {"norm": "layer"}}
+
+
+def sizes(path: Path) -> dict[str, int]:
+    return packed_file.sizes(read_packed(path))
 
 
 def describe(model: str = "mlp", quantizer: str = "ternary_mean", **changes: Any) -> Description:

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from bitexp.common.errors import Pruned
 from bitexp.sweep.trial_reporter import STUDY, StudyJudge, StudyOfJobs, judge_of
-from bitexp.train.pruning import Pruning
+from bitexp.train.pruning import Elsewhere, Pruning
 
 ROOT = Path(__file__).parents[2]
 OPTUNA = (
@@ -108,7 +108,7 @@ def test_a_run_that_its_study_gives_up_on_at_the_very_end_is_finished(
 
 
 class Fixed:
-    """A judge that has made up its mind, and remembers what it was asked."""
+    """A pruner that has made up its mind, and remembers what it was asked."""
 
     metric = "val/loss"
 
@@ -130,23 +130,23 @@ def trainer(step: int = 3, broadcast: Callable[[str], str] = lambda reason: reas
 SCHEDULE: Any = SimpleNamespace(total=lambda trainer: 9)
 
 
-def test_the_judge_hears_the_value_and_the_share_of_the_steps() -> None:
-    callback = Pruning("val/loss", judge := Fixed(True), SCHEDULE)
+def test_the_pruner_hears_the_value_and_the_share_of_the_steps() -> None:
+    callback = Pruning(pruner := Fixed(True), SCHEDULE)
     callback.on_validation_end(trainer(3), None)
-    assert judge.asked == [(0.5, 333)]
+    assert pruner.asked == [(0.5, 333)]
     with pytest.raises(Pruned, match=r"val/loss 0.5000 after 33% of the steps"):
         callback.on_train_epoch_end(trainer(3), None)
 
 
 @pytest.mark.parametrize("changes", [{"sanity_checking": True}, {"step": 9}])
 def test_a_sanity_check_and_the_end_are_no_reason(changes: dict[str, Any]) -> None:
-    callback = Pruning("val/loss", Fixed(True), SCHEDULE)
+    callback = Pruning(Fixed(True), SCHEDULE)
     callback.on_validation_end(trainer(**changes), None)
     callback.on_train_epoch_end(trainer(**changes), None)
 
 
 def test_the_other_ranks_obey_the_first() -> None:
-    callback = Pruning("val/loss", None, SCHEDULE)
+    callback = Pruning(Elsewhere("val/loss"), SCHEDULE)
     callback.on_validation_end(told := trainer(broadcast=lambda reason: "the first says so"), None)
     with pytest.raises(Pruned, match="the first says so"):
         callback.on_train_epoch_end(told, None)

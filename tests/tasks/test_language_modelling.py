@@ -68,7 +68,7 @@ def measured(task: LanguageModelling, data: Text, part: str, precision: Any = "3
         enable_model_summary=False,
     )
     (trainer.validate if part == "val" else trainer.test)(task, datamodule=data, verbose=False)
-    assert trainer.logged_metrics == {}  # the loggers are served by the callback Pace
+    assert trainer.logged_metrics == {}  # the loggers are served by the callback Throughput
     return progress.measured(trainer, f"{part}/")
 
 

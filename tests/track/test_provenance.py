@@ -39,6 +39,13 @@ def test_the_command_as_one_would_type_it(monkeypatch: pytest.MonkeyPatch) -> No
     assert ours.command_line() == "bitexp seed=0"
 
 
+def test_the_command_of_a_run_by_itself() -> None:
+    typed = ["seed=1", "model.hidden=[1, 2]", "+experiment=x", "optimizer=sgd"]
+    assert ours.command_of(typed) == (
+        "python -m bitexp +experiment=x seed=1 'model.hidden=[1, 2]' optimizer=sgd"
+    )
+
+
 def test_the_source_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = ours.source_fingerprint.__wrapped__()
     copy = tmp_path / "bitexp"

@@ -1,0 +1,114 @@
+"""What a run tells a person: the header before the first step, and at the end the answer and what is next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bitexp.common.format import duration, shown, size
+from bitexp.config.paths import CONF
+from bitexp.config.schema import Settings
+from bitexp.run.attempt import Attempt
+from bitexp.tasks import TASKS
+
+
+def header(attempt: Attempt, checkpoint: Path | None, remarks: Sequence[str]) -> None:
+    """What is about to happen, in numbers."""
+    rows = dict(attempt.rows)
+    if checkpoint is not None:
+        rows["resumes"] = f"from {checkpoint.name}"
+    for number, remark in enumerate(remarks):
+        rows["note" if number == 0 else "note" + " " * number] = remark
+    attempt.report.rows(f"bitexp · {title(attempt.settings)} · {shown(attempt.folder.path)}", rows)
+
+
+def title(settings: Settings) -> str:
+    """Which run this is, for people."""
+    return f"{settings.name} · {settings.quantizer.name} · seed {settings.seed}"
+
+
+def setting_changes(
+    attempts: Sequence[Mapping[str, Any]], now: Mapping[str, Any], resumed: bool
+) -> list[str]:
+    """What of the machine is other than when a run that resumes began: its bits may differ then."""
+    if not attempts or not resumed:
+        return []
+    before = attempts[-1]
+    keys = ("threads", "processor", "gpus", "source")
+    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in keys if before.get(key) != now[key]]
+    versions = before.get("versions")
+    for name, old in versions.items() if isinstance(versions, dict) else ():
+        if old != (new := now["versions"].get(name)):
+            changed.append(f"{name} {old} -> {new}")
+    if not changed:
+        return []
+    return [f"resumed under other conditions, so the bits may differ: {'; '.join(changed)}"]
+
+
+def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:
+    """The answer, where it is, and what to type next; `trained` is False where it was there before."""
+    settings, report = attempt.settings, attempt.report
+    status, where, which = result["status"], shown(attempt.folder.path), title(settings)
+    if status == "stopped":
+        report.line(f"Stopped by {result['reason']} after a checkpoint. Folder: {where}")
+        report.line("The same command continues.")
+    elif status == "pruned":
+        report.line(f"{which}: pruned at {result['reason']}. Folder: {where}")
+    elif status == "failed":
+        reason = str(result["reason"]).rstrip(".")
+        report.line(f"Failed{'' if trained else ' before'}: {reason}. Folder: {where}")
+        report.line(f"{HINTS.get(result['kind'], HINTS['crash'])}.")
+    elif not trained and report.brief:
+        accuracy = ", ".join(f"{n} {v:.4f}" for n, v in tested(result["metrics"]).items())
+        report.line(f"{which}: finished before, {accuracy}, {where}")
+    else:
+        done = f"finished in {duration(result['seconds'])}"
+        if not trained:
+            done = "finished before; nothing was trained"
+        rows = answer(result["metrics"]) | {"folder": where}
+        if not report.brief:
+            if use := TASKS.get(settings.task.name).use:
+                rows["use"] = use.format(folder=where)
+            rows["next"] = next_command(settings)
+        report.rows(f"{which}: {done}", rows)
+
+
+HINTS = {
+    "diverged": "A smaller optimizer.lr or trainer.gradient_clip=1 may help; rerun=true tries again",
+    "out_of_memory": "A smaller data.batch_size with trainer.accumulate keeps the same step",
+    "disk_full": "Earlier checkpoints are intact; free some space and give the same command",
+    "crash": "The same command tries again; train.log has the traceback",
+}
+"""What to do about a failure, by its kind."""
+
+
+def tested(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of the test set but the loss."""
+    return {n: v for n, v in metrics.items() if n.startswith("test/") and n != "test/loss"}
+
+
+def answer(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Test and validation metrics and sizes, as rows."""
+    rows = {}
+    for name, value in metrics.items():
+        if name.startswith("test/"):
+            packed = metrics.get(name.replace("test/", "test_packed/"))
+            same = "the same, exactly" if packed == value else f"{packed}, NOT the same"
+            rows[name] = f"{value:.4f}   from the packed file: {same}"
+    for name, value in metrics.items():
+        if name.startswith("val/"):
+            rows[name] = f"{value:.4f}"
+    body, total = (size(metrics[f"size/{part}_bytes"]) for part in ("body", "total"))
+    rows["size"] = f"body {body}, total {total}"
+    return rows
+
+
+def next_command(settings: Settings) -> str:
+    """A comparison of this experiment with other precisions, as one would type it."""
+    words = ["python -m bitexp -m"]
+    if (CONF / "experiment" / f"{settings.name}.yaml").is_file():
+        words.append(f"+experiment={settings.name}")
+    if (CONF / "tuning" / f"{settings.name}.yaml").is_file():
+        return " ".join([*words, "+sweeps=precisions"])
+    return " ".join([*words, "quantizer=full,ternary_mean seed=0,1,2"])

@@ -1,0 +1,31 @@
+"""What a run is made of: data, task with its model, quantizer, kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from bitexp.data.base import Data
+from bitexp.kernels.registry import Kernel
+from bitexp.quant.convert import Conversion
+from bitexp.quant.quantizer import Quantizer
+from bitexp.tasks import Task
+
+
+@dataclass
+class Parts:
+    """What a run is made of."""
+
+    data: Data
+    task: Task
+    quantizer: Quantizer
+    conversion: Conversion
+    kernel: Kernel
+    kernel_name: str
+    kernel_reason: str
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, with its quantized layers."""
+        return self.task.model
