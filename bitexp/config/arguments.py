@@ -60,7 +60,7 @@ def keywords(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
         parameters = list(inspect.signature(function).parameters.values())[bool(inits) :]
         hints = get_type_hints(function, include_extras=True)
         for parameter in parameters:
-            if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 annotated = parameter.replace(annotation=hints.get(parameter.name, Any))
                 found.setdefault(parameter.name, annotated)
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):

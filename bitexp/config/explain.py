@@ -33,7 +33,7 @@ def explain(error: ValidationError, prefix: str, config: Any) -> str:
 
 def allowed(kind: str, message: str) -> str:
     """What a value should be, from pydantic's words."""
-    if kind == "model_type":
+    if kind in ("model_type", "dict_type"):
         return "should be a section of keys"
     if kind == "string_pattern_mismatch":
         return "should be letters, digits, '_', '-' and '.'"

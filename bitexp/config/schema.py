@@ -112,17 +112,6 @@ class Trainer(Section):
     eval_batches: Count | None
 
 
-class Wandb(Section):
-    mode: Literal["offline", "online"]
-    project: str
-    entity: str | None
-    tags: list[str]
-
-
-class Logger(Section):
-    wandb: Wandb | None
-
-
 class Checkpoint(Section):
     monitor: str | None
     mode: Literal["max", "min"] | None
@@ -164,7 +153,8 @@ class Settings(Section):
     optimizer: Annotated[Adam | Sgd, Field(discriminator="name")]
     scheduler: Annotated[Cosine | Constant | TwoStage, Field(discriminator="name")]
     trainer: Trainer
-    logger: Logger
+    logger: dict[str, dict[str, Any] | None] = {}
+    """The arguments of trackers, by their names; None switches one off."""
     callbacks: Callbacks
 
 

@@ -140,7 +140,7 @@ def run(options: argparse.Namespace) -> None:
             raise UserError(f"{options.json} cannot be written: {error}") from None
         Report().line(f"Written to {options.json}; without --json it is sent to wandb.")
         return
-    from bitexp.track.wandb import has_key
+    from bitexp.track.trackers.wandb import has_key
 
     if not has_key():
         raise UserError(

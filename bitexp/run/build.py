@@ -25,6 +25,7 @@ from bitexp.quant.layers import set_product
 from bitexp.run.checks import Problems, check, check_match, check_packing, device_type
 from bitexp.run.parts import Parts
 from bitexp.tasks import TASKS
+from bitexp.track.trackers import TRACKERS, Tracker
 
 
 def build(settings: Settings) -> Parts:
@@ -51,6 +52,12 @@ def build(settings: Settings) -> Parts:
         check_match(settings, facts)
         torch.manual_seed(derived_seed(settings.seed, "init"))
         model = construct("model", MODELS, settings.model.name, settings.model.arguments, facts)
+    trackers: dict[str, Tracker] = {}
+    for name, arguments in settings.logger.items():
+        if arguments is not None:
+            with problems:
+                trackers[name] = construct(f"logger.{name}", TRACKERS, name, arguments)
+                trackers[name].check()
     problems.tell()
     with problems:
         conversion = quantize(model, quantizer, chosen.include, chosen.exclude)
@@ -60,7 +67,7 @@ def build(settings: Settings) -> Parts:
     with problems:
         task = construct("task", TASKS, settings.task.name, settings.task.arguments, given)
     problems.tell()
-    return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason)
+    return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason, trackers)
 
 
 def describe(settings: Settings, parts: Parts) -> Description:

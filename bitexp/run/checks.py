@@ -18,7 +18,6 @@ from bitexp.quant import QUANTIZERS
 from bitexp.quant.quantizer import Quantizer
 from bitexp.run.parts import Parts
 from bitexp.tasks import TASKS
-from bitexp.track.wandb import check_login
 
 FACTS = ("shape", "classes", "vocabulary", "context")
 """All that a data set may tell models and tasks about itself."""
@@ -78,7 +77,6 @@ def check(settings: Settings) -> None:
             )
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu, and torch finds no GPU here; use trainer=cpu")
-    check_login(settings)
 
 
 def check_phasing(settings: Settings, schedule: LambdaSchedule) -> None:

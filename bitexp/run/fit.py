@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.loggers.logger import Logger
 
 from bitexp.common.lightning import pl
 from bitexp.common.ranks import own_environment
@@ -39,7 +38,7 @@ class Fit:
     """One attempt at training: the Trainer, and the callbacks that the road asks afterwards."""
 
     def __init__(
-        self, attempt: Attempt, signals: Signals, loggers: list[Logger], pruner: Pruner | None
+        self, attempt: Attempt, signals: Signals, loggers: Sequence[pl.loggers.Logger], pruner: Pruner | None
     ) -> None:
         """`loggers` get every metric beside metrics.csv."""
         settings, parts, report = attempt.settings, attempt.parts, attempt.report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,6 +12,7 @@ from bitexp.kernels.registry import Kernel
 from bitexp.quant.convert import Conversion
 from bitexp.quant.quantizer import Quantizer
 from bitexp.tasks import Task
+from bitexp.track.trackers import Tracker
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Parts:
     kernel: Kernel
     kernel_name: str
     kernel_reason: str
+    trackers: Mapping[str, Tracker]
 
     @property
     def model(self) -> nn.Module:

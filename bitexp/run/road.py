@@ -31,7 +31,7 @@ from bitexp.run.model_card import write_card
 from bitexp.track.checkpoint_files import BEST, LAST, latest_checkpoint
 from bitexp.track.folder import RunFolder, is_over, unfinished_runs
 from bitexp.track.provenance import provenance, source_fingerprint
-from bitexp.track.wandb import tracked_run
+from bitexp.track.tracking import tracking
 from bitexp.train.guards import Signals
 from bitexp.train.pruning import Elsewhere, Pruner
 
@@ -141,8 +141,8 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
     }
     began, fit = time.monotonic(), None
     try:
-        with Signals() as signals, tracked_run(settings, folder, report) as wandb_logger:
-            fit = Fit(attempt, signals, [wandb_logger] if wandb_logger else [], pruner)
+        with Signals() as signals, tracking(attempt.parts.trackers, settings, folder, report) as loggers:
+            fit = Fit(attempt, signals, loggers, pruner)
             fit.run(checkpoint)
             signals.check()
             result |= measure(attempt, fit)

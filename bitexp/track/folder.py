@@ -1,7 +1,7 @@
 """A run's folder and identity: outputs/<experiment>/<id>/, one folder for one config on one data set.
 
 config.yaml overrides.yaml provenance.json model.json metrics.csv train.log checkpoints/
-packed.safetensors confusion_matrix.csv wandb/ result.json (written last) MODEL_CARD.md
+packed.safetensors confusion_matrix.csv wandb/ tensorboard/ result.json (written last) MODEL_CARD.md
 """
 
 from __future__ import annotations

@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers.logger import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
-
 from bitexp.common.lightning import pl
+
+rank_zero_only = pl.utilities.rank_zero.rank_zero_only
 
 HEADER = "step,epoch,metric,value\n"
 
 
-class MetricsCsv(Logger):
+class MetricsCsv(pl.loggers.Logger):
     """Lightning logger that appends to a CSV file which a resumed run continues as if nothing had happened.
 
     A checkpoint remembers how long the file was (`position`); `cut_back` drops what was logged after it.
