@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from bitexp.config.schema import Adam, Sgd
+from bitexp.tasks.objectives import cross_entropy
 from bitexp.tasks.task import TASKS, Task
 
 Strength = Annotated[float, Field(ge=0)]
@@ -39,22 +39,17 @@ class ImageClassification(Task):
         label_smoothing: Annotated[float, Field(ge=0, lt=1)],
         mixup: Strength,
         cutmix: Strength,
+        **options: Any,
     ) -> None:
-        super().__init__(model, optimizer)
+        super().__init__(model, optimizer, **options)
         self.label_smoothing = label_smoothing
         self.mix = mixer(classes, mixup, cutmix)
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
         self.confusion = MulticlassConfusionMatrix(classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model(images)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        if self.mix is not None:
-            images, labels = self.mix(images, labels)
-        return F.cross_entropy(self(images).float(), labels, label_smoothing=self.label_smoothing)
+    def augmented(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return batch if self.mix is None else self.mix(*batch)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "val", self.val_accuracy)
@@ -64,12 +59,11 @@ class ImageClassification(Task):
         self.confusion.update(logits, batch[1])
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], prefix: str, accuracy: MulticlassAccuracy) -> Tensor:
-        images, labels = batch
-        logits = self(images).float()
+        logits, labels = self.outputs(batch), batch[1]
         accuracy.update(logits, labels)
         size = len(labels)
         options: dict[str, Any] = {"batch_size": size, "on_epoch": True}
-        self.log(f"{prefix}/loss", F.cross_entropy(logits, labels), sync_dist=True, **options)
+        self.log(f"{prefix}/loss", cross_entropy(logits, labels), sync_dist=True, **options)
         self.log(f"{prefix}/accuracy", accuracy, **options)
         return logits
 

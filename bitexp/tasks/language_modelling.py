@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from bitexp.config.schema import Adam, Sgd
+from bitexp.tasks.objectives import cross_entropy
 from bitexp.tasks.task import TASKS, Task
 
 LARGEST = 88.0
@@ -34,8 +34,8 @@ class LanguageModelling(Task):
     unit = "tokens"
     use = 'python -m bitexp.deploy.generate {folder} --prompt "def "'
 
-    def __init__(self, model: nn.Module, optimizer: Adam | Sgd, *, vocabulary: int) -> None:
-        super().__init__(model, optimizer)
+    def __init__(self, model: nn.Module, optimizer: Adam | Sgd, *, vocabulary: int, **options: Any) -> None:
+        super().__init__(model, optimizer, **options)
         self.vocabulary = vocabulary
         # NaN stays NaN; "warn" would leave it out, and "disable" the weights (torchmetrics 1.9)
         self.val_loss, self.test_loss = MeanMetric(math.nan), MeanMetric(math.nan)
@@ -43,18 +43,11 @@ class LanguageModelling(Task):
     def amount(self, batch: tuple[Tensor, Tensor]) -> int:
         return batch[1].numel()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.model(tokens)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        tokens, targets = batch
-        return F.cross_entropy(self(tokens).float().flatten(0, 1), targets.flatten())
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.val_loss.update(self.training_step(batch, batch_idx), batch[1].numel())
+        self.val_loss.update(cross_entropy(self.outputs(batch), batch[1]), batch[1].numel())
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.test_loss.update(self.training_step(batch, batch_idx), batch[1].numel())
+        self.test_loss.update(cross_entropy(self.outputs(batch), batch[1]), batch[1].numel())
 
     def on_validation_epoch_start(self) -> None:
         self.val_loss.set_dtype(torch.float64)  # a bf16 model takes its metrics along to bf16

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, ClassVar, Literal, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitexp.common.lightning import pl
 from bitexp.common.registry import Registry
 from bitexp.config.schema import Adam, Sgd
+from bitexp.tasks.objectives import CROSS_ENTROPY, build_objectives
 from bitexp.train.optimizers import build_optimizer
 
 TASKS: Registry[type[Task]] = Registry("task")
 
 
 class Task(pl.LightningModule):
-    """A model with its optimizer settings. Subclasses return the training loss and log `val/...`, `test/...`.
+    """A model with its optimizer and its objectives. Subclasses log `val/...` and `test/...`.
 
     Keyword arguments of a subclass come from the YAML of the task, or from the data where their names
     are among its facts (`classes`, say).
@@ -33,10 +35,44 @@ class Task(pl.LightningModule):
     use: ClassVar[str] = ""
     """The command that uses a trained network, with `{folder}` for its run; nothing where there is none."""
 
-    def __init__(self, model: nn.Module, optimizer: Adam | Sgd) -> None:
+    label_smoothing: float = 0.0
+    """Share of a target that the training spreads over all classes."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Adam | Sgd,
+        *,
+        objectives: Mapping[str, Mapping[str, Any]] = CROSS_ENTROPY,
+    ) -> None:
         super().__init__()
         self.model = model
         self.optimizer_settings = optimizer
+        self.objectives = build_objectives(objectives)
+        self.terms: dict[str, Tensor] = {}
+        """What the last training loss was made of, without weights, where there is more than one term."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs)
+
+    def outputs(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """What the model says about a batch, in fp32."""
+        return self(batch[0]).float()
+
+    def augmented(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """A training batch as the model is to see it."""
+        return batch
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        batch = self.augmented(batch)
+        return self.loss(self.outputs(batch), batch)
+
+    def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The sum of the objectives, a scalar."""
+        terms = {name: term(outputs, batch, self) for name, term in self.objectives.items()}
+        if len(terms) > 1:
+            self.terms = {name: term.detach() for name, term in terms.items()}
+        return reduce(torch.add, (self.objectives[name].weight * term for name, term in terms.items()))
 
     def with_model(self, model: nn.Module) -> Self:
         """This task around another network; metrics and settings are shared with this one."""

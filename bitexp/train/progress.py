@@ -60,7 +60,8 @@ class Throughput(pl.Callback):
                 "time/step_ms": 1000 * self.step_seconds,
                 f"time/{pl_module.unit}_per_second": throughput,
             }
-            send(trainer, {"train/loss": self.loss, **pace})
+            terms = {f"train/{name}": float(term) for name, term in pl_module.terms.items()}  # type: ignore
+            send(trainer, {"train/loss": self.loss, **terms, **pace})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:

@@ -47,7 +47,7 @@ def test_asked_again_a_finished_run_is_found(
 
 def test_what_cannot_change_a_result_finds_the_same_run(train: Any) -> None:
     first = train()
-    again = train("trainer.log_every=7", "data.workers=1", "callbacks.progress=lines", "logger.wandb=null")
+    again = train("trainer.log_every=7", "data.workers=1", "callbacks.progress=lines", "logger=wandb")
     assert (again.trained, again.folder) == (False, first.folder)
 
 
