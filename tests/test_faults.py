@@ -289,7 +289,7 @@ def test_text_that_changed_meanwhile_is_told_and_nothing_is_lost(
     text.write_text(original.replace("best", "Best"))
     ended = command(*base("text"), *words)
     assert ended.code == 2
-    assert "the data have changed since this run was begun in" in ended.err
+    assert "the data have changed since this run was started in" in ended.err
     assert folder.name in ended.err
     assert "rerun=true begins a new run on the data as they are" in ended.err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -474,7 +474,7 @@ def test_without_a_whole_checkpoint_nothing_is_touched(
     assert ended.code == 2
     assert "last.ckpt is damaged" in ended.err
     assert "previous.ckpt is damaged" in ended.err
-    assert "rerun=true starts this run anew" in ended.err
+    assert "Use rerun=true to start this run over" in ended.err
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert_same(train("rerun=true").folder, undisturbed("plain"))
     kept = list(folder.parent.glob(".replaced/*/checkpoints/last.ckpt"))

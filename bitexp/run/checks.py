@@ -37,8 +37,8 @@ def check_match(settings: Settings, facts: Mapping[str, Any]) -> None:
         ]
         if needed:
             problems.append(
-                f"{section}={name} and data={settings.data.name} do not go together: the {section} needs "
-                f"{' and '.join(needed)}, and these data have {' and '.join(facts)}"
+                f"{section}={name} and data={settings.data.name} cannot be combined: the {section} needs "
+                f"{' and '.join(needed)}, but these data provide {' and '.join(facts)}"
             )
     if problems:
         raise UserError("\n".join(problems))
@@ -76,7 +76,7 @@ def check(settings: Settings) -> None:
                 f"trainer.epochs={trainer.epochs}; validate within the epochs"
             )
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator=gpu, and torch finds no GPU here; use trainer=cpu")
+        raise UserError("trainer.accelerator=gpu, but torch finds no GPU here; use trainer=cpu")
 
 
 def check_phasing(settings: Settings, schedule: LambdaSchedule) -> None:
@@ -134,7 +134,7 @@ def device_type(settings: Settings) -> str:
 
 
 class Problems:
-    """Collects what is wrong, so that all of it is told at once."""
+    """Collects what is wrong, so that all of it is reported at once."""
 
     def __init__(self) -> None:
         self.found: list[str] = []

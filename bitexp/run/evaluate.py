@@ -29,8 +29,8 @@ def restore(parts: Parts, checkpoint: Path) -> None:
     """
     if reason := damage(checkpoint):
         raise UserError(
-            f"{checkpoint} is damaged: {reason}. rerun=true starts this run anew and keeps the old "
-            "folder aside"
+            f"{checkpoint} is damaged: {reason}. Use rerun=true to start this run over; the "
+            "old folder is kept"
         )
     parts.task.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
     parts.task.float()

@@ -31,7 +31,7 @@ def title(settings: Settings) -> str:
 def setting_changes(
     attempts: Sequence[Mapping[str, Any]], now: Mapping[str, Any], resumed: bool
 ) -> list[str]:
-    """What of the machine is other than when a run that resumes began: its bits may differ then."""
+    """What has changed since the last attempt at a run that resumes, so that its bits may differ."""
     if not attempts or not resumed:
         return []
     before = attempts[-1]
@@ -43,7 +43,9 @@ def setting_changes(
             changed.append(f"{name} {old} -> {new}")
     if not changed:
         return []
-    return [f"resumed under other conditions, so the bits may differ: {'; '.join(changed)}"]
+    return [
+        f"resumed under different conditions, so results may differ in their last bits: {'; '.join(changed)}"
+    ]
 
 
 def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:
@@ -52,7 +54,7 @@ def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:
     status, where, which = result["status"], shown(attempt.folder.path), title(settings)
     if status == "stopped":
         report.line(f"Stopped by {result['reason']} after a checkpoint. Folder: {where}")
-        report.line("The same command continues.")
+        report.line("The same command continues the run.")
     elif status == "pruned":
         report.line(f"{which}: pruned at {result['reason']}. Folder: {where}")
     elif status == "failed":
@@ -75,9 +77,9 @@ def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:
 
 
 HINTS = {
-    "diverged": "A smaller optimizer.lr or trainer.gradient_clip=1 may help; rerun=true tries again",
+    "diverged": "A smaller optimizer.lr or trainer.gradient_clip=1 may help; use rerun=true to try again",
     "out_of_memory": "A smaller data.batch_size with trainer.accumulate keeps the same step",
-    "disk_full": "Earlier checkpoints are intact; free some space and give the same command",
+    "disk_full": "Earlier checkpoints are intact; free some space and repeat the command",
     "crash": "The same command tries again; train.log has the traceback",
 }
 """What to do about a failure, by its kind."""
@@ -94,7 +96,7 @@ def answer(metrics: Mapping[str, float]) -> dict[str, str]:
     for name, value in metrics.items():
         if name.startswith("test/"):
             packed = metrics.get(name.replace("test/", "test_packed/"))
-            same = "the same, exactly" if packed == value else f"{packed}, NOT the same"
+            same = "exactly the same" if packed == value else f"{packed}, NOT the same"
             rows[name] = f"{value:.4f}   from the packed file: {same}"
     for name, value in metrics.items():
         if name.startswith("val/"):

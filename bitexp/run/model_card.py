@@ -31,14 +31,14 @@ def write_card(attempt: Attempt, result: Mapping[str, Any]) -> Path:
 def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
     """The card as Markdown; every number is from the run's own files."""
     settings, folder, rows = attempt.settings, attempt.folder, attempt.rows
-    metrics, made = result["metrics"], folder.attempts()[-1]
+    metrics, record = result["metrics"], folder.attempts()[-1]
     sections = {
         "Model": [rows["model"], rows["quantizer"]],
         "Task and data": [f"{settings.task.name.replace('_', ' ')} on {rows['data']}"],
         "Training": [
             rows["train"],
             f"seed {settings.seed}; {result['steps']:,} steps in {duration(result['seconds'])}; "
-            f"tested: {result['weights']}",
+            f"tested weights: {result['weights']}",
         ],
         "Metrics": table(metrics),
         "Size": [
@@ -51,10 +51,10 @@ def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
         ]
         + ["norms, biases, embeddings and products between activations"],
         "Hardware and software": [
-            f"{', '.join(made['gpus']) or made['processor']}, {made['threads']} thread(s), "
-            f"{made['platform']}",
-            ", ".join(f"{name} {number}" for name, number in made["versions"].items() if number),
-            source(made),
+            f"{', '.join(record['gpus']) or record['processor']}, {record['threads']} thread(s), "
+            f"{record['platform']}",
+            ", ".join(f"{name} {number}" for name, number in record["versions"].items() if number),
+            source(record),
         ],
         "Limits": limits(settings, result),
     }
@@ -62,9 +62,9 @@ def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
     for title, items in sections.items():
         lines += [f"## {title}", "", *([*items] if title == "Metrics" else [f"- {i}" for i in items]), ""]
     use = TASKS.get(settings.task.name).use
-    again = ["## How it was made", "", *fenced(made["command"])]
-    if (alone := command_of(attempt.overrides)) != made["command"]:
-        again += ["", "By itself, whatever sweep it was part of:", "", *fenced(alone)]
+    again = ["## How it was made", "", *fenced(record["command"])]
+    if (alone := command_of(attempt.overrides)) != record["command"]:
+        again += ["", "This run alone, outside of any sweep:", "", *fenced(alone)]
     if use:
         again += ["", "## How to use it", "", *fenced(use.format(folder=shown(folder.path)))]
     return "\n".join([*lines, *again, ""])
@@ -87,32 +87,35 @@ def costs(metrics: Mapping[str, float], result: Mapping[str, Any]) -> list[str]:
     kinds = ("fp32_add", "fp32_mul", "int8_add", "int8_mul")
     counted = ", ".join(f"{amount(metrics[f'cost/{kind}'])} {kind.replace('_', ' ')}" for kind in kinds)
     return [
-        f"operations for each of its {result['unit']}: {counted}",
-        f"autograd holds {size(metrics['memory/saved_bytes'])} in a training step",
+        f"operations for one of its {result['unit']}: {counted}",
+        f"{size(metrics['memory/saved_bytes'])} kept by autograd in a training step",
     ]
 
 
-def source(made: Mapping[str, Any]) -> str:
-    """The source it was made with."""
-    git = made["git"]
+def source(record: Mapping[str, Any]) -> str:
+    """The version of bitexp and of the data that it was made with."""
+    git = record["git"]
     commit = f"commit {git['commit']}{' with changes' if git['dirty'] else ''}, " if git else ""
-    return f"bitexp {commit}source {made['source']}; data {made['data']}"
+    return f"bitexp {commit}source {record['source']}; data {record['data']}"
 
 
 def limits(settings: Settings, result: Mapping[str, Any]) -> list[str]:
     """What the numbers above do not say."""
-    said = [
-        "One run with one seed: differences to other runs mean something over several seeds only "
+    lines = [
+        "One run with one seed: differences from other runs are meaningful only over several seeds "
         "(`python -m bitexp.report`).",
-        f"Trained and tested on {settings.data.name} alone, prepared as the header of the packed file says.",
-        "Nothing was done about fairness, robustness or misuse.",
+        f"Trained and tested on {settings.data.name} alone; how to prepare inputs is in the header of the "
+        "packed file.",
+        "Fairness, robustness and misuse were not examined.",
     ]
     limited = [key for key in ("train_batches", "eval_batches") if getattr(settings.trainer, key) is not None]
     if limited:
-        said.insert(0, f"Shortened by {' and '.join(f'trainer.{key}' for key in limited)}.")
+        lines.insert(0, f"Shortened by {' and '.join(f'trainer.{key}' for key in limited)}.")
     if result["weights"] == "best validation":
-        said.append("The checkpoint was chosen on the validation part, whose metrics are optimistic by that.")
-    return said
+        lines.append(
+            "The checkpoint was chosen on the validation part, so its validation metrics are optimistic."
+        )
+    return lines
 
 
 def fenced(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a run is made of: data, task with its model, quantizer, kernel."""
+"""What a run is made of: data, task with its model, quantizer, kernel, trackers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bitexp.track.trackers import Tracker
 
 @dataclass
 class Parts:
-    """What a run is made of."""
+    """All of it, built and not run yet."""
 
     data: Data
     task: Task

@@ -101,13 +101,13 @@ def run(
 
 
 def check_same_data(settings: Settings, data: str) -> None:
-    """Raises `UserError` where this run was begun on other data and is not finished: nothing is lost."""
+    """Raises `UserError` where this run was started on other data and is not finished: nothing is lost."""
     for other in unfinished_runs(settings):
         if other.attempts()[-1].get("data") != data:
             raise UserError(
-                f"the data have changed since this run was begun in {shown(other.path)}, where it stands "
-                "unfinished. Put the data back as they were, and the same command continues it; "
-                "rerun=true begins a new run on the data as they are and leaves that folder as it is"
+                f"the data have changed since this run was started in {shown(other.path)}, and it is not "
+                "finished. Restore the data and the same command continues it, or use rerun=true to start "
+                "a new run on the data as they are now, which leaves that folder untouched"
             )
 
 
@@ -115,7 +115,7 @@ def finished_before(attempt: Attempt) -> Outcome | None:
     """The earlier outcome where it stands; None when there is something to do."""
     folder, report = attempt.folder, attempt.report
     if attempt.settings.rerun and folder.path.exists():
-        report.line(f"rerun=true: the earlier run is kept in {folder.set_aside()}")
+        report.line(f"rerun=true: the earlier run was moved to {folder.set_aside()}")
         return None
     result = folder.result()
     if result is None or not is_over(result):
@@ -187,7 +187,7 @@ def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
     try:
         metrics |= measured_costs(parts)
     except Exception as error:  # of whatever model: the result counts more than its costs
-        attempt.report.line(f"the costs of an inference could not be measured: {error}")
+        attempt.report.line(f"the cost of inference could not be measured: {error}")
     validation = fit.metrics.values("val/", fit.best_step if monitored else None)
     fit.log(metrics)
     return {

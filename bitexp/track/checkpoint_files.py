@@ -29,11 +29,11 @@ def damage(path: Path) -> str | None:
     except Exception as error:  # a damaged or hostile file may raise nearly anything
         return f"it cannot be read ({str(error).strip().splitlines()[0]})"
     state = content.get("callbacks", {}) if isinstance(content, dict) else {}
-    return None if STATE in state else "it is no checkpoint of bitexp"
+    return None if STATE in state else "it is not a checkpoint of bitexp"
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, and remarks about a damaged one, which is put aside.
+    """The newest whole checkpoint of a run, and remarks about a damaged one, which is renamed.
 
     Raises:
         UserError: there are checkpoints, and all of them are damaged: never a silent restart.
@@ -49,8 +49,8 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         remarks.append(f"{path.name} is damaged: {reason}")
     if remarks:
         raise UserError(
-            f"no checkpoint in {folder} can be used: {'; '.join(remarks)}. Nothing was changed; "
-            "rerun=true starts this run anew and keeps the old folder aside"
+            f"{folder} has no usable checkpoint: {'; '.join(remarks)}. Nothing was changed. "
+            "Use rerun=true to start this run over; the old folder is kept"
         )
     return None, []
 

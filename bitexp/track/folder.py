@@ -95,9 +95,9 @@ class RunFolder:
             write_json(owner_file, {"pid": os.getpid(), "host": socket.gethostname()})
         except Timeout:
             owner = "another process"
-            if isinstance(found := read_json(owner_file), dict):
-                owner = f"process {found.get('pid')} on {found.get('host')}"
-            raise Busy(f"{self.path} is being run by {owner} right now; this one leaves it alone") from None
+            if isinstance(holder := read_json(owner_file), dict):
+                owner = f"process {holder.get('pid')} on {holder.get('host')}"
+            raise Busy(f"{self.path} is already being run by {owner}; this process leaves it alone") from None
 
     def release(self) -> None:
         """Gives the lock back."""

@@ -80,12 +80,12 @@ class MetricsCsv(pl.loggers.Logger):
     def values(self, prefix: str, step: int | None = None) -> dict[str, float]:
         """The last values of the metrics that begin with `prefix`; those of one step, if given."""
         self.flush()
-        found: dict[str, float] = {}
+        last: dict[str, float] = {}
         for line in self.path.read_text().splitlines()[1:]:
             at, _, name, value = line.split(",")
             if name.startswith(prefix) and step in (None, int(at)):
-                found[name] = float(value)
-        return found
+                last[name] = float(value)
+        return last
 
 
 def send(trainer: pl.Trainer, values: Mapping[str, float]) -> None:

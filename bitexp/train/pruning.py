@@ -1,4 +1,4 @@
-"""Ends a run that its study has given up on, after the checkpoint, on all ranks at once."""
+"""Ends a run that its study prunes, after the checkpoint, on all ranks at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Pruner(Protocol):
         """What it decides by: one of the task's measures."""
 
     def __call__(self, value: float, permille: int) -> bool:
-        """Whether to give up, at that value of the metric after so many thousandths of the steps."""
+        """Whether to prune, at that value of the metric after so many thousandths of the steps."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Elsewhere:
 class Pruning(pl.Callback):
     """Asks the pruner after every validation; the first process decides, and all of them obey.
 
-    It stands behind the checkpoints, so that a run that was given up can still be finished later.
+    It stands behind the checkpoints, so that a pruned run can still be finished later.
     """
 
     def __init__(self, pruner: Pruner, schedule: Schedule) -> None:

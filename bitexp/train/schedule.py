@@ -1,4 +1,4 @@
-"""Learning rate, weight decay and lambda as pure functions of the step: nothing to save, nothing to drift."""
+"""Sets learning rate, weight decay and lambda before every step, as `rates` gives them."""
 
 from __future__ import annotations
 

@@ -102,12 +102,12 @@ CASES = {
     "+recipe=continual_reset quantizer.lambda_schedule.end=0.0": ["would forget nothing"],
     # data, model and task
     "data=stdlib": [
-        "model=mlp and data=stdlib do not go together: the model needs shape and classes, and these data "
-        "have vocabulary and context",
-        "task=image_classification and data=stdlib do not go together",
+        "model=mlp and data=stdlib cannot be combined: the model needs shape and classes, but these data "
+        "provide vocabulary and context",
+        "task=image_classification and data=stdlib cannot be combined",
     ],
-    "model=decoder": ["model=decoder and data=digits do not go together: the model needs vocabulary and"],
-    "task=language_modelling": ["the task needs vocabulary, and these data have shape and classes"],
+    "model=decoder": ["model=decoder and data=digits cannot be combined: the model needs vocabulary and"],
+    "task=language_modelling": ["the task needs vocabulary, but these data provide shape and classes"],
     f"{LANGUAGE} data=text": ["data=text needs the files of your text", "data=stdlib is embedded"],
     f"{LANGUAGE} data=text data.files=[nowhere/*.txt]": ["data.files: there is no file 'nowhere/*.txt'"],
     f"{LANGUAGE} data=huggingface": ["data=huggingface needs the name of a data set"],

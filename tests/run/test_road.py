@@ -69,7 +69,7 @@ def test_a_rerun_keeps_the_old_folder(train: Any, capsys: pytest.CaptureFixture[
     assert second.trained
     kept = list(first.folder.parent.glob(".replaced/*/result.json"))
     assert len(kept) == 2
-    assert "rerun=true: the earlier run is kept in" in capsys.readouterr().out
+    assert "rerun=true: the earlier run was moved to" in capsys.readouterr().out
     assert not train().trained
 
 
@@ -139,7 +139,7 @@ def test_the_folder_of_a_run_says_everything(train: Any, small: Any) -> None:
         assert key in attempt
     log = (folder / "train.log").read_text()
     assert "bitexp · first_steps · ternary_mean · seed 0" in log
-    assert "from the packed file: the same, exactly" in log
+    assert "from the packed file: exactly the same" in log
 
 
 def test_the_config_of_a_run_makes_that_run(train: Any) -> None:

@@ -38,7 +38,7 @@ def test_runs_lie_where_the_environment_says(
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
     first.acquire()
-    with pytest.raises(Busy, match=rf"by process {os.getpid()} on {socket.gethostname()} right now"):
+    with pytest.raises(Busy, match=rf"already being run by process {os.getpid()} on {socket.gethostname()};"):
         second.acquire()
     assert not first.path.exists()
     first.release()

@@ -61,7 +61,7 @@ def test_nothing_but_damage_is_an_error(names: list[str], tmp_path: Path) -> Non
     for name in names:
         save(tmp_path / name)
         spoil(tmp_path / name)
-    with pytest.raises(UserError, match=r"no checkpoint in .* can be used") as told:
+    with pytest.raises(UserError, match=r".* has no usable checkpoint") as told:
         latest_checkpoint(tmp_path)
     assert all(f"{name} is damaged" in str(told.value) for name in names)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(names)
@@ -81,9 +81,9 @@ def test_kinds_of_damage(tmp_path: Path) -> None:
     path.write_bytes(b"")
     assert str(damage(path)).startswith("it cannot be read (")
     torch.save(torch.ones(3), path)
-    assert damage(path) == "it is no checkpoint of bitexp"
+    assert damage(path) == "it is not a checkpoint of bitexp"
     torch.save({"callbacks": {}}, path)
-    assert damage(path) == "it is no checkpoint of bitexp"
+    assert damage(path) == "it is not a checkpoint of bitexp"
 
 
 def test_a_checkpoint_holds_what_may_be_loaded_and_nothing_else(tmp_path: Path) -> None:
