@@ -291,7 +291,7 @@ def test_text_that_changed_meanwhile_is_told_and_nothing_is_lost(
     assert ended.code == 2
     assert "the data have changed since this run was started in" in ended.err
     assert folder.name in ended.err
-    assert "rerun=true begins a new run on the data as they are" in ended.err
+    assert "use rerun=true to start a new run on the data as they are now" in ended.err
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     new = train(*words, "rerun=true", base=base("text"))
     assert new.folder != folder
@@ -745,7 +745,7 @@ def test_of_two_processes_with_the_same_run_one_leaves(
         time.sleep(0.01)
     second = command(*small)
     assert second.code == 2
-    assert f"is being run by process {running.pid} on " in second.err
+    assert f"is already being run by process {running.pid} on " in second.err
     assert "leaves it alone" in second.err
     go.touch()
     assert running.wait().code == 0
