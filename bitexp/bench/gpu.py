@@ -1,7 +1,7 @@
 """Ternary layers on a GPU: ours beside torch and installed peers, against the bandwidth of its memory.
 
-    python -m bitexp.bench.gpu
-    python -m bitexp.bench.gpu --layers 2560x6912 --tokens 1 16 4096 --save gpu.csv
+    python -m bitexp bench gpu
+    python -m bitexp bench gpu --layers 2560x6912 --tokens 1 16 4096 --save gpu.csv
 
 Every candidate is replayed as a CUDA graph that goes through so many copies of the weights that no cache
 holds them, and candidates take turns round by round. `x floor` compares with reading the packed weights
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,7 +28,6 @@ from torch import Tensor
 from bitexp.bench.gpu_layers import BASE, CANDIDATES, check_gpu
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.common.exit import guarded
 from bitexp.quant.activations.absmax import absmax_codes
 
 LAYERS = ("2560x6912", "13824x2560", "4096x4096", "1024x1024")
@@ -197,16 +195,3 @@ def run(options: argparse.Namespace, report: Report) -> None:
             writer = csv.DictWriter(file, list(asdict(rows[0])))
             writer.writeheader()
             writer.writerows(asdict(r) for r in rows)
-
-
-def main() -> None:
-    """`python -m bitexp.bench.gpu`."""
-    parser = argparse.ArgumentParser(prog="python -m bitexp.bench.gpu", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_arguments(parser)
-    options = parser.parse_args()
-    sys.exit(guarded(lambda: run(options, Report())))
-
-
-if __name__ == "__main__":
-    main()

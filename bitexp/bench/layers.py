@@ -1,7 +1,7 @@
 """One ternary layer in every implementation that is installed, from fp32 activations to fp32 outputs.
 
-    python -m bitexp.bench layers
-    python -m bitexp.bench layers --shapes 1024x4096 --tokens 1 --cache cold --output tables
+    python -m bitexp bench layers
+    python -m bitexp bench layers --shapes 1024x4096 --tokens 1 --cache cold --output tables
 
 `cold` goes through copies of the weights that fill 144 MiB, as generating text goes through the layers of a
 model; `hot` uses one copy. Beside the layers two floors are measured: reading the packed bytes, and the bare

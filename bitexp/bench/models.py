@@ -1,8 +1,8 @@
 """Whole frozen models with random weights: tokens and images per second, against the same model in fp32.
 
-    python -m bitexp.bench models
-    python -m bitexp.bench models --models vit_tiny --batch 1 64
-    python -m bitexp.bench models --models decoder --context 128 --kernels cpu
+    python -m bitexp bench models
+    python -m bitexp bench models --models vit_tiny --batch 1 64
+    python -m bitexp bench models --models decoder --context 128 --kernels cpu
 
 `generate` writes tokens one by one, `prompt` reads a whole context at once, `images` classifies batches.
 """
@@ -24,7 +24,7 @@ from torch import nn
 
 from bitexp.bench.layers import positive
 from bitexp.bench.output import save_rows
-from bitexp.bench.step import build_model, composed
+from bitexp.bench.step import build_model, settings_of
 from bitexp.bench.timing import Call, measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         else:
             kernels.append(name)
     for name in options.quantizers:
-        if not getattr(QUANTIZERS.get(composed("mlp", name).quantizer.name), "quantizes_weights", False):
+        if not getattr(QUANTIZERS.get(settings_of("mlp", name).quantizer.name), "quantizes_weights", False):
             raise UserError(f"--quantizers {name} leaves the weights as they are: there is nothing to freeze")
     clock = "CPU time" if options.threads == 1 else "wall time"
     report.line(
@@ -132,7 +132,7 @@ def composed_model(name: str, quantizer: str, options: argparse.Namespace) -> nn
     known = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
     if name not in known:
         raise UserError(f"unknown model '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
-    settings = composed(name, quantizer)
+    settings = settings_of(name, quantizer)
     model = build_model(settings, options)
     chosen = settings.quantizer
     one = QUANTIZERS.get(chosen.name)(**chosen.arguments)

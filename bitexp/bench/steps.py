@@ -1,8 +1,8 @@
 """The cost of a training step: time and saved memory by quantizer, beside PyPI `bitlinear` where installed.
 
-    python -m bitexp.bench
-    python -m bitexp.bench --model vit_tiny --shape 3 32 32 --batch 16 --rounds 20
-    python -m bitexp.bench --model decoder --batch 8 --context 128
+    python -m bitexp bench
+    python -m bitexp bench --model vit_tiny --shape 3 32 32 --batch 16 --rounds 20
+    python -m bitexp bench --model decoder --batch 8 --context 128
 
 All candidates take turns in one process, step by step; what is printed are ratios to `full` pair by
 pair, since the machine may be shared.

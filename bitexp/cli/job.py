@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bitexp.cli.explain import explain
 from bitexp.common.console import Report, error
 from bitexp.common.errors import UserError, describe_crash
 from bitexp.common.exit import Progress
 from bitexp.common.files import write_json
 from bitexp.common.ranks import FOLLOW, global_rank
+from bitexp.config.composition_errors import explain
 from bitexp.config.schema import read_settings
 from bitexp.sweep.processes import JOB, end_with_parent
 from bitexp.sweep.trial_reporter import judge_of
@@ -96,7 +97,7 @@ def run(config: dict[str, Any], overrides: list[str], number: int | None) -> Out
 
 def reason(problem: Exception) -> str:
     """What was wrong with the config, in words."""
-    return str(problem) if isinstance(problem, UserError) else explain(problem)
+    return str(problem) if isinstance(problem, UserError) else explain(problem, sys.argv[1:])
 
 
 def write_record(hydra: Any, record: dict[str, Any]) -> None:

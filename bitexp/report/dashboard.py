@@ -1,7 +1,7 @@
 """A wandb workspace "Precisions compared": curves, bars, quality against bytes, settings, importance.
 
-    python -m bitexp.report.dashboard --entity my-team --experiment vit_ternary
-    python -m bitexp.report.dashboard --entity my-team --json workspace.json    # without network
+    python -m bitexp dashboard --entity my-team --experiment vit_ternary
+    python -m bitexp dashboard --entity my-team --json workspace.json    # without network
 
 Runs must be on the server: `make sync` uploads offline ones. Needs `pip install "bitexp[dashboard]"`.
 """
@@ -11,14 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.common.exit import guarded
 from bitexp.common.files import write_json
+from bitexp.common.program import run_program
 
 NAME = "Precisions compared"
 STEP = "trainer/global_step"
@@ -26,16 +26,13 @@ PRECISION = "quantizer.name"
 """The key of the config by which everything is grouped: seeds fall together."""
 
 
-def arguments() -> argparse.Namespace:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bitexp.report.dashboard", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="wandb user or team")
     parser.add_argument("--project", default="bitexp", help="default: bitexp, as logger.wandb.project")
     parser.add_argument("--experiment", help="show only the runs of this experiment")
     parser.add_argument("--metric", default="accuracy", help="accuracy (default), bits_per_byte, perplexity")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the workspace here, send nothing")
-    return parser.parse_args()
 
 
 def workspace(entity: str, project: str, metric: str, experiment: str | None) -> Any:
@@ -145,7 +142,7 @@ def run(options: argparse.Namespace) -> None:
     if not has_key():
         raise UserError(
             "a workspace lives on the wandb server and there is no key for it: run `wandb login` once, or "
-            "set WANDB_API_KEY. Without a server there is `python -m bitexp.report`, and `wandb leet` in a "
+            "set WANDB_API_KEY. Without a server there is `python -m bitexp report`, and `wandb leet` in a "
             "terminal"
         )
     try:
@@ -155,11 +152,6 @@ def run(options: argparse.Namespace) -> None:
     Report().line(f"Saved: {made.url}")
 
 
-def main() -> None:
-    """`python -m bitexp.report.dashboard`."""
-    options = arguments()
-    sys.exit(guarded(lambda: run(options)))
-
-
-if __name__ == "__main__":
-    main()
+def main(words: Sequence[str]) -> int:
+    """`python -m bitexp dashboard`."""
+    return run_program("dashboard", __doc__, add_arguments, run, words)

@@ -29,7 +29,7 @@ def summarize(sweep: Path, report: Report) -> None:
     runs = [run for run in found if isinstance(run, Run)]
     tell(report, runs)
     if runs:
-        report.line(f"Plots and all settings: python -m bitexp.report {shlex.quote(os.path.relpath(sweep))}")
+        report.line(f"Plots and all settings: python -m bitexp report {shlex.quote(os.path.relpath(sweep))}")
     trained = sum(bool(job.get("trained")) for job in finished)
     report.line(f"{len(jobs)} jobs: {trained} trained, {len(finished) - trained} finished before, "
                 f"{len(jobs) - len(finished)} not finished. Index: {sweep}")  # fmt: skip

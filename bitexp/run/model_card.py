@@ -105,7 +105,7 @@ def limits(settings: Settings, result: Mapping[str, Any]) -> list[str]:
     """What the numbers above do not say."""
     said = [
         "One run with one seed: differences to other runs mean something over several seeds only "
-        "(`python -m bitexp.report`).",
+        "(`python -m bitexp report`).",
         f"Trained and tested on {settings.data.name} alone, prepared as the header of the packed file says.",
         "Nothing was done about fairness, robustness or misuse.",
     ]

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from bitexp.__main__ import main
 from bitexp.bench import gpu
 from bitexp.bench.gpu_layers import BASE, CANDIDATES, Make, bf16, int_mm
 from bitexp.common.console import Report
@@ -19,7 +20,8 @@ from bitexp.quant.activations.absmax import absmax_codes
 
 @pytest.fixture
 def bench(in_process: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
-    return in_process(gpu.main, "python -m bitexp.bench.gpu")
+    call = in_process(main, "bitexp")
+    return lambda *words: call("bench", "gpu", *words)
 
 
 def test_without_a_gpu_it_says_so(bench: Callable[..., Any]) -> None:
