@@ -73,20 +73,22 @@ def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None
     """Reads the runs, writes the report, and says the short table and where the page is."""
     with report.console.status("reading runs"):
         from bitexp.report.columns import one_line
+        from bitexp.report.compare import compare
         from bitexp.report.runs import read_runs
         from bitexp.report.studies import read_studies
-        from bitexp.report.terminal import tell
-        from bitexp.report.write import build
+        from bitexp.report.terminal import print_comparisons
+        from bitexp.report.write import write_report
 
         runs, problems = read_runs(paths)
         studies, damaged = read_studies(paths)
+        comparisons = compare(runs, options.tolerance)
         out = options.out or place(paths[0])
         refresh = 2 * options.every if options.watch else None
         try:
-            written = build(runs, [*problems, *damaged], studies, out, options.tolerance, refresh)
+            written = write_report(comparisons, runs, [*problems, *damaged], studies, out, refresh)
         except OSError as refusal:
             raise UserError(f"{out} cannot be written: {refusal}. --out names another folder") from None
-    tell(report, runs)
+    print_comparisons(report, comparisons)
     unfinished = sum(not one.finished for one in runs)
     for problem in (*problems, *damaged):
         report.line(one_line(f"not read: {problem.path}: {problem.reason}"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -67,7 +67,6 @@ class Section:
     tables: list[Table]
     plots: list[tuple[str, str]]
     """SVG and caption of each."""
-    unfinished: list[Run] = field(default_factory=list)
 
 
 def page(

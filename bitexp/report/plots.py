@@ -20,7 +20,14 @@ from bitexp.track.folder import validation_of
 
 SHOWN = 12
 """Rows that one plot can tell apart."""
-DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+DASHES = (
+    "-",
+    (0, (5, 2)),
+    (0, (1.5, 1.5)),
+    (0, (6, 2, 1.5, 2)),
+    (0, (9, 3)),
+    (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)),
+)
 MARKERS = "osD^vP"
 BYTES = "size of the packed file"
 
@@ -41,17 +48,21 @@ def label(found: Comparison, cell: Cell) -> str:
 def looks(found: Comparison) -> Callable[[Row], dict[str, Any]]:
     """How a row is drawn: the colour says its precision, dashes and markers what else it differs in."""
     palette = figure.colours(list(dict.fromkeys(row.cell.precision for row in found.rows)))
-    settings = list(dict.fromkeys((row.cell.apart, row.cell.variant) for row in found.rows))
-    groups: dict[str, list[Any]] = {}
-    for apart, variant in settings:
-        groups.setdefault(repr(apart), []).append(variant)
-    places = list(groups)
+    places: dict[str, dict[str, int]] = {}  # by precision, since a colour of its own tells others apart
+    for row in found.rows:
+        of_precision = places.setdefault(row.cell.precision, {})
+        of_precision.setdefault(besides_precision(row.cell), len(of_precision))
 
     def look(row: Row) -> dict[str, Any]:
-        place = places.index(repr(row.cell.apart)) + groups[repr(row.cell.apart)].index(row.cell.variant)
+        place = places[row.cell.precision][besides_precision(row.cell)]
         return {"color": palette[row.cell.precision], "place": place, "label": label(found, row.cell)}
 
     return look
+
+
+def besides_precision(cell: Cell) -> str:
+    """What tells a row from others of its precision."""
+    return repr((cell.apart, cell.variant))
 
 
 def legend(drawing: Figure, axes: Any) -> None:

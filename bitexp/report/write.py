@@ -9,7 +9,7 @@ from pathlib import Path
 from bitexp.common.files import write_atomic
 from bitexp.report import figure, plots, sweep_plots, tables
 from bitexp.report.columns import LONG, SHORT
-from bitexp.report.compare import Comparison, compare
+from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
 from bitexp.report.formats import comma_separated, inline, latex, markdown
 from bitexp.report.page import Section, page
@@ -32,26 +32,28 @@ QUANTIZATION = (
 )
 
 
-def build(
+def write_report(
+    comparisons: Sequence[Comparison],
     runs: Sequence[Run],
     problems: Sequence[Problem],
     studies: Sequence[Study],
     out: Path,
-    tolerance: float,
     refresh: int | None = None,
 ) -> Path:
-    """Writes the report into a folder, and returns its page.
+    """Writes the report into a folder, and returns its page; `runs` are all, finished or not.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    found = compare(runs, tolerance)
     unfinished = [run for run in runs if not run.finished]
     (out / "plots").mkdir(parents=True, exist_ok=True)
     (out / "tables").mkdir(exist_ok=True)
-    names = distinct([comparison.name for comparison in found])
+    names = distinct([comparison.name for comparison in comparisons])
     with figure.style():
-        sections = [section(part, name, unfinished, out) for part, name in zip(found, names, strict=True)]
+        sections = [
+            section(comparison, name, unfinished, out)
+            for comparison, name in zip(comparisons, names, strict=True)
+        ]
         drawn = [
             (study, draw(sweep_plots.importance_bars(study.importance), out, f"study-{number}"))
             for number, study in enumerate(studies)

@@ -255,6 +255,18 @@ def test_watching_writes_again_when_a_run_ends(
     assert 'http-equiv="refresh" content="14"' in (outputs / "report" / "index.html").read_text()
 
 
+def test_the_tolerance_holds_on_the_page_and_in_the_terminal(
+    write_run: Write, outputs: Path, report: Any
+) -> None:
+    for lr, score in ((0.001, 0.9), (0.01, 0.6), (0.1, 0.3)):
+        write_run("full", 0, score, optimizer__lr=lr)
+    ended = report(outputs, "--tolerance", "0.5")
+    for text in (ended.out, (outputs / "report" / "report.md").read_text()):
+        assert "within 0.5" in text
+        assert "67%" in text
+        assert "within 0.01" not in text
+
+
 def test_real_runs_are_reported(command: Any, small: Any, outputs: Path, report: Any) -> None:
     ended = command("-m", *small, "quantizer=full,binary", "seed=0,1")
     assert ended.code == 0, ended.err
