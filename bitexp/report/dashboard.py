@@ -9,7 +9,6 @@ Runs must be on the server: `make sync` uploads offline ones. Needs `pip install
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.files import write_json
 from bitexp.common.program import run_program
+from bitexp.report.workspaces_private import serialised
 
 NAME = "Precisions compared"
 STEP = "trainer/global_step"
@@ -112,13 +112,6 @@ def panels_of(metric: str) -> dict[str, list[Any]]:
         ],
         "Runs side by side": [wr.RunComparer(diff_only=True)],
     }
-
-
-def serialised(made: Any) -> dict[str, Any]:
-    """What would be sent to the server."""
-    view = made._to_model()
-    spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
-    return {"entity": view.entity, "project": view.project, "displayName": view.display_name, "spec": spec}
 
 
 def run(options: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bitexp.common.errors import UserError
 from bitexp.common.spelling import nearest
+from bitexp.sweep import optuna_private
 
 RETRY_OF = "retry_of"
 SEQUENCES = ("GridSampler", "QMCSampler")
@@ -88,10 +89,8 @@ class PerCell(BaseSampler):
     def _seeded(self, cell: int, key: str = "") -> Any:
         spec = reseeded(self.spec, [cell, *key.encode()])
         sampler = build(optuna.samplers, spec, "hydra.sweeper.sampler")
-        if isinstance(
-            sampler, optuna.samplers.QMCSampler
-        ):  # else a draw that was cut short shifts the others
-            sampler._find_sample_id = lambda *_: cell  # type: ignore[method-assign]
+        if isinstance(sampler, optuna.samplers.QMCSampler):
+            optuna_private.pin(sampler, cell)  # else a draw that was cut short shifts the others
         return sampler
 
     def infer_relative_search_space(
@@ -116,9 +115,7 @@ class PerCell(BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        # of the storage, since Hyperband shows a sampler the trials of one bracket only
-        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        self.cell = len(cells(trials[: trial.number]))
+        self.cell = len(cells(optuna_private.all_trials(study)[: trial.number]))
         self.inner = self._seeded(self.cell)
         self.inner.before_trial(study, trial)
 

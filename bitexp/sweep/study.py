@@ -29,6 +29,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from bitexp.common.errors import UserError
+from bitexp.sweep import optuna_private
 from bitexp.sweep.ownership import OWNER, SEEN, gone, host, myself
 from bitexp.sweep.samplers import EXHAUSTIVE, RETRY_OF, PerCell, build, cells, values
 from bitexp.sweep.storage import Store
@@ -177,14 +178,14 @@ class Study:
         before = host(frozen.user_attrs) if frozen.user_attrs.get(OWNER) else None
         params = dict(frozen.params)
         if params.keys() != self.definition.space.keys():  # its worker was killed while it asked
-            trial = optuna.Trial(self.study, frozen._trial_id)
+            trial = optuna_private.trial_of(self.study, frozen)
             for key, distribution in self.definition.space.items():
                 suggest(trial, key, distribution)
             params = dict(trial.params)
         begun = int(frozen.user_attrs.get("begun", 0)) + 1
         # the count last: where a database goes away in between, this trial is taken and counted anew
         for key, value in {SEEN: time.time(), OWNER: self._me, "begun": begun}.items():
-            self.study._storage.set_trial_user_attr(frozen._trial_id, key, value)
+            optuna_private.set_attribute(self.study, frozen, key, value)
         self._mine.add(number)
         return Mine(number, params, begun, before)
 
@@ -211,12 +212,11 @@ class Study:
             if not self._holds(frozen):
                 self._mine.discard(trial.number)
                 return frozen.user_attrs.get(OWNER) == self._me  # told before, and the answer was lost
-            handle = self.study._storage.set_trial_user_attr
             for key in ("status", "kind", "reason", "run"):
                 if (value := getattr(ending, key)) is not None:
-                    handle(frozen._trial_id, key, value)
+                    optuna_private.set_attribute(self.study, frozen, key, value)
             if trial.reasons:
-                handle(frozen._trial_id, "earlier_failures", trial.reasons)
+                optuna_private.set_attribute(self.study, frozen, "earlier_failures", trial.reasons)
             if ending.status == "finished":
                 self.study.tell(trial.number, list(ending.values))
             elif ending.status == "pruned":
@@ -287,7 +287,7 @@ class Study:
         with self.store.exclusive(self.name):
             frozen = self.trials()[number]
             if self._holds(frozen):
-                self.study._storage.set_trial_user_attr(frozen._trial_id, key, value)
+                optuna_private.set_attribute(self.study, frozen, key, value)
 
     def _holds(self, trial: FrozenTrial) -> bool:
         return trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == self._me
@@ -317,4 +317,4 @@ def trial_of(storage: Any, name: str, number: int, pruner: Mapping[str, Any] | N
     """A trial as the job sees it that makes its run: to report to, and to ask whether to go on."""
     sampler = optuna.samplers.RandomSampler(seed=os.getpid())  # draws nothing: all is drawn already
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=build_pruner(pruner))
-    return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    return optuna_private.trial_of(study, study.get_trials(deepcopy=False)[number])

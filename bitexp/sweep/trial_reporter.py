@@ -80,7 +80,9 @@ class StudyJudge:
         self._trial = trial_of(self._store.storage, self._study.name, self._number, self._study.pruner)
 
     def _ask(self, value: float, permille: int) -> bool:
-        if permille not in self._trial.storage.get_trial(self._trial._trial_id).intermediate_values:
+        from bitexp.sweep.optuna_private import reported
+
+        if permille not in reported(self._trial):
             self._trial.report(value, permille)
         return self._prunes and self._trial.should_prune()
 
