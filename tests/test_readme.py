@@ -200,7 +200,8 @@ def test_adding_a_quantizer_is_one_class_and_one_yaml(tmp_path: Path) -> None:
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
 
-    sweep = ("+experiment=vit_ternary", "+sweeps=precisions", "seed=0", "model.depth=1", "tuned=false")
+    sweep = ("+experiment=vit_ternary", "+sweeps=precisions", "seed=0", "model.depth=1", "tuned=false",
+             f"quantizer=full,{name}")  # fmt: skip
     table = python("-m", "bitexp", "-m", *sweep, *TINY).rpartition("vs full")[2]
     assert name in table
     collected = python("-m", "pytest", "--collect-only", "-q", "tests/quant/test_weights.py", "-k", name)

@@ -24,7 +24,7 @@ from bitexp.common.format import duration
 ROWS = 12  # running jobs that the table shows
 
 
-class Board:
+class LiveView:
     """Told when jobs begin and end, by any thread.
 
     Args:
@@ -57,7 +57,7 @@ class Board:
             else None
         )
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveView:
         if self._live is not None:
             self._live.start()
         return self
@@ -95,7 +95,7 @@ class Board:
             parts = [f"[{place}] {number}: {status}", said, what, duration(seconds)]
             self.report.line(" · ".join([*filter(None, parts), *self.outlook()]))
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
         """A line above the table."""
         with self._lock:
             self.report.line(text)

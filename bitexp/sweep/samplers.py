@@ -70,6 +70,14 @@ def build(module: ModuleType, spec: Mapping[str, Any], key: str) -> Any:
         raise UserError(f"{key}: {name} refuses its arguments: {error}") from None
 
 
+def build_pruner(spec: Mapping[str, Any] | None) -> optuna.pruners.BasePruner:
+    """The pruner of a study; one that never prunes where none is chosen."""
+    if spec is None:
+        return optuna.pruners.NopPruner()
+    pruner: optuna.pruners.BasePruner = build(optuna.pruners, spec, "hydra.sweeper.pruner")
+    return pruner
+
+
 class PerCell(BaseSampler):
     """Draws for the n-th cell of a study with a generator seeded by (seed, n).
 

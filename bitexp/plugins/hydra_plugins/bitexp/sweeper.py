@@ -65,7 +65,7 @@ class OptunaSweeper(Sweeper):
             del config["hydra"]
         return config
 
-    def tell_jobs(self, folder: Path, variables: dict[str, str]) -> None:
+    def prepare_jobs(self, folder: Path, variables: dict[str, str]) -> None:
         """Names the folder of the index and sets environment variables, for all jobs from here on."""
         words = [f"hydra.sweep.dir='{folder}'"]
         words += [f"++hydra.job.env_set.{name}='{value}'" for name, value in variables.items()]
