@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bitexp.common.format import value_text
 from bitexp.common.spelling import dotted, nearest, unknown_key
 
 
@@ -27,7 +28,9 @@ def explain(error: ValidationError, prefix: str, config: Any) -> str:
             hint = nearest(word, words)
             said[f"{where}.name={word} is unknown.{hint} Known: {', '.join(words)}"] = []
         else:
-            said.setdefault(f"{where}={shown(item['input'])}", []).append(allowed(item["type"], item["msg"]))
+            said.setdefault(f"{where}={value_text(item['input'])}", []).append(
+                allowed(item["type"], item["msg"])
+            )
     return "\n".join(f"{subject} {' or '.join(rules)}".strip() for subject, rules in said.items())
 
 
@@ -50,8 +53,3 @@ def located(loc: tuple[int | str, ...], config: Any, prefix: str) -> str:
         if inside or (number == len(loc) - 1 and isinstance(node, Mapping)):
             names.append(str(part))
     return ".".join(names)
-
-
-def shown(value: Any) -> str:
-    """A value as one would type it."""
-    return "null" if value is None else str(value).lower() if value in (True, False) else str(value)

@@ -62,11 +62,11 @@ def run(options: argparse.Namespace) -> None:
 def state(paths: list[Path]) -> list[tuple[str, float]]:
     """Changes whenever a run begins or ends."""
     files = (file for path in paths for name in ("result.json", "config.yaml") for file in path.rglob(name))
-    found = []
+    changed = []
     for file in files:
         with contextlib.suppress(OSError):  # a rerun may have moved it aside
-            found.append((str(file), file.stat().st_mtime))
-    return sorted(found)
+            changed.append((str(file), file.stat().st_mtime))
+    return sorted(changed)
 
 
 def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None:

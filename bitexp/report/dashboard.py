@@ -122,10 +122,10 @@ def run(options: argparse.Namespace) -> None:
     """
     if not options.entity:
         raise UserError("whose workspace? Name your wandb user or team with --entity or WANDB_ENTITY")
-    made = workspace(options.entity, options.project, options.metric, options.experiment)
+    built = workspace(options.entity, options.project, options.metric, options.experiment)
     if options.json is not None:
         try:
-            write_json(options.json, serialised(made))
+            write_json(options.json, serialised(built))
         except OSError as error:
             raise UserError(f"{options.json} cannot be written: {error}") from None
         Report().line(f"Written to {options.json}; without --json it is sent to wandb.")
@@ -139,10 +139,10 @@ def run(options: argparse.Namespace) -> None:
             "terminal"
         )
     try:
-        made.save()
+        built.save()
     except Exception as error:  # whatever a server and its client can raise
         raise UserError(f"wandb did not take the workspace: {error}") from error
-    Report().line(f"Saved: {made.url}")
+    Report().line(f"Saved: {built.url}")
 
 
 def main(words: Sequence[str]) -> int:

@@ -26,8 +26,8 @@ def summarize(sweep: Path, report: Report) -> None:
     """Reads the index of a multirun and the runs it names, and prints what they say together."""
     jobs = [job for job in job_records(sweep) if "status" in job]
     finished = [job for job in jobs if job["status"] == "finished"]
-    found = [read_run(place) for job in finished if (place := job_run(sweep, job)) is not None]
-    runs = [run for run in found if isinstance(run, Run)]
+    read = [read_run(place) for job in finished if (place := job_run(sweep, job)) is not None]
+    runs = [run for run in read if isinstance(run, Run)]
     print_comparisons(report, compare(runs))
     if runs:
         report.line(f"Plots and all settings: python -m bitexp report {shlex.quote(os.path.relpath(sweep))}")
@@ -45,13 +45,13 @@ def summarize(sweep: Path, report: Report) -> None:
 
 def print_comparisons(report: Report, comparisons: Sequence[Comparison]) -> None:
     """Prints the short table of each comparison; few settings are listed, too."""
-    for found in comparisons:
+    for comparison in comparisons:
         report.line()
-        if len(found.rows) < len(found.cells) <= LISTED:
-            report.table(rich_table(setting_table(found).shown(SHORT)))
-        table = precision_table(found).shown(SHORT)
+        if len(comparison.rows) < len(comparison.cells) <= LISTED:
+            report.table(rich_table(setting_table(comparison).up_to(SHORT)))
+        table = precision_table(comparison).up_to(SHORT)
         report.table(rich_table(table))
-        report.line(one_line(f"{verdict(found)} {table.caption}"))
+        report.line(one_line(f"{verdict(comparison)} {table.caption}"))
 
 
 def rich_table(table: Table) -> RichTable:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitexp.common.files import write_atomic
-from bitexp.common.format import amount, duration, shown, size
+from bitexp.common.format import amount, duration, path_text, size
 from bitexp.config.schema import Settings
 from bitexp.report.runs import Run, read_run
 from bitexp.run.attempt import Parts
@@ -68,7 +68,7 @@ def card(settings: Settings, parts: Parts, folder: RunFolder, result: Mapping[st
     if isinstance(alone, Run) and alone.command != made["command"]:
         again += ["", "By itself, whatever sweep it was part of:", "", *fenced(alone.command)]
     if use:
-        again += ["", "## How to use it", "", *fenced(use.format(folder=shown(folder.path)))]
+        again += ["", "## How to use it", "", *fenced(use.format(folder=path_text(folder.path)))]
     return "\n".join([*lines, *again, ""])
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitexp.common.console import Report
-from bitexp.common.format import amount, duration, shown, size
+from bitexp.common.format import amount, duration, path_text, size
 from bitexp.config.paths import CONF
 from bitexp.config.schema import Settings
 from bitexp.deploy.packing import LAYOUTS, choose_layout
@@ -39,9 +39,8 @@ def header(
         rows["resumes"] = f"from {checkpoint.name}"
     for number, remark in enumerate(remarks):
         rows["note" if number == 0 else "note" + " " * number] = remark
-    title = (
-        f"bitexp · {settings.name} · {settings.quantizer.name} · seed {settings.seed} · {shown(folder.path)}"
-    )
+    where = path_text(folder.path)
+    title = f"bitexp · {settings.name} · {settings.quantizer.name} · seed {settings.seed} · {where}"
     report.rows(title, rows)
 
 
@@ -145,7 +144,7 @@ def closing(
     trained: bool,
 ) -> None:
     """The answer, where it is, and what to type next."""
-    status, where = result["status"], shown(folder.path)
+    status, where = result["status"], path_text(folder.path)
     title = f"{settings.name} · {settings.quantizer.name} · seed {settings.seed}"
     if status == "stopped":
         report.line(f"Stopped by {result['reason']} after a checkpoint. Folder: {where}")

@@ -14,12 +14,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from bitexp.common.console import Report
-from bitexp.common.format import size
+from bitexp.common.format import size, value_text
 from bitexp.report.runs import Run, read_run
 from bitexp.report.tables import LR_DECAY
 from bitexp.sweep.definition import Direction
 from bitexp.sweep.samplers import latest
-from bitexp.sweep.storage import shown
+from bitexp.sweep.storage import redacted
 from bitexp.sweep.workers import described
 
 
@@ -83,7 +83,7 @@ def print_findings(summaries: Sequence[StudySummary], report: Report) -> None:
         ]
         account = ", ".join(part for part in parts if not part.startswith("0 "))
         report.line(
-            f"{study.study}: {account or 'nothing done'}; budget {study.budget}. {shown(study.storage)}"
+            f"{study.study}: {account or 'nothing done'}; budget {study.budget}. {redacted(study.storage)}"
         )
         for trial in latest(study.trials):
             if trial.state == TrialState.FAIL:
@@ -115,8 +115,8 @@ def best_trials(summaries: Sequence[StudySummary]) -> Table:
         states = Counter(t.state for t in study.trials)
         out.add_row(
             *(escape(words.get(key, "")) for key in separate),
-            *(escape(number(trial.params.get(key, ""))) for key in keys),
-            *(figure(name, value) for name, value in zip(objectives, trial.values, strict=True)),
+            *(escape(value_text(trial.params.get(key, ""), 3)) for key in keys),
+            *(objective_text(name, value) for name, value in zip(objectives, trial.values, strict=True)),
             test,
             f"{result['lr_decay_sum']:.3g}" if result else "",
             size(result["metrics"]["size/body_bytes"]) if result else "",
@@ -136,11 +136,6 @@ def listed(study: StudySummary) -> list[FrozenTrial]:
     return [] if study.best is None else [study.best]
 
 
-def figure(metric: str, value: float) -> str:
+def objective_text(metric: str, value: float) -> str:
     """A value of an objective, for people."""
     return size(value) if metric.endswith("bytes") and not metric.startswith("val/") else f"{value:.4f}"
-
-
-def number(value: object) -> str:
-    """A drawn value, for people."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -9,6 +9,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
+from bitexp.common.format import value_text
 from bitexp.sweep.live_view import LiveView
 from bitexp.sweep.processes import STOPPING
 from bitexp.sweep.study import ClaimedTrial, Study, TrialResult
@@ -124,5 +125,4 @@ class Workers:
 
 def described(params: Mapping[str, Any]) -> str:
     """Drawn parameters for people: three digits of what is not whole."""
-    short = {key: f"{v:.3g}" if isinstance(v, float) else str(v) for key, v in params.items()}
-    return " ".join(f"{key}={value}" for key, value in short.items())
+    return " ".join(f"{key}={value_text(value, 3)}" for key, value in params.items())
