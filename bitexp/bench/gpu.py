@@ -38,7 +38,7 @@ LEAST = 2e-3
 
 
 @dataclass(frozen=True)
-class Row:
+class GpuTiming:
     """What a candidate took for a layer of outputs x inputs; `failed` says why there is no time."""
 
     layer: str
@@ -129,7 +129,7 @@ def contender(name: str, codes: Tensor, scale: Tensor, x: Tensor, exact: Tensor)
     return Contender(name, graph, copies, replays, error, [])
 
 
-def measure(layer: str, tokens: int, rounds: int, bytes_per_second: float) -> list[Row]:
+def measure(layer: str, tokens: int, rounds: int, bytes_per_second: float) -> list[GpuTiming]:
     """Every candidate for one layer and number of tokens."""
     outputs, inputs = shape_of(layer)
     torch.manual_seed(0)
@@ -139,7 +139,7 @@ def measure(layer: str, tokens: int, rounds: int, bytes_per_second: float) -> li
     x_codes, x_scale = absmax_codes(x.float(), 127, (-1,))
     exact = (x_codes.double() @ codes.double().t()) * (x_scale.double() * scale.double())
     moved = outputs * inputs / 4 + 2 * tokens * (inputs + outputs)
-    row = partial(Row, layer, tokens, floor_us=1e6 * moved / bytes_per_second)
+    row = partial(GpuTiming, layer, tokens, floor_us=1e6 * moved / bytes_per_second)
     ready, rows = [], []
     for name, (_, _, module) in CANDIDATES.items():
         if module is not None and not find_spec(module):
@@ -155,7 +155,7 @@ def measure(layer: str, tokens: int, rounds: int, bytes_per_second: float) -> li
     return [row(name=c.name, us=1e6 * statistics.median(c.times), error=c.error) for c in ready] + rows
 
 
-def table(rows: list[Row]) -> Table:
+def timings_table(rows: list[GpuTiming]) -> Table:
     """A line per candidate, ratios beside the times."""
     base = {(r.layer, r.tokens): r.us for r in rows if r.name == BASE and r.us}
     out = Table(box=box.SIMPLE_HEAD)
@@ -184,12 +184,12 @@ def run(options: argparse.Namespace, report: Report) -> None:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.rounds} rounds; "
         f"copying reaches {speed / 1e12:.2f} TB/s"
     )
-    rows: list[Row] = []
+    rows: list[GpuTiming] = []
     for layer in options.layers:
         for tokens in options.tokens:
             rows += measure(layer, tokens, options.rounds, speed)
             torch.cuda.empty_cache()
-    report.table(table(rows))
+    report.table(timings_table(rows))
     if options.save:
         with options.save.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(asdict(rows[0])))

@@ -22,9 +22,9 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
+from bitexp.bench.candidates import build_model, settings_of
 from bitexp.bench.layers import positive
 from bitexp.bench.output import save_rows
-from bitexp.bench.step import build_model, settings_of
 from bitexp.bench.timing import Call, measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
@@ -43,7 +43,7 @@ Task = tuple[str, Callable[[nn.Module], Any], int]
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelTiming:
     """One measurement: seconds per token or image."""
 
     model: str
@@ -102,12 +102,12 @@ def run(options: argparse.Namespace, report: Report) -> None:
     report.line(
         f"{options.threads} thread(s), {clock}, median of {options.rounds} rounds, torch {torch.__version__}"
     )
-    rows: list[Row] = []
+    rows: list[ModelTiming] = []
     for name in options.models:
         candidates, sizes = variants(name, kernels, options)
         rows += (found := measured(name, candidates, sizes, options))
         parameters = sum(p.numel() for p in candidates[FULL].parameters())
-        report.table(table(f"{name}, {amount(parameters)} parameters", found))
+        report.table(models_table(f"{name}, {amount(parameters)} parameters", found))
     if options.output:
         save_rows(options.output / "models", [vars(row) for row in rows])
         report.line(f"written to {options.output}")
@@ -148,7 +148,7 @@ def state_bytes(model: nn.Module) -> int:
 
 def measured(
     name: str, candidates: dict[str, nn.Module], sizes: dict[str, int], options: argparse.Namespace
-) -> list[Row]:
+) -> list[ModelTiming]:
     """All tasks of a model; the candidates take turns."""
     rows = []
     for task, work, units in tasks(candidates[FULL], options):
@@ -159,7 +159,7 @@ def measured(
             seconds = measure(calls, options.rounds, options.threads)
         for n, taken in seconds.items():
             each = taken / units
-            rows.append(Row(name, task, n, each, 1 / each, seconds[FULL] / taken, sizes[n]))
+            rows.append(ModelTiming(name, task, n, each, 1 / each, seconds[FULL] / taken, sizes[n]))
     return rows
 
 
@@ -192,7 +192,7 @@ def write_tokens(prompt: list[int], count: int, model: nn.Module) -> list[int]:
     return list(itertools.islice(generate(model, prompt, Sampling(temperature=0)), count))
 
 
-def table(title: str, rows: list[Row]) -> Table:
+def models_table(title: str, rows: list[ModelTiming]) -> Table:
     """A line per variant, two columns per task."""
     out = Table(box=box.SIMPLE_HEAD, title=title)
     out.add_column("weights, kernel")

@@ -57,8 +57,8 @@ def run(options: argparse.Namespace) -> None:
         sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
         kernel, kernel_name, _ = choose_kernel(options.kernel, "cpu")
     except ValueError as error:
-        said = str(error).replace("top_", "--top-").replace("temperature=", "--temperature=")
-        raise UserError(said.replace("seed=", "--seed=")) from None
+        message = str(error).replace("top_", "--top-").replace("temperature=", "--temperature=")
+        raise UserError(message.replace("seed=", "--seed=")) from None
     if options.tokens < 1:
         raise UserError(f"--tokens={options.tokens} must be at least 1")
     path = find_run(options.run)

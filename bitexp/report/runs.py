@@ -55,9 +55,10 @@ class Run:
 
     @property
     def precision(self) -> str:
-        """The quantizer as it was chosen: the preset where one was typed, else its name."""
+        """The quantizer's name; an old run of a preset holds its class, so what was typed comes first."""
         typed = dict(word.lstrip("+").partition("=")[::2] for word in self.overrides)
-        return typed.get("quantizer") or str(self.flat.get("quantizer.name", "?"))
+        chosen = typed.get("quantizer.name") or typed.get("quantizer")
+        return chosen or str(self.flat.get("quantizer.name", "?"))
 
     @property
     def seed(self) -> Any:
@@ -224,7 +225,7 @@ def job_run(sweep: Path, record: Mapping[str, Any]) -> Path | None:
 def read_run(path: Path) -> Run | Problem:
     """The run in a folder, or what is wrong with it."""
     try:
-        config = load(path / "config.yaml")
+        config = read_config(path)
         if not isinstance(config, dict):
             return Problem(path, "config.yaml holds no config")
         flat = dict(flatten(config, set()))
@@ -242,6 +243,11 @@ def read_run(path: Path) -> Run | Problem:
     if run.finished and run.result["headline"] not in run.metrics:
         return Problem(path, f"result.json has no number for {run.result['headline']}")
     return run
+
+
+def read_config(path: Path) -> Any:
+    """The config of the run in a folder, whatever it holds. Raises what `load` raises."""
+    return load(path / "config.yaml")
 
 
 def load(file: Path) -> Any:

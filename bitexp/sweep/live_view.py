@@ -90,9 +90,9 @@ class LiveView:
             self.done += 1
             self.counts[status] += 1
             self.note_best(number, what, values)
-            said = ", ".join(f"{value:.4f}" for value in values) or (reason or "")
+            outcome = ", ".join(f"{value:.4f}" for value in values) or (reason or "")
             place = f"{self.done}/{self.total}" if self.total else str(self.done)
-            parts = [f"[{place}] {number}: {status}", said, what, duration(seconds)]
+            parts = [f"[{place}] {number}: {status}", outcome, what, duration(seconds)]
             self.report.line(" · ".join([*filter(None, parts), *self.outlook()]))
 
     def line(self, text: str) -> None:

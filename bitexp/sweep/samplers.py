@@ -27,10 +27,10 @@ EXHAUSTIVE = ("BruteForceSampler", "GridSampler")
 def choices(module: ModuleType) -> list[str]:
     """The names of the samplers or pruners that a config may choose."""
     base = module.BaseSampler if module is optuna.samplers else module.BasePruner
-    found = {name: getattr(module, name) for name in module.__all__}
+    public = {name: getattr(module, name) for name in module.__all__}
     return sorted(
         name
-        for name, value in found.items()
+        for name, value in public.items()
         if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
     )
 

@@ -105,17 +105,17 @@ class Store:
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import DBAPIError
 
-        deadline, pause, told = time.monotonic() + patience, 0.2, False
+        deadline, pause, announced = time.monotonic() + patience, 0.2, False
         while True:
             try:
                 return work()
             except (DBAPIError, StorageInternalError) as error:
                 if time.monotonic() > deadline:
                     raise
-                if not told:
+                if not announced:
                     reason = str(error.__cause__ or error).strip().splitlines()[0]
                     self._say(f"{redacted(self.place)} does not answer, trying on: {reason}")
-                    told = True
+                    announced = True
                 time.sleep(pause)
                 pause = min(2 * pause, 10.0)
 

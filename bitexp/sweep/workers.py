@@ -77,17 +77,17 @@ class Workers:
             end.set()
 
     def _work(self) -> None:
-        told = False
+        announced = False
         while not (self.stop.is_set() or self.study.given_up or self.nothing_works):
             trial = self.study.next()
             if trial is None:
                 others = self.study.waiting()
                 if not others:
                     return
-                if not told:
+                if not announced:
                     numbers = ", ".join(str(other.number) for other in others)
                     self.view.line(f"The budget is given out; waiting for trials of others: {numbers}")
-                    told = True
+                    announced = True
                 self.stop.wait(POLL)
                 continue
             if trial.taken_from is not None:

@@ -176,19 +176,19 @@ class Cost:
     in_layers: int
 
 
-def measure(found: list[Candidate], rounds: int) -> dict[str, Cost]:
+def measure(candidates: list[Candidate], rounds: int) -> dict[str, Cost]:
     """Makes `rounds` steps with each candidate, in turn."""
-    times: dict[str, list[float]] = {c.name: [] for c in found}
-    for c in found:
+    times: dict[str, list[float]] = {c.name: [] for c in candidates}
+    for c in candidates:
         c.step()
         c.step()
     for _ in range(rounds):
-        for c in found:
+        for c in candidates:
             start = time.thread_time()
             c.step()
             times[c.name].append(time.thread_time() - start)
     result = {}
-    for c in found:
+    for c in candidates:
         ratios = [a / b for a, b in zip(times[c.name], times["full"], strict=True)]
         median = statistics.median(times[c.name])
         held = saved_bytes(c.forward, c.model, None)
