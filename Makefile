@@ -56,17 +56,17 @@ data: ## install Fashion-MNIST (a package of Debian and Ubuntu)
 	fi
 
 bench: $(VENV)/.dev ## measure steps, layers and whole models here; BENCH=... keeps the tables elsewhere
-	@$(PY) -m bitexp.bench step --rounds 20
-	@$(PY) -m bitexp.bench layers --output $(BENCH)
-	@$(PY) -m bitexp.bench models --output $(BENCH)
+	@$(PY) -m bitexp bench step --rounds 20
+	@$(PY) -m bitexp bench layers --output $(BENCH)
+	@$(PY) -m bitexp bench models --output $(BENCH)
 
 figures: $(VENV)/.runtime ## run the benchmarks behind the figures of the README (hours)
 	@for experiment in vit_ternary fashion_mlp fashion_cnn fashion_vit lm_ternary; do \
 		$(PY) -m bitexp -m +experiment=$$experiment +sweeps=precisions || exit 1; \
 	done
 	@$(PY) -m bitexp -m +experiment=lm_doubling +sweeps=doubling
-	@$(PY) -m bitexp.bench --rounds 100
-	@$(PY) -m bitexp.bench --rounds 100 --model decoder --batch 8
+	@$(PY) -m bitexp bench --rounds 100
+	@$(PY) -m bitexp bench --rounds 100 --model decoder --batch 8
 
 sync: $(VENV)/.runtime ## upload the offline wandb runs under outputs/ (after `wandb login`)
 	@runs="$$(find $(OUTPUTS) -type d -path '*/wandb/offline-run-*' -prune 2>/dev/null)"; \

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ import yaml
 from PIL import Image
 
 import bitexp.run.road  # noqa: F401  (children that are forked do not import it again)
+from bitexp.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -62,17 +62,6 @@ def own_experiment(folder: Path) -> None:
     (place / "mine.yaml").write_text("# @package _global_\nname: mine\nmodel: {hidden: [16]}\n")
 
 
-def other_program(command: Callable[..., Any], module: str, words: list[str]) -> Any:
-    """`python -m MODULE WORDS...` in a process of its own."""
-    name = f"{module}.__main__" if module in ("bitexp.bench", "bitexp.report") else module
-
-    def run() -> None:
-        sys.argv = [module, *words]
-        importlib.import_module(name).main()
-
-    return command("--version", first=run)
-
-
 def interrupt(seconds: float) -> None:
     """Ctrl-C while nothing happens."""
     raise KeyboardInterrupt
@@ -92,34 +81,35 @@ def test_a_command_of_the_readme_runs(
     own_images(tmp_path)
     own_text(tmp_path, data_sets)
     own_experiment(tmp_path)
-    module, *words = shlex.split(line)[2:]
+    words = shlex.split(line)[3:]
+    word = words.pop(0) if words[0] in COMMANDS else None
     if words[:1] == ["gpu"] and not torch.cuda.is_available():
-        ended = other_program(command, module, words)
+        ended = command("bench", *words)
         assert ended.code == 2
         assert "needs a GPU" in ended.err
         return
-    if module == "bitexp.bench":
+    if word == "bench":
         small = {"layers": ["--shapes", "64x256"], "models": ["--models", "vit"]}.get(
             words[0] if words else ""
         )
-        ended = other_program(command, module, [*words, "--rounds", "1", *(small or ["--batch", "2"])])
-    elif module == "bitexp.deploy.generate":
+        ended = command("bench", *words, "--rounds", "1", *(small or ["--batch", "2"]))
+    elif word == "generate":
         trained = command("+experiment=lm_ternary", "model.depth=1", *TINY)
         assert trained.code == 0, trained.err
         words[0] = str(outputs / Path(words[0]).name)
-        ended = other_program(command, module, [*words, "--tokens", "8"])
+        ended = command("generate", *words, "--tokens", "8")
         assert ended.out.startswith(words[words.index("--prompt") + 1])
-    elif module == "bitexp.report":
+    elif word == "report":
         trained = command("-m", "+experiment=vit_ternary", "seed=0,1", "model.depth=1", *TINY)
         assert trained.code == 0, trained.err
         words[0] = str(outputs) if words[0] == "outputs" else str(outputs / Path(words[0]).name)
         if "--watch" in words:
             monkeypatch.setattr("time.sleep", interrupt)
-        ended = other_program(command, module, words)
+        ended = command("report", *words)
         assert "2 runs, 0 of them not finished" in ended.out
-    elif module == "bitexp.report.dashboard":
+    elif word == "dashboard":
         words[words.index("--entity") + 1] = "me"
-        ended = other_program(command, module, [*words, "--json", str(tmp_path / "workspace.json")])
+        ended = command("dashboard", *words, "--json", str(tmp_path / "workspace.json"))
         assert (tmp_path / "workspace.json").exists()
     else:
         overlay = [] if "--cfg" in words else list(TINY)
@@ -210,7 +200,8 @@ def test_adding_a_quantizer_is_one_class_and_one_yaml(tmp_path: Path) -> None:
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
 
-    sweep = ("+experiment=vit_ternary", "+sweeps=precisions", "seed=0", "model.depth=1", "tuned=false")
+    sweep = ("+experiment=vit_ternary", "+sweeps=precisions", "seed=0", "model.depth=1", "tuned=false",
+             f"quantizer=full,{name}")  # fmt: skip
     table = python("-m", "bitexp", "-m", *sweep, *TINY).rpartition("vs full")[2]
     assert name in table
     collected = python("-m", "pytest", "--collect-only", "-q", "tests/quant/test_weights.py", "-k", name)

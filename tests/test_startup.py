@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+import bitexp
+from bitexp.cli.commands import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 HEAVY = (
     "torch", "torchvision", "torchmetrics", "lightning_fabric", "pytorch_lightning", "wandb", "optuna",
     "sklearn", "scipy", "numpy", "pandas", "PIL", "transformers", "pydantic",
 )  # fmt: skip
+COMPOSING = ("hydra", "omegaconf")
 PROGRAM = """
 import atexit, json, sys
 atexit.register(lambda: print(json.dumps(sorted(sys.modules)), file=sys.stderr))
@@ -44,6 +48,7 @@ def test_help(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
     assert not modules & set(HEAVY)
     assert out.startswith("bitexp: what does it cost to train a network with 1, 1.58 or 32 bits")
     for words in (
+        *(f"python -m bitexp {word} {command.usage} " for word, command in COMMANDS.items()),
         "python -m bitexp +experiment=vit_ternary ",
         "python -m bitexp -m +experiment=vit_ternary +sweeps=precisions",
         "--cfg job",
@@ -55,7 +60,8 @@ def test_help(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
         "Exit codes: ",
     ):
         assert words in out
-    assert "$" not in out
+    assert "$" not in out.replace("$(bitexp", "")
+    assert out.index("bitexp report") < out.index("bitexp +experiment")
     texts = [line for line in out.splitlines() if not re.match(r"[\w/]+: ", line)]  # those list a group
     assert max(map(len, texts)) < 110
 
@@ -66,6 +72,33 @@ def test_the_config_of_a_job(imported: Callable[..., tuple[int, str, set[str]]])
     assert not modules & set(HEAVY)
     assert "name: vit_ternary" in out
     assert "validate_every: 5" in out
+
+
+@pytest.mark.parametrize("words", [["--version"], *([word, "--help"] for word in COMMANDS)])
+def test_a_word_that_composes_no_config_imports_no_hydra(
+    imported: Callable[..., tuple[int, str, set[str]]], words: list[str]
+) -> None:
+    code, out, modules = imported(*words)
+    assert code == 0
+    assert not modules & {*HEAVY, *COMPOSING}
+    assert out.startswith(
+        f"bitexp {bitexp.__version__}\n" if words == ["--version"] else ("usage: ", "What ")
+    )
+
+
+def test_a_report_imports_no_torch(
+    imported: Callable[..., tuple[int, str, set[str]]], make_run: Callable[..., Path], outputs: Path
+) -> None:
+    make_run(outputs / "a" / "1")
+    code, _, modules = imported("report", str(outputs))
+    assert code == 0
+    assert not modules & {"torch", "pytorch_lightning", *COMPOSING}
+
+
+def test_an_unknown_word(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
+    code, out, modules = imported("reprot")
+    assert (code, out) == (2, "")
+    assert not modules & {*HEAVY, *COMPOSING}
 
 
 def test_a_typo(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
@@ -84,7 +117,14 @@ def test_a_wrong_value_costs_the_schema_but_not_torch(
 
 @pytest.mark.parametrize(
     "module",
-    ["bitexp", "bitexp.cli.app", "bitexp.common.console", "bitexp.common.errors", "bitexp.config.schema"],
+    [
+        "bitexp",
+        "bitexp.cli.app",
+        "bitexp.config.compose",
+        "bitexp.common.console",
+        "bitexp.common.errors",
+        "bitexp.config.schema",
+    ],
 )
 def test_light_modules(module: str) -> None:
     program = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules and m != 'pydantic'])"

@@ -1,1 +1,1 @@
-"""Measurements: what a precision costs. `python -m bitexp.bench`"""
+"""Measurements: what a precision costs. `python -m bitexp bench`"""

@@ -1,7 +1,7 @@
 """Ternary layers on a GPU: ours beside torch and installed peers, against the bandwidth of its memory.
 
-    python -m bitexp.bench.gpu
-    python -m bitexp.bench.gpu --layers 2560x6912 --tokens 1 16 4096 --save gpu.csv
+    python -m bitexp bench gpu
+    python -m bitexp bench gpu --layers 2560x6912 --tokens 1 16 4096 --save gpu.csv
 
 Every candidate is replayed as a CUDA graph that goes through so many copies of the weights that no cache
 holds them, and candidates take turns round by round. `x floor` compares with reading the packed weights
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,7 +28,6 @@ from torch import Tensor
 from bitexp.bench.gpu_layers import BASE, CANDIDATES, check_gpu
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.common.exit import guarded
 from bitexp.quant.activations.absmax import absmax_codes
 
 LAYERS = ("2560x6912", "13824x2560", "4096x4096", "1024x1024")
@@ -40,7 +38,7 @@ LEAST = 2e-3
 
 
 @dataclass(frozen=True)
-class Row:
+class GpuTiming:
     """What a candidate took for a layer of outputs x inputs; `failed` says why there is no time."""
 
     layer: str
@@ -131,7 +129,7 @@ def contender(name: str, codes: Tensor, scale: Tensor, x: Tensor, exact: Tensor)
     return Contender(name, graph, copies, replays, error, [])
 
 
-def measure(layer: str, tokens: int, rounds: int, bytes_per_second: float) -> list[Row]:
+def measure(layer: str, tokens: int, rounds: int, bytes_per_second: float) -> list[GpuTiming]:
     """Every candidate for one layer and number of tokens."""
     outputs, inputs = shape_of(layer)
     torch.manual_seed(0)
@@ -141,7 +139,7 @@ def measure(layer: str, tokens: int, rounds: int, bytes_per_second: float) -> li
     x_codes, x_scale = absmax_codes(x.float(), 127, (-1,))
     exact = (x_codes.double() @ codes.double().t()) * (x_scale.double() * scale.double())
     moved = outputs * inputs / 4 + 2 * tokens * (inputs + outputs)
-    row = partial(Row, layer, tokens, floor_us=1e6 * moved / bytes_per_second)
+    row = partial(GpuTiming, layer, tokens, floor_us=1e6 * moved / bytes_per_second)
     ready, rows = [], []
     for name, (_, _, module) in CANDIDATES.items():
         if module is not None and not find_spec(module):
@@ -157,7 +155,7 @@ def measure(layer: str, tokens: int, rounds: int, bytes_per_second: float) -> li
     return [row(name=c.name, us=1e6 * statistics.median(c.times), error=c.error) for c in ready] + rows
 
 
-def table(rows: list[Row]) -> Table:
+def timings_table(rows: list[GpuTiming]) -> Table:
     """A line per candidate, ratios beside the times."""
     base = {(r.layer, r.tokens): r.us for r in rows if r.name == BASE and r.us}
     out = Table(box=box.SIMPLE_HEAD)
@@ -186,27 +184,14 @@ def run(options: argparse.Namespace, report: Report) -> None:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.rounds} rounds; "
         f"copying reaches {speed / 1e12:.2f} TB/s"
     )
-    rows: list[Row] = []
+    rows: list[GpuTiming] = []
     for layer in options.layers:
         for tokens in options.tokens:
             rows += measure(layer, tokens, options.rounds, speed)
             torch.cuda.empty_cache()
-    report.table(table(rows))
+    report.table(timings_table(rows))
     if options.save:
         with options.save.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(asdict(rows[0])))
             writer.writeheader()
             writer.writerows(asdict(r) for r in rows)
-
-
-def main() -> None:
-    """`python -m bitexp.bench.gpu`."""
-    parser = argparse.ArgumentParser(prog="python -m bitexp.bench.gpu", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_arguments(parser)
-    options = parser.parse_args()
-    sys.exit(guarded(lambda: run(options, Report())))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """One ternary layer in every implementation that is installed, from fp32 activations to fp32 outputs.
 
-    python -m bitexp.bench layers
-    python -m bitexp.bench layers --shapes 1024x4096 --tokens 1 --cache cold --output tables
+    python -m bitexp bench layers
+    python -m bitexp bench layers --shapes 1024x4096 --tokens 1 --cache cold --output tables
 
 `cold` goes through copies of the weights that fill 144 MiB, as generating text goes through the layers of a
 model; `hot` uses one copy. Beside the layers two floors are measured: reading the packed bytes, and the bare
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bitexp.bench.output import save_rows
 from bitexp.bench.peers import PEERS, Peer
-from bitexp.bench.roofline import DOTS, READ, Row, plot_roofline
+from bitexp.bench.roofline import DOTS, READ, LayerTiming, plot_roofline
 from bitexp.bench.timing import Call, measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
@@ -38,10 +38,10 @@ TOLERANCE = 0.05
 
 def shape(text: str) -> tuple[int, int]:
     """`OUTPUTSxINPUTS`."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or not int(found[1]) or not int(found[2]):
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match or not int(match[1]) or not int(match[2]):
         raise argparse.ArgumentTypeError(f"'{text}' is no shape like 2560x6912 (outputs x inputs)")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def positive(text: str) -> int:
@@ -84,21 +84,21 @@ def run(options: argparse.Namespace, report: Report) -> None:
         f"ternary layers, {options.threads} thread(s), {clock}, median of {options.rounds} rounds, "
         f"torch {torch.__version__}"
     )
-    said: set[str] = set()
+    announced: set[str] = set()
     with torch.inference_mode():
         for cache in options.cache:
             for outputs, inputs in options.shapes:
-                found = []
+                timings = []
                 for tokens in options.tokens:
                     candidates, passed = prepare(peers, cache, outputs, inputs, tokens, options.threads)
-                    for line in passed - said:
+                    for line in passed - announced:
                         report.line(line)
-                    said |= passed
-                    found += rate(
+                    announced |= passed
+                    timings += rate(
                         cache, outputs, inputs, tokens, measure(candidates, options.rounds, options.threads)
                     )
-                report.table(table(found))
-                rows += found
+                report.table(layers_table(timings))
+                rows += timings
     if options.output:
         save_rows(options.output / "layers", [as_dict(row) for row in rows])
         plot_roofline(options.output / "roofline", rows)
@@ -153,11 +153,11 @@ def floors(cache: str, outputs: int, inputs: int, tokens: int) -> dict[str, list
     copies = 1 if cache == "hot" else min(600, -(-COLD // size))
     memory = torch.ones(copies, size, dtype=torch.uint8)
     read, isa = read_bytes(), supported()[0]
-    found: dict[str, list[Call]] = {READ: [functools.partial(call_on, read, line) for line in memory]}
+    floors: dict[str, list[Call]] = {READ: [functools.partial(call_on, read, line) for line in memory]}
     if not ISAS[isa].paired:
         turns = max(1, outputs * inputs * tokens // (64 * CHAINS))
-        found[DOTS] = [functools.partial(bare_dots(isa), turns, 1)]
-    return found
+        floors[DOTS] = [functools.partial(bare_dots(isa), turns, 1)]
+    return floors
 
 
 def call_on(read: Callable[[int, int], int], memory: torch.Tensor) -> int:
@@ -165,24 +165,24 @@ def call_on(read: Callable[[int, int], int], memory: torch.Tensor) -> int:
     return read(memory.data_ptr(), memory.numel())
 
 
-def rate(cache: str, outputs: int, inputs: int, tokens: int, seconds: dict[str, float]) -> list[Row]:
+def rate(cache: str, outputs: int, inputs: int, tokens: int, seconds: dict[str, float]) -> list[LayerTiming]:
     """Rows from times: each against the larger floor and against fp32."""
     floor = max(seconds.get(READ, 0.0), seconds.get(DOTS, 0.0)) or None
     fp32 = seconds.get("torch fp32")
     return [
-        Row(cache, outputs, inputs, tokens, n, s, floor and s / floor, fp32 and fp32 / s)
+        LayerTiming(cache, outputs, inputs, tokens, n, s, floor and s / floor, fp32 and fp32 / s)
         for n, s in seconds.items()
     ]
 
 
-def as_dict(row: Row) -> dict[str, Any]:
+def as_dict(row: LayerTiming) -> dict[str, Any]:
     """A row as it is written."""
     return {
         **vars(row), "gmac_per_second": row.products / row.seconds / 1e9,
     }  # fmt: skip
 
 
-def table(rows: list[Row]) -> Table:
+def layers_table(rows: list[LayerTiming]) -> Table:
     """A line per implementation, the fastest first; three columns per number of tokens."""
     first = rows[0]
     out = Table(box=box.SIMPLE_HEAD, title=f"{first.outputs} x {first.inputs}, weights {first.cache}")

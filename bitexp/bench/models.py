@@ -1,8 +1,8 @@
 """Whole frozen models with random weights: tokens and images per second, against the same model in fp32.
 
-    python -m bitexp.bench models
-    python -m bitexp.bench models --models vit_tiny --batch 1 64
-    python -m bitexp.bench models --models decoder --context 128 --kernels cpu
+    python -m bitexp bench models
+    python -m bitexp bench models --models vit_tiny --batch 1 64
+    python -m bitexp bench models --models decoder --context 128 --kernels cpu
 
 `generate` writes tokens one by one, `prompt` reads a whole context at once, `images` classifies batches.
 """
@@ -22,9 +22,9 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
+from bitexp.bench.candidates import build_model, settings_of
 from bitexp.bench.layers import positive
 from bitexp.bench.output import save_rows
-from bitexp.bench.step import build_model, composed
 from bitexp.bench.timing import Call, measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
@@ -43,7 +43,7 @@ Task = tuple[str, Callable[[nn.Module], Any], int]
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelTiming:
     """One measurement: seconds per token or image."""
 
     model: str
@@ -96,18 +96,18 @@ def run(options: argparse.Namespace, report: Report) -> None:
         else:
             kernels.append(name)
     for name in options.quantizers:
-        if not getattr(QUANTIZERS.get(composed("mlp", name).quantizer.name), "quantizes_weights", False):
+        if not getattr(QUANTIZERS.get(settings_of("mlp", name).quantizer.name), "quantizes_weights", False):
             raise UserError(f"--quantizers {name} leaves the weights as they are: there is nothing to freeze")
     clock = "CPU time" if options.threads == 1 else "wall time"
     report.line(
         f"{options.threads} thread(s), {clock}, median of {options.rounds} rounds, torch {torch.__version__}"
     )
-    rows: list[Row] = []
+    rows: list[ModelTiming] = []
     for name in options.models:
         candidates, sizes = variants(name, kernels, options)
         rows += (found := measured(name, candidates, sizes, options))
         parameters = sum(p.numel() for p in candidates[FULL].parameters())
-        report.table(table(f"{name}, {amount(parameters)} parameters", found))
+        report.table(models_table(f"{name}, {amount(parameters)} parameters", found))
     if options.output:
         save_rows(options.output / "models", [vars(row) for row in rows])
         report.line(f"written to {options.output}")
@@ -132,7 +132,7 @@ def composed_model(name: str, quantizer: str, options: argparse.Namespace) -> nn
     known = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
     if name not in known:
         raise UserError(f"unknown model '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
-    settings = composed(name, quantizer)
+    settings = settings_of(name, quantizer)
     model = build_model(settings, options)
     chosen = settings.quantizer
     one = QUANTIZERS.get(chosen.name)(**chosen.arguments)
@@ -148,7 +148,7 @@ def state_bytes(model: nn.Module) -> int:
 
 def measured(
     name: str, candidates: dict[str, nn.Module], sizes: dict[str, int], options: argparse.Namespace
-) -> list[Row]:
+) -> list[ModelTiming]:
     """All tasks of a model; the candidates take turns."""
     rows = []
     for task, work, units in tasks(candidates[FULL], options):
@@ -159,7 +159,7 @@ def measured(
             seconds = measure(calls, options.rounds, options.threads)
         for n, taken in seconds.items():
             each = taken / units
-            rows.append(Row(name, task, n, each, 1 / each, seconds[FULL] / taken, sizes[n]))
+            rows.append(ModelTiming(name, task, n, each, 1 / each, seconds[FULL] / taken, sizes[n]))
     return rows
 
 
@@ -192,7 +192,7 @@ def write_tokens(prompt: list[int], count: int, model: nn.Module) -> list[int]:
     return list(itertools.islice(generate(model, prompt, Sampling(temperature=0)), count))
 
 
-def table(title: str, rows: list[Row]) -> Table:
+def models_table(title: str, rows: list[ModelTiming]) -> Table:
     """A line per variant, two columns per task."""
     out = Table(box=box.SIMPLE_HEAD, title=title)
     out.add_column("weights, kernel")

@@ -10,7 +10,7 @@ READ, DOTS = "floor: read packed bytes", "floor: bare products"
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerTiming:
     """One measurement; `floor` is the larger of both floors of the same layer and round."""
 
     cache: str
@@ -27,7 +27,7 @@ class Row:
         return self.outputs * self.inputs * self.tokens
 
 
-def plot_roofline(path: Path, rows: Sequence[Row]) -> None:
+def plot_roofline(path: Path, rows: Sequence[LayerTiming]) -> None:
     """Writes `path`.png and `path`.svg: products per second over products per byte of packed weights.
 
     The roof is what the two floors allow.

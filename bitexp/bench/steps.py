@@ -1,8 +1,8 @@
 """The cost of a training step: time and saved memory by quantizer, beside PyPI `bitlinear` where installed.
 
-    python -m bitexp.bench
-    python -m bitexp.bench --model vit_tiny --shape 3 32 32 --batch 16 --rounds 20
-    python -m bitexp.bench --model decoder --batch 8 --context 128
+    python -m bitexp bench
+    python -m bitexp bench --model vit_tiny --shape 3 32 32 --batch 16 --rounds 20
+    python -m bitexp bench --model decoder --batch 8 --context 128
 
 All candidates take turns in one process, step by step; what is printed are ratios to `full` pair by
 pair, since the machine may be shared.
@@ -16,7 +16,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from bitexp.bench.step import Cost, candidates, measure
+from bitexp.bench.candidates import Cost, candidates, measure
 from bitexp.common.console import Report
 from bitexp.common.format import size
 
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", default="auto", help="which kernel trains (default: auto)")
 
 
-def table(results: dict[str, Cost]) -> Table:
+def steps_table(results: dict[str, Cost]) -> Table:
     """A row per candidate."""
     out = Table(box=box.SIMPLE_HEAD)
     out.add_column("step of")
@@ -68,9 +68,9 @@ def table(results: dict[str, Cost]) -> Table:
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measures and prints the table."""
     torch.set_num_threads(options.threads)
-    found = candidates(options)
+    competitors = candidates(options)
     report.line(
-        f"{options.model} on {' x '.join(map(str, found[0].inputs.shape))}, "
+        f"{options.model} on {' x '.join(map(str, competitors[0].inputs.shape))}, "
         f"{options.rounds} rounds, {options.threads} thread(s), AdamW, torch {torch.__version__}"
     )
-    report.table(table(measure(found, options.rounds)))
+    report.table(steps_table(measure(competitors, options.rounds)))

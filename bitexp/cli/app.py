@@ -1,38 +1,40 @@
-"""What surrounds Hydra: where the configs are, errors in words with exit code 2, the exit code."""
+"""The run: Hydra around it, errors of composition in words with exit code 2."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-from hydra.core.config_search_path import ConfigSearchPath
+import hydra
 from hydra.core.plugins import Plugins
-from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
 
-from bitexp.cli.explain import explain
+from bitexp.cli.commands import command_lines
 from bitexp.common.errors import UserError
 from bitexp.common.exit import Progress, guarded
-from bitexp.config.paths import PACKAGE
+from bitexp.config.composition_errors import explain
+from bitexp.config.paths import CONF, PACKAGE
+from bitexp.config.search_path import PluginConfigs
 
 PLUGINS = str(PACKAGE / "plugins")
 """Where the namespace `hydra_plugins` begins."""
 
 
-class PluginConfigs(SearchPathPlugin):
-    """Adds the folder `conf` of every package that names itself in the entry point group `bitexp`."""
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def job(config: DictConfig) -> Any:
+    """One job: a single run, or one of a multirun."""
+    from bitexp.cli.job import make
 
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for point in entry_points(group="bitexp"):
-            package = point.module.partition(".")[0]
-            spec = find_spec(package)
-            for place in (spec.submodule_search_locations or []) if spec else []:
-                if (Path(place) / "conf").is_dir():
-                    search_path.append(f"bitexp-{point.name}", f"file://{place}/conf")
+    return make(config)
+
+
+def run() -> int:
+    """`python -m bitexp` without a word; the exit code."""
+    register_plugins()
+    OmegaConf.register_new_resolver("bitexp.commands", command_lines, replace=True)  # of the help in conf/
+    return with_errors_in_words(job)
 
 
 def register_plugins() -> None:
@@ -52,27 +54,27 @@ def register_plugins() -> None:
         Plugins.instance().register(plugin)
 
 
-def composed(entry: Callable[[], Any]) -> int:
-    """Runs the Hydra application and returns the exit code; an error of composition is told in words.
+def with_errors_in_words(application: Callable[[], Any]) -> int:
+    """Runs a Hydra application and returns the exit code; an error of composition is put in words.
 
     With HYDRA_FULL_ERROR=1 in the environment, errors keep their tracebacks.
     """
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting with 1
 
-    def told() -> None:
+    def explained() -> None:
         try:
-            entry()
+            application()
         except (UserError, BrokenPipeError):
             raise
         except Exception as problem:
             if Progress.started or before == "1":
                 raise
             # nothing has run, so it is about what was typed or a YAML file
-            raise UserError(explain(problem)) from problem
+            raise UserError(explain(problem, sys.argv[1:])) from problem
 
     try:
-        return guarded(told)
+        return guarded(explained)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR")
         if before is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import traceback
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,20 +15,48 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bitexp.cli.explain import explain
 from bitexp.common.console import Report, error
 from bitexp.common.errors import UserError, describe_crash
 from bitexp.common.exit import Progress
 from bitexp.common.files import write_json
 from bitexp.common.ranks import FOLLOW, global_rank
+from bitexp.config.composition_errors import explain
 from bitexp.config.schema import Settings, read_settings
 from bitexp.sweep.processes import JOB, end_with_parent
-from bitexp.sweep.trial_reporter import judge_of
+from bitexp.sweep.trial_reporter import reporter_of
 from bitexp.sweep.tuned import apply_tuned
 from bitexp.track.folder import validation_of
 
 if TYPE_CHECKING:
     from bitexp.run.road import Outcome
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """A job's line in the index of its multirun: which run it was and how it ended."""
+
+    overrides: list[str]
+    tuned: bool
+    status: str
+    kind: str | None
+    reason: str | None
+    run: str | None = None
+    trained: bool = False
+    metrics: dict[str, float] | None = None
+    headline: str | None = None
+
+    @staticmethod
+    def of(outcome: Outcome, overrides: list[str], tuned: bool) -> JobRecord:
+        """Of a job that made its run, or found it made."""
+        result = outcome.result
+        ended = (outcome.status, result["kind"], result["reason"], str(outcome.folder), outcome.trained)
+        return JobRecord(overrides, tuned, *ended, result.get("metrics"), result.get("headline"))
+
+    def write(self, hydra: Any) -> None:
+        """Into the folder of the multirun, by the job's number."""
+        folder = Path(hydra.sweep.dir) / "jobs"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / f"{hydra.job.num}.json", asdict(self))
 
 
 def make(config: DictConfig) -> float | None:
@@ -42,38 +71,37 @@ def make(config: DictConfig) -> float | None:
     multirun = hydra.mode == RunMode.MULTIRUN or JOB in os.environ
     typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     overrides = [str(word) for word in typed]
-    record: dict[str, Any] = {"overrides": overrides, "tuned": bool(config.get("tuned"))}
+    tuned = bool(config.get("tuned"))
     try:
-        apply_tuned(config, hydra, overrides)
-        plain = OmegaConf.to_container(config, resolve=True)
-        assert isinstance(plain, dict)
-        resolved = {str(key): value for key, value in plain.items()}
-        settings = read_settings(resolved)  # before torch is imported: a typo costs no seconds
+        settings = resolve(config, hydra, overrides)
         outcome = run(settings, overrides, hydra.job.num if multirun else None)
     except Exception as problem:
-        told = isinstance(problem, UserError | OmegaConfBaseException)
-        crash = {"kind": "config", "reason": reason(problem)} if told else describe_crash(problem)
-        if not multirun and crash["kind"] == "crash":
+        failure = describe_failure(problem, overrides)
+        if not multirun and failure["kind"] == "crash":
             raise
-        error(f"{', '.join(overrides)}: {crash['reason']}" if multirun else crash["reason"])
-        if crash["kind"] == "crash":
-            traceback.print_exc()
-        Progress.note(2 if told and not multirun else 1)
+        print_failure(failure, overrides if multirun else [])
+        Progress.note(2 if failure["kind"] == "config" and not multirun else 1)
         if multirun:
-            write_record(hydra, {**record, "status": "failed", **crash})
+            JobRecord(overrides, tuned, "failed", failure["kind"], failure["reason"]).write(hydra)
         return None
-    result = outcome.result
-    stopped = outcome.status == "stopped"
-    exit_code = {"finished": 0, "pruned": 0, "failed": 1}.get(outcome.status)
-    Progress.note(128 + result["signal"] if exit_code is None else exit_code)
+    Progress.note(exit_code(outcome))
     if multirun and global_rank() == 0:
-        record |= {"status": outcome.status, "kind": result["kind"], "reason": result["reason"]}
-        record |= {"run": str(outcome.folder), "trained": outcome.trained}
-        record |= {key: result.get(key) for key in ("metrics", "headline")}
-        write_record(hydra, record)
-        if stopped:
-            raise KeyboardInterrupt
-    return (result.get("metrics") or {}).get(validation_of(str(result.get("headline"))))
+        JobRecord.of(outcome, overrides, tuned).write(hydra)
+        if outcome.status == "stopped":
+            raise KeyboardInterrupt  # the signal was for all jobs: Hydra begins no other
+    return (outcome.result.get("metrics") or {}).get(validation_of(str(outcome.result.get("headline"))))
+
+
+def resolve(config: DictConfig, hydra: Any, overrides: list[str]) -> Settings:
+    """The settings of a job, with the tuned learning rate where asked for.
+
+    Raises:
+        UserError: what cannot be, before torch is imported: a typo costs no seconds.
+    """
+    apply_tuned(config, hydra, overrides)
+    plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return read_settings({str(key): value for key, value in plain.items()})
 
 
 def run(settings: Settings, overrides: list[str], number: int | None) -> Outcome:
@@ -86,24 +114,35 @@ def run(settings: Settings, overrides: list[str], number: int | None) -> Outcome
     report = Report(quiet=global_rank() > 0, brief=multirun)
     with report.console.status("loading torch and Lightning"):
         from bitexp.run.road import run as take_the_road
-    judge = None if number is None else judge_of(number, report.line)
+    reporter = None if number is None else reporter_of(number, report.line)
     try:
-        return take_the_road(settings, overrides, report, judge, wait=multirun)
+        return take_the_road(settings, overrides, report, reporter, wait=multirun)
     finally:
-        if judge is not None:
-            judge.close()
+        if reporter is not None:
+            reporter.close()
 
 
-def reason(problem: Exception) -> str:
-    """What was wrong with the config, in words."""
-    return str(problem) if isinstance(problem, UserError) else explain(problem)
+def exit_code(outcome: Outcome) -> int:
+    """0 for a run that ended as it should, 1 for one that failed, 128 and more for one that was stopped."""
+    if outcome.status == "stopped":
+        return 128 + int(outcome.result["signal"])
+    return 1 if outcome.status == "failed" else 0
 
 
-def write_record(hydra: Any, record: dict[str, Any]) -> None:
-    """A job's line in the index of its multirun: which run it was and how it ended."""
-    folder = Path(hydra.sweep.dir) / "jobs"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{hydra.job.num}.json", record)
+def describe_failure(problem: Exception, overrides: list[str]) -> dict[str, str]:
+    """Kind and reason of what kept a job from its run: `config` is what the user can mend."""
+    if isinstance(problem, UserError):
+        return {"kind": "config", "reason": str(problem)}
+    if isinstance(problem, OmegaConfBaseException):
+        return {"kind": "config", "reason": explain(problem, overrides)}
+    return describe_crash(problem)
+
+
+def print_failure(failure: dict[str, str], overrides: list[str]) -> None:
+    """On stderr, after the words of its job where there are several; a crash with its traceback."""
+    error(f"{', '.join(overrides)}: {failure['reason']}" if overrides else failure["reason"])
+    if failure["kind"] == "crash":
+        traceback.print_exc()
 
 
 def follow_first() -> int:

@@ -27,9 +27,9 @@ def describe_crash(crash: BaseException) -> dict[str, str]:
     """
     before = crash.__cause__ or crash.__context__
     if isinstance(before, MemoryError | OSError):
-        found = describe_crash(before)
-        if found["kind"] != "crash":
-            return found
+        cause = describe_crash(before)
+        if cause["kind"] != "crash":
+            return cause
     text = str(crash).strip().splitlines()
     reason = f"{type(crash).__name__}: {text[0] if text else ''}".rstrip(": ")
     if isinstance(crash, MemoryError) or any(words in str(crash).lower() for words in MEMORY):

@@ -1,8 +1,9 @@
-"""Numbers, sizes, time spans and paths as people write them."""
+"""Numbers, sizes, time spans, energies, values and paths as people write them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 
 def amount(number: float) -> str:
@@ -29,9 +30,26 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def shown(path: Path) -> str:
+def path_text(path: Path) -> str:
     """A path as a user would type it: relative where it lies below the current folder."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def value_text(value: Any, digits: int | None = None) -> str:
+    """A value of a config as one would type it: null, true, 0.01; floats to some digits."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.{digits}g}" if isinstance(value, float) and digits is not None else str(value)
+
+
+def energy_text(joules: float) -> str:
+    """Joules for people: 890 nJ."""
+    for unit, factor in {"pJ": 1e12, "nJ": 1e9, "µJ": 1e6, "mJ": 1e3}.items():
+        if joules * factor < 1000:
+            return f"{joules * factor:.3g} {unit}"
+    return f"{joules:.3g} J"

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from bitexp.common.format import value_text
 from bitexp.common.spelling import dotted, nearest, unknown_key
 
 
@@ -16,19 +17,21 @@ def explain(error: ValidationError, prefix: str, config: Any) -> str:
     items = [(located(item["loc"], config, prefix), item) for item in error.errors()]
     extra = {where for where, item in items if item["type"] == "extra_forbidden"}
     known = [name for name in dotted(config) if name not in extra] if isinstance(config, Mapping) else []
-    said: dict[str, list[str]] = {}
+    rules_of: dict[str, list[str]] = {}
     for where, item in items:
         if item["type"] == "extra_forbidden":
-            said[unknown_key(where, known)] = []
+            rules_of[unknown_key(where, known)] = []
         elif item["type"] == "missing":
-            said[f"the key '{where}' is missing"] = []
+            rules_of[f"the key '{where}' is missing"] = []
         elif item["type"] == "union_tag_invalid":
             word, words = item["ctx"]["tag"], re.findall(r"\w+", item["ctx"]["expected_tags"])
             hint = nearest(word, words)
-            said[f"{where}.name={word} is unknown.{hint} Known: {', '.join(words)}"] = []
+            rules_of[f"{where}.name={word} is unknown.{hint} Known: {', '.join(words)}"] = []
         else:
-            said.setdefault(f"{where}={shown(item['input'])}", []).append(allowed(item["type"], item["msg"]))
-    return "\n".join(f"{subject} {' or '.join(rules)}".strip() for subject, rules in said.items())
+            rules_of.setdefault(f"{where}={value_text(item['input'])}", []).append(
+                allowed(item["type"], item["msg"])
+            )
+    return "\n".join(f"{subject} {' or '.join(rules)}".strip() for subject, rules in rules_of.items())
 
 
 def allowed(kind: str, message: str) -> str:
@@ -50,8 +53,3 @@ def located(loc: tuple[int | str, ...], config: Any, prefix: str) -> str:
         if inside or (number == len(loc) - 1 and isinstance(node, Mapping)):
             names.append(str(part))
     return ".".join(names)
-
-
-def shown(value: Any) -> str:
-    """A value as one would type it."""
-    return "null" if value is None else str(value).lower() if value in (True, False) else str(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -10,6 +10,9 @@ from torch.utils.data import Dataset
 from bitexp.common.checks import at_least
 from bitexp.common.lightning import pl
 from bitexp.data.loader import ResumableLoader, evaluation_plan, training_plan
+
+Part = Literal["train", "val", "test"]
+PARTS: tuple[Part, ...] = ("train", "val", "test")
 
 
 class Data(pl.LightningDataModule):

@@ -70,7 +70,7 @@ def _in_order(batches: list[list[int]], epoch: int) -> list[list[int]]:
     return batches
 
 
-class Requests(Sampler[tuple[int, list[int]]]):
+class BatchSampler(Sampler[tuple[int, list[int]]]):
     """Yields (epoch, sample indices) for each batch of an epoch that has not been delivered yet."""
 
     def __init__(self, plan: Plan) -> None:
@@ -107,12 +107,12 @@ class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.requests = Requests(plan)
+        self.batches = BatchSampler(plan)
         self._resumed = False
         super().__init__(
             dataset,
             batch_size=None,  # an item of the data set is a batch already
-            sampler=self.requests,
+            sampler=self.batches,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
@@ -123,21 +123,21 @@ class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
         # A generator: Lightning asks for an iterator before it sets the epoch, and workers would
         # fetch at once. Batches are counted when they are handed out, not when workers fetch them.
         if not self._resumed:
-            self.requests.delivered = 0
+            self.batches.delivered = 0
         self._resumed = False
         try:
             for inputs, targets in super().__iter__():
-                self.requests.delivered += 1
+                self.batches.delivered += 1
                 yield inputs, targets
         except UserError as error:  # a worker puts its traceback before the message
             raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many of its batches have been handed out."""
-        return {"epoch": self.requests.epoch, "batches": self.requests.delivered}
+        return {"epoch": self.batches.epoch, "batches": self.batches.delivered}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The next iteration starts after the batches handed out when the state was taken."""
-        self.requests.epoch = state_dict["epoch"]
-        self.requests.delivered = state_dict["batches"]
+        self.batches.epoch = state_dict["epoch"]
+        self.batches.delivered = state_dict["batches"]
         self._resumed = True

@@ -1,34 +1,29 @@
 """Text from a trained language model, streamed as it comes.
 
-python -m bitexp.deploy.generate outputs/lm_ternary --prompt "def "
-python -m bitexp.deploy.generate outputs/lm_ternary/ID --prompt "import " --temperature 0.8 --top-p 0.95
+    python -m bitexp generate outputs/lm_ternary --prompt "def "
+    python -m bitexp generate outputs/lm_ternary/ID --prompt "import " --temperature 0.8 --top-p 0.95
+
+The text goes to stdout; how fast it came, to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import torch
 
 from bitexp.common.console import Report, write
 from bitexp.common.errors import UserError
-from bitexp.common.exit import guarded
-from bitexp.data.text.tokenizers import load_tokenizer
-from bitexp.deploy.load import WEIGHTS, find_run, load_run
-from bitexp.kernels import choose_kernel
-from bitexp.models.decoder import Decoder
-from bitexp.models.generation import Sampling, generate
+from bitexp.common.program import run_program
+
+WEIGHTS = ("packed", "last", "best")
+"""Where weights may come from: the packed file, or the checkpoint of that name."""
 
 
-def arguments() -> argparse.Namespace:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bitexp.deploy.generate", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
         "run", type=Path, help="a run's folder, a folder of runs (the last one), a packed file"
     )
@@ -41,7 +36,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", choices=WEIGHTS, default="packed", help="default: packed")
     parser.add_argument("--kernel", default="auto", help="what multiplies packed codes (default: auto)")
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
 
 
 def run(options: argparse.Namespace) -> None:
@@ -50,13 +44,21 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: no such run, no language model, or a number out of its range.
     """
+    import torch
+
+    from bitexp.data.text.tokenizers import load_tokenizer
+    from bitexp.deploy.load import find_run, load_run
+    from bitexp.kernels import choose_kernel
+    from bitexp.models.decoder import Decoder
+    from bitexp.models.generation import Sampling, generate
+
     torch.set_num_threads(max(1, options.threads))
     try:
         sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
         kernel, kernel_name, _ = choose_kernel(options.kernel, "cpu")
     except ValueError as error:
-        said = str(error).replace("top_", "--top-").replace("temperature=", "--temperature=")
-        raise UserError(said.replace("seed=", "--seed=")) from None
+        message = str(error).replace("top_", "--top-").replace("temperature=", "--temperature=")
+        raise UserError(message.replace("seed=", "--seed=")) from None
     if options.tokens < 1:
         raise UserError(f"--tokens={options.tokens} must be at least 1")
     path = find_run(options.run)
@@ -95,11 +97,6 @@ class Counted:
         return (self.count - 1) / self.seconds if self.seconds else 0.0
 
 
-def main() -> None:
-    """`python -m bitexp.deploy.generate`."""
-    options = arguments()
-    sys.exit(guarded(lambda: run(options)))
-
-
-if __name__ == "__main__":
-    main()
+def main(words: Sequence[str]) -> int:
+    """`python -m bitexp generate`."""
+    return run_program("generate", __doc__, add_arguments, run, words)

@@ -16,16 +16,13 @@ from bitexp.kernels import Kernel
 from bitexp.quant.layers import set_product
 from bitexp.track.folder import RunFolder
 
-WEIGHTS = ("packed", "last", "best")
-"""Where weights may come from: the packed file, or the checkpoint of that name."""
-
 
 def load_run(path: Path, weights: str, kernel: Kernel) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a run, in eval mode on the CPU, and how to prepare its inputs.
 
     Args:
         path: the run's folder, or a packed file.
-        weights: one of `WEIGHTS`.
+        weights: `packed`, or the checkpoint `last` or `best`.
 
     Raises:
         UserError: there is no such run, or its files are missing or damaged.

@@ -12,7 +12,7 @@ from bitexp.track.folder import UNIMPORTANT
 DATA = "data fingerprint"
 """Stands beside the keys of the config: the same config on other data is another comparison."""
 
-TUNED = ("optimizer.", "scheduler.")
+HYPERPARAMETERS = ("optimizer.", "scheduler.")
 VARIANT = ("quantizer.", "packing", "kernel.")
 
 
@@ -20,14 +20,14 @@ VARIANT = ("quantizer.", "packing", "kernel.")
 class Axes:
     """The keys that runs differ in, but for precision and seed.
 
-    apart: network, task, data, budget; only runs that agree in all of them are compared.
+    setting: network, task, data, budget; only runs that agree in all of them are compared.
     variant: of the quantizer, and what multiplies its codes; a row for each.
-    tuned: optimizer and schedule; a row shows the best of them.
+    hyperparameters: optimizer and schedule; a row shows the best of them.
     """
 
-    apart: tuple[str, ...]
+    setting: tuple[str, ...]
     variant: tuple[str, ...]
-    tuned: tuple[str, ...]
+    hyperparameters: tuple[str, ...]
 
 
 def value(run: Run, key: str) -> Any:
@@ -58,16 +58,18 @@ def find_axes(runs: Sequence[Run]) -> Axes:
                 chosen.append(key)
         return tuple(chosen)
 
-    apart = axes([key for key in varying if not key.startswith((*TUNED, *VARIANT))], lambda run: ())
+    setting = axes(
+        [key for key in varying if not key.startswith((*HYPERPARAMETERS, *VARIANT))], lambda run: ()
+    )
     variant = axes(
         [key for key in varying if key.startswith(VARIANT)],
-        lambda run: (run.precision, *values(run, apart)),
+        lambda run: (run.precision, *values(run, setting)),
     )
-    tuned = axes(
-        [key for key in varying if key.startswith(TUNED)],
-        lambda run: (run.precision, *values(run, (*apart, *variant))),
+    hyperparameters = axes(
+        [key for key in varying if key.startswith(HYPERPARAMETERS)],
+        lambda run: (run.precision, *values(run, (*setting, *variant))),
     )
-    return Axes(apart, variant, tuned)
+    return Axes(setting, variant, hyperparameters)
 
 
 def candidates(runs: Sequence[Run], typed: Iterable[str]) -> list[str]:
@@ -85,6 +87,6 @@ def candidates(runs: Sequence[Run], typed: Iterable[str]) -> list[str]:
 
 def follows(runs: Sequence[Run], key: str, known: Sequence[tuple[Any, ...]]) -> bool:
     """Whether a key has one value wherever what is known of the runs is the same."""
-    found: dict[tuple[Any, ...], Any] = {}
+    first: dict[tuple[Any, ...], Any] = {}
     pairs = zip(known, runs, strict=True)
-    return all(found.setdefault(base, value(run, key)) == value(run, key) for base, run in pairs)
+    return all(first.setdefault(base, value(run, key)) == value(run, key) for base, run in pairs)

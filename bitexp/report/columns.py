@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bitexp.common.format import value_text
 from bitexp.report.axes import DATA
 from bitexp.report.runs import Run
 
@@ -36,7 +37,7 @@ class Table:
     caption: str = ""
     links: Callable[[Any], Sequence[Run]] = field(default=lambda item: ())
 
-    def shown(self, level: int = LONG) -> Table:
+    def up_to(self, level: int = LONG) -> Table:
         """The same with the columns up to a level, and without those that are empty."""
         filled = [
             column
@@ -62,7 +63,7 @@ def numeric(title: str, key: str, value: Callable[[Any], Any], form: Any, level:
 
 def word(title: str, key: str, value: Callable[[Any], Any]) -> Column:
     """A column of words."""
-    return Column(title, key, lambda item: plain(value(item)), value, number=False)
+    return Column(title, key, lambda item: cell_text(value(item)), value, number=False)
 
 
 def one_line(text: str) -> str:
@@ -70,13 +71,9 @@ def one_line(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
 
 
-def plain(value: Any) -> str:
-    """A value of a config for people: as one would type it, to four digits."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def cell_text(value: Any, digits: int = 4) -> str:
+    """A value of a config in a table: as one would type it, nothing for null."""
+    return "" if value is None else value_text(value, digits)
 
 
 def axis_columns(

@@ -25,9 +25,9 @@ class Cell:
     """The runs of one precision at one setting: they differ in the seed alone."""
 
     precision: str
-    apart: tuple[Any, ...]
+    setting: tuple[Any, ...]
     variant: tuple[Any, ...]
-    tuned: tuple[Any, ...]
+    hyperparameters: tuple[Any, ...]
     runs: tuple[Run, ...]
 
     @property
@@ -38,8 +38,8 @@ class Cell:
     @property
     def validated(self) -> float | None:
         """Its mean on the validation part; None where a run has none."""
-        found = [run.validated for run in self.runs]
-        return None if None in found else statistics.fmean(value for value in found if value is not None)
+        scores = [run.validated for run in self.runs]
+        return None if None in scores else statistics.fmean(score for score in scores if score is not None)
 
     @property
     def chosen_by(self) -> float:
@@ -48,13 +48,13 @@ class Cell:
 
     def metric(self, name: str) -> float | None:
         """The median of a metric over the runs that have it."""
-        found = [run.metrics[name] for run in self.runs if name in run.metrics]
-        return statistics.median(found) if found else None
+        measured = [run.metrics[name] for run in self.runs if name in run.metrics]
+        return statistics.median(measured) if measured else None
 
     def result(self, name: str) -> float | None:
         """The median of a number in result.json over the runs that have it."""
-        found = [run.result[name] for run in self.runs if isinstance(run.result.get(name), int | float)]
-        return statistics.median(found) if found else None
+        numbers = [run.result[name] for run in self.runs if isinstance(run.result.get(name), int | float)]
+        return statistics.median(numbers) if numbers else None
 
     def config(self, key: str) -> list[Any]:
         """The values of a key over the runs, each once."""
@@ -109,7 +109,7 @@ class Comparison:
         return all(cell.validated is not None for cell in self.cells)
 
     @property
-    def judged_by(self) -> str:
+    def chosen_by_metric(self) -> str:
         """The metric that settings were chosen by."""
         return validation_of(self.metric) if self.held_out else self.metric
 
@@ -131,18 +131,20 @@ def compare(runs: Sequence[Run], tolerance: float = TOLERANCE) -> list[Compariso
     for run in runs:
         if run.finished:
             groups[run.name, run.headline].append(run)
-    return [comparison(name, metric, group, tolerance) for (name, metric), group in sorted(groups.items())]
+    return [
+        compare_experiment(name, metric, group, tolerance) for (name, metric), group in sorted(groups.items())
+    ]
 
 
-def comparison(name: str, metric: str, runs: Sequence[Run], tolerance: float) -> Comparison:
+def compare_experiment(name: str, metric: str, runs: Sequence[Run], tolerance: float) -> Comparison:
     """The comparison of one experiment's finished runs."""
     axes, sign = find_axes(runs), -1 if runs[0].result["better"] == "min" else 1
     families: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for cell in cells(runs, axes):
-        families[cell.apart, cell.precision, cell.variant].append(cell)
+        families[cell.setting, cell.precision, cell.variant].append(cell)
     ordered = sorted(families.items(), key=lambda item: (sortable(item[0][0]), order(item[0][1])))
     rows = [
-        Row(chosen(family, sign), tuple(family), None, share(family, sign, tolerance))
+        Row(chosen_cell(family, sign), tuple(family), None, share_within(family, sign, tolerance))
         for _, family in ordered
     ]
     return Comparison(name, metric, sign, tolerance, axes, tuple(against_baseline(rows)))
@@ -159,25 +161,29 @@ def sortable(setting: tuple[Any, ...]) -> tuple[tuple[bool, float, str], ...]:
 
 
 def cells(runs: Sequence[Run], axes: Axes) -> list[Cell]:
-    """The runs by setting, in order."""
-    found: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    """The runs by what they have in common but for their seeds, in order."""
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        setting = (values(run, keys) for keys in (axes.apart, axes.variant, axes.tuned))
-        found[run.precision, *setting].append(run)
-    made = [
-        Cell(precision, apart, variant, tuned, tuple(sorted(group, key=lambda run: str(run.seed))))
-        for (precision, apart, variant, tuned), group in found.items()
+        place = (values(run, keys) for keys in (axes.setting, axes.variant, axes.hyperparameters))
+        groups[run.precision, *place].append(run)
+    unordered = [
+        Cell(
+            precision, setting, variant, hyperparameters, tuple(sorted(group, key=lambda run: str(run.seed)))
+        )
+        for (precision, setting, variant, hyperparameters), group in groups.items()
     ]
-    return sorted(made, key=lambda cell: [sortable(part) for part in (cell.apart, cell.variant, cell.tuned)])
+    return sorted(
+        unordered, key=lambda cell: [sortable(p) for p in (cell.setting, cell.variant, cell.hyperparameters)]
+    )
 
 
-def chosen(family: Sequence[Cell], sign: int) -> Cell:
+def chosen_cell(family: Sequence[Cell], sign: int) -> Cell:
     """The setting that stands for a precision: among those with the most seeds the best validated one."""
     most = max(len(cell.runs) for cell in family)
     return max((c for c in family if len(c.runs) == most), key=lambda cell: sign * cell.chosen_by)
 
 
-def share(family: Sequence[Cell], sign: int, tolerance: float) -> float:
+def share_within(family: Sequence[Cell], sign: int, tolerance: float) -> float:
     """How robust a precision is to its setting."""
     return within([cell.chosen_by for cell in family], sign, tolerance)
 
@@ -191,10 +197,10 @@ def against_baseline(rows: Sequence[Row]) -> list[Row]:
     bases: dict[tuple[Any, ...], Cell] = {}
     for row in rows:
         if row.cell.precision == BASELINE:
-            bases.setdefault(row.cell.apart, row.cell)
+            bases.setdefault(row.cell.setting, row.cell)
     tests: list[Paired | None] = []
     for row in rows:
-        base = bases.get(row.cell.apart)
+        base = bases.get(row.cell.setting)
         if base is None or row.cell.precision == BASELINE:
             tests.append(None)
         else:

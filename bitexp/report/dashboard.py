@@ -1,7 +1,7 @@
 """A wandb workspace "Precisions compared": curves, bars, quality against bytes, settings, importance.
 
-    python -m bitexp.report.dashboard --entity my-team --experiment vit_ternary
-    python -m bitexp.report.dashboard --entity my-team --json workspace.json    # without network
+    python -m bitexp dashboard --entity my-team --experiment vit_ternary
+    python -m bitexp dashboard --entity my-team --json workspace.json    # without network
 
 Runs must be on the server: `make sync` uploads offline ones. Needs `pip install "bitexp[dashboard]"`.
 """
@@ -9,16 +9,16 @@ Runs must be on the server: `make sync` uploads offline ones. Needs `pip install
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.common.exit import guarded
 from bitexp.common.files import write_json
+from bitexp.common.program import run_program
+from bitexp.report.workspaces_private import serialised
 
 NAME = "Precisions compared"
 STEP = "trainer/global_step"
@@ -26,16 +26,13 @@ PRECISION = "quantizer.name"
 """The key of the config by which everything is grouped: seeds fall together."""
 
 
-def arguments() -> argparse.Namespace:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bitexp.report.dashboard", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="wandb user or team")
     parser.add_argument("--project", default="bitexp", help="default: bitexp, as logger.wandb.project")
     parser.add_argument("--experiment", help="show only the runs of this experiment")
     parser.add_argument("--metric", default="accuracy", help="accuracy (default), bits_per_byte, perplexity")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the workspace here, send nothing")
-    return parser.parse_args()
 
 
 def workspace(entity: str, project: str, metric: str, experiment: str | None) -> Any:
@@ -117,13 +114,6 @@ def panels_of(metric: str) -> dict[str, list[Any]]:
     }
 
 
-def serialised(made: Any) -> dict[str, Any]:
-    """What would be sent to the server."""
-    view = made._to_model()
-    spec = json.loads(view.spec.model_dump_json(by_alias=True, exclude_none=True))
-    return {"entity": view.entity, "project": view.project, "displayName": view.display_name, "spec": spec}
-
-
 def run(options: argparse.Namespace) -> None:
     """Sends the workspace, or writes it to a file.
 
@@ -132,10 +122,10 @@ def run(options: argparse.Namespace) -> None:
     """
     if not options.entity:
         raise UserError("whose workspace? Name your wandb user or team with --entity or WANDB_ENTITY")
-    made = workspace(options.entity, options.project, options.metric, options.experiment)
+    built = workspace(options.entity, options.project, options.metric, options.experiment)
     if options.json is not None:
         try:
-            write_json(options.json, serialised(made))
+            write_json(options.json, serialised(built))
         except OSError as error:
             raise UserError(f"{options.json} cannot be written: {error}") from None
         Report().line(f"Written to {options.json}; without --json it is sent to wandb.")
@@ -145,21 +135,16 @@ def run(options: argparse.Namespace) -> None:
     if not has_key():
         raise UserError(
             "a workspace lives on the wandb server and there is no key for it: run `wandb login` once, or "
-            "set WANDB_API_KEY. Without a server there is `python -m bitexp.report`, and `wandb leet` in a "
+            "set WANDB_API_KEY. Without a server there is `python -m bitexp report`, and `wandb leet` in a "
             "terminal"
         )
     try:
-        made.save()
+        built.save()
     except Exception as error:  # whatever a server and its client can raise
         raise UserError(f"wandb did not take the workspace: {error}") from error
-    Report().line(f"Saved: {made.url}")
+    Report().line(f"Saved: {built.url}")
 
 
-def main() -> None:
-    """`python -m bitexp.report.dashboard`."""
-    options = arguments()
-    sys.exit(guarded(lambda: run(options)))
-
-
-if __name__ == "__main__":
-    main()
+def main(words: Sequence[str]) -> int:
+    """`python -m bitexp dashboard`."""
+    return run_program("dashboard", __doc__, add_arguments, run, words)

@@ -27,12 +27,3 @@ def energy(metrics: Mapping[str, float], node: str = NODE) -> float | None:
     if any(count is None for count in counts):
         return None
     return 1e-12 * sum(count * price for count, price in zip(counts, prices.values(), strict=True) if count)
-
-
-def shown(joules: float) -> str:
-    """Joules for people."""
-    for unit in ("pJ", "nJ", "µJ", "mJ"):
-        scale = {"pJ": 1e12, "nJ": 1e9, "µJ": 1e6, "mJ": 1e3}[unit]
-        if joules * scale < 1000:
-            return f"{joules * scale:.3g} {unit}"
-    return f"{joules:.3g} J"

@@ -44,8 +44,8 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     from bitexp.report.compare import BASELINE
 
     others = [name for name in names if name not in (BASELINE, "full_norm")]
-    found = {name: PRECISIONS[2 + i % (len(PRECISIONS) - 2)] for i, name in enumerate(others)}
-    return {BASELINE: PRECISIONS[0], "full_norm": PRECISIONS[1], **found}
+    in_turn = {name: PRECISIONS[2 + i % (len(PRECISIONS) - 2)] for i, name in enumerate(others)}
+    return {BASELINE: PRECISIONS[0], "full_norm": PRECISIONS[1], **in_turn}
 
 
 @contextlib.contextmanager

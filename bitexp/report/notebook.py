@@ -54,10 +54,15 @@ def comparisons(*paths: str | Path, tolerance: float = TOLERANCE) -> pd.DataFram
     pandas = wanted("pandas")
     frames = [
         pandas.DataFrame(
-            {"experiment": found.name, "metric": found.metric, "mean": row.pop(found.metric), **row}
-            for row in precision_table(found).values()
+            {
+                "experiment": comparison.name,
+                "metric": comparison.metric,
+                "mean": row.pop(comparison.metric),
+                **row,
+            }
+            for row in precision_table(comparison).values()
         )
-        for found in compare(read(paths), tolerance)
+        for comparison in compare(read(paths), tolerance)
     ]
     return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
 
@@ -74,24 +79,24 @@ def grid(*paths: str | Path, experiment: str | None = None) -> xr.Dataset:
     """
     pandas = wanted("pandas")
     wanted("xarray")
-    found = chosen(compare(read(paths)), experiment)
-    axes = found.axes
-    keys = ("precision", *axes.apart, *axes.variant, *axes.tuned, "seed")
+    comparison = pick_experiment(compare(read(paths)), experiment)
+    axes = comparison.axes
+    keys = ("precision", *axes.setting, *axes.variant, *axes.hyperparameters, "seed")
     rows = []
-    for run in found.runs:
+    for run in comparison.runs:
         setting = (run.precision, *values(run, keys[1:-1]), run.seed)
         labels = ("" if value is None else value for value in setting)
         rows.append({**run.metrics, **dict(zip(keys, labels, strict=True))})
     data = pandas.DataFrame(rows).set_index(list(keys)).to_xarray()
-    return data.assign_attrs(experiment=found.name, headline=found.metric)
+    return data.assign_attrs(experiment=comparison.name, headline=comparison.metric)
 
 
-def chosen(found: list[Comparison], experiment: str | None) -> Comparison:
+def pick_experiment(comparisons: list[Comparison], experiment: str | None) -> Comparison:
     """The comparison that is asked for."""
-    names = [part.name for part in found]
-    if not found:
+    names = [comparison.name for comparison in comparisons]
+    if not comparisons:
         raise UserError("none of these runs is finished")
-    if experiment is None and len(found) > 1:
+    if experiment is None and len(comparisons) > 1:
         raise UserError(
             f"these are several experiments: name one, experiment='{names[0]}' ({', '.join(names)})"
         )
@@ -99,12 +104,12 @@ def chosen(found: list[Comparison], experiment: str | None) -> Comparison:
         raise UserError(
             f"no finished run of '{experiment}'.{nearest(experiment, names)} There is {', '.join(names)}"
         )
-    return found[0] if experiment is None else found[names.index(experiment)]
+    return comparisons[0] if experiment is None else comparisons[names.index(experiment)]
 
 
 def record(run: Run) -> dict[str, Any]:
     """A run as a flat row."""
-    git = run.made.get("git")
+    git = run.attempt.get("git")
     more = {key: value for key, value in run.result.items() if key not in ("metrics", "name", "id")}
     joules = {f"joules {node}": energy(run.metrics, node) for node in PICOJOULES}
     return {

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
 from bitexp.report import figure
-from bitexp.report.columns import LONG, SHORT, Table, plain, word
+from bitexp.report.columns import LONG, SHORT, Table, cell_text, word
 from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
 from bitexp.report.formats import comma_separated, escape, latex, markdown, web
 from bitexp.report.runs import Problem, Run
-from bitexp.report.studies import Study
+from bitexp.report.studies import JournalStudy
 from bitexp.report.wording import verdict
 
 CSS = """
@@ -63,16 +63,15 @@ figure svg{min-width:0;width:auto;max-height:7cm}figure{margin:.2rem 0 .6rem}
 class Section:
     """One comparison on the page: its tables and its plots with what they show."""
 
-    found: Comparison
+    comparison: Comparison
     tables: list[Table]
     plots: list[tuple[str, str]]
     """SVG and caption of each."""
-    unfinished: list[Run] = field(default_factory=list)
 
 
 def page(
     sections: Sequence[Section],
-    studies: Sequence[tuple[Study, str | None]],
+    studies: Sequence[tuple[JournalStudy, str | None]],
     trials: str | None,
     unfinished: Sequence[Run],
     problems: Sequence[Problem],
@@ -86,7 +85,7 @@ def page(
         out: the folder of the page, from which links lead to the runs.
         refresh: seconds after which a browser reads the page again.
     """
-    counted = sum(len(section.found.runs) for section in sections)
+    counted = sum(len(section.comparison.runs) for section in sections)
     link = linker(out)
     body = [
         "<h1>Which precision wins, and at what cost?</h1>",
@@ -94,7 +93,7 @@ def page(
         f"{f', {len(unfinished)} not finished' if unfinished else ''}. Every number is from the files of the "
         "runs that its row links to.</p>",
     ]
-    names = [f"{s.found.name} ({s.found.metric})" for s in sections]
+    names = [f"{s.comparison.name} ({s.comparison.metric})" for s in sections]
     if len(sections) > 1:
         anchors = (f'<a href="#e{i}">{escape(name)}</a>' for i, name in enumerate(names))
         body.append(f"<nav>{''.join(anchors)}</nav>")
@@ -130,22 +129,22 @@ def section_body(section: Section, link: Callable[[Run], str]) -> list[str]:
     """One comparison: the answer, the plots, the other tables, how to make it again."""
     first, *others = section.tables
     body = [
-        f"<p><strong>{escape(verdict(section.found))}</strong></p>",
-        web(first.shown(LONG), link),
+        f"<p><strong>{escape(verdict(section.comparison))}</strong></p>",
+        web(first.up_to(LONG), link),
         export(first),
     ]
-    if any(row.cell.energy() is not None for row in section.found.rows):
+    if any(row.cell.energy() is not None for row in section.comparison.rows):
         body.append(f"<p class=note>{escape(SOURCE)}</p>")
     body += [drawn(drawing, caption) for drawing, caption in section.plots]
     for table in others:
-        inner = web(table.shown(LONG), link) + export(table)
+        inner = web(table.up_to(LONG), link) + export(table)
         if len(table.items) > 12:
             body.append(
                 f"<details><summary>{escape(table.title)} ({len(table.items)})</summary>{inner}</details>"
             )
         else:
             body += [f"<h3>{escape(table.title)}</h3>", inner]
-    body += ["<h3>How to reproduce each run</h3>", reproduce(section.found.runs, link)]
+    body += ["<h3>How to reproduce each run</h3>", reproduce(section.comparison.runs, link)]
     return body
 
 
@@ -156,7 +155,7 @@ def drawn(drawing: str, caption: str) -> str:
 
 def export(table: Table) -> str:
     """The short table as text to copy; files with all columns lie beside the page."""
-    short = table.shown(SHORT)
+    short = table.up_to(SHORT)
     forms = {"Markdown": markdown(short), "LaTeX": latex(short), "CSV": comma_separated(table)}
     blocks = "".join(f"<h3>{name}</h3><pre>{escape(text)}</pre>" for name, text in forms.items())
     return f"<details><summary>as Markdown, LaTeX, CSV</summary>{blocks}</details>"
@@ -166,19 +165,21 @@ def reproduce(runs: Sequence[Run], link: Callable[[Run], str]) -> str:
     """Command, commit and environment of every run."""
     rows = []
     for run in runs:
-        git = run.made.get("git")
+        git = run.attempt.get("git")
         commit = (
             str(git.get("commit", ""))[:10] + ("+" * bool(git.get("dirty"))) if isinstance(git, dict) else ""
         )
-        versions = run.made.get("versions")
+        versions = run.attempt.get("versions")
         torch = versions.get("torch") if isinstance(versions, dict) else None
-        place = ", ".join(map(str, run.made.get("gpus") or [run.made.get("processor", "")]))
-        threads = f"{run.made.get('threads', '?')} thread(s)"
-        environment = f"torch {plain(torch)}, Python {plain(run.made.get('python'))}, {place}, {threads}"
+        place = ", ".join(map(str, run.attempt.get("gpus") or [run.attempt.get("processor", "")]))
+        threads = f"{run.attempt.get('threads', '?')} thread(s)"
+        environment = (
+            f"torch {cell_text(torch)}, Python {cell_text(run.attempt.get('python'))}, {place}, {threads}"
+        )
         rows.append(
             f'<tr><td><a href="{escape(link(run))}">{escape(run.id)}</a></td>'
             f"<td class=wrap><code>{escape(run.command)}</code></td>"
-            f"<td>{escape(commit)}</td><td>{escape(plain(run.result.get('source')))}</td>"
+            f"<td>{escape(commit)}</td><td>{escape(cell_text(run.result.get('source')))}</td>"
             f"<td class=wrap>{escape(environment)}</td></tr>"
         )
     heads = "".join(f"<th>{title}</th>" for title in ("run", "command", "commit", "source", "environment"))
@@ -192,7 +193,7 @@ def reproduce(runs: Sequence[Run], link: Callable[[Run], str]) -> str:
     return f"<details><summary>{title}</summary>{inner}</details>"
 
 
-def study_body(study: Study, drawing: str | None) -> list[str]:
+def study_body(study: JournalStudy, drawing: str | None) -> list[str]:
     """A study in words, with the importance of its parameters."""
     states = ", ".join(f"{count} {state}" for state, count in sorted(study.states.items())) or "no"
     body = [f"<p>{escape(states)} trials; journal: {escape(study.path)}</p>"]
@@ -226,6 +227,6 @@ def rest(unfinished: Sequence[Run], problems: Sequence[Problem], link: Callable[
 def reason(run: Run) -> str:
     """Why a run did not finish, or how far it is."""
     if run.result:
-        return plain(run.result.get("reason"))
+        return cell_text(run.result.get("reason"))
     loss = run.curves.get("train/loss")
     return f"no result yet; at step {loss[-1][0]:,}" if loss else "no result yet"

@@ -9,18 +9,25 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from bitexp.common.format import size
+from bitexp.common.format import energy_text, size
 from bitexp.report import figure
 from bitexp.report.axes import DATA
-from bitexp.report.columns import one_line, plain
+from bitexp.report.columns import cell_text, one_line
 from bitexp.report.compare import Cell, Comparison, Row
-from bitexp.report.energy import NODE, shown
+from bitexp.report.energy import NODE
 from bitexp.report.runs import Run
 from bitexp.track.folder import validation_of
 
 SHOWN = 12
 """Rows that one plot can tell apart."""
-DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+DASHES = (
+    "-",
+    (0, (5, 2)),
+    (0, (1.5, 1.5)),
+    (0, (6, 2, 1.5, 2)),
+    (0, (9, 3)),
+    (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)),
+)
 MARKERS = "osD^vP"
 BYTES = "size of the packed file"
 
@@ -28,63 +35,68 @@ Curve = Sequence[tuple[int, float, float]]
 """Steps with mean and standard deviation over seeds."""
 
 
-def label(found: Comparison, cell: Cell) -> str:
+def label(comparison: Comparison, cell: Cell) -> str:
     """A cell's precision, with what else tells rows apart."""
-    keys = (*found.axes.apart, *found.axes.variant)
+    keys = (*comparison.axes.setting, *comparison.axes.variant)
     words = [
-        f"{'data' if key == DATA else key.rpartition('.')[2]}={short(plain(value))}"
-        for key, value in zip(keys, (*cell.apart, *cell.variant), strict=True)
+        f"{'data' if key == DATA else key.rpartition('.')[2]}={short(cell_text(value))}"
+        for key, value in zip(keys, (*cell.setting, *cell.variant), strict=True)
     ]
     return one_line(", ".join([cell.precision, *words]))
 
 
-def looks(found: Comparison) -> Callable[[Row], dict[str, Any]]:
+def looks(comparison: Comparison) -> Callable[[Row], dict[str, Any]]:
     """How a row is drawn: the colour says its precision, dashes and markers what else it differs in."""
-    palette = figure.colours(list(dict.fromkeys(row.cell.precision for row in found.rows)))
-    settings = list(dict.fromkeys((row.cell.apart, row.cell.variant) for row in found.rows))
-    groups: dict[str, list[Any]] = {}
-    for apart, variant in settings:
-        groups.setdefault(repr(apart), []).append(variant)
-    places = list(groups)
+    palette = figure.colours(list(dict.fromkeys(row.cell.precision for row in comparison.rows)))
+    places: dict[str, dict[str, int]] = {}  # by precision, since a colour of its own tells others apart
+    for row in comparison.rows:
+        of_precision = places.setdefault(row.cell.precision, {})
+        of_precision.setdefault(besides_precision(row.cell), len(of_precision))
 
     def look(row: Row) -> dict[str, Any]:
-        place = places.index(repr(row.cell.apart)) + groups[repr(row.cell.apart)].index(row.cell.variant)
-        return {"color": palette[row.cell.precision], "place": place, "label": label(found, row.cell)}
+        place = places[row.cell.precision][besides_precision(row.cell)]
+        return {"color": palette[row.cell.precision], "place": place, "label": label(comparison, row.cell)}
 
     return look
 
 
+def besides_precision(cell: Cell) -> str:
+    """What tells a row from others of its precision."""
+    return repr((cell.setting, cell.variant))
+
+
 def legend(drawing: Figure, axes: Any) -> None:
     """One legend for all panels, below them."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for panel in axes.flat:
         handles, names = panel.get_legend_handles_labels()
-        found.update(zip(names, handles, strict=True))
-    longest = max((len(name) for name in found), default=0)
+        entries.update(zip(names, handles, strict=True))
+    longest = max((len(name) for name in entries), default=0)
     fit = max(1, int(drawing.get_figwidth() / (0.6 + 0.07 * longest)))
-    if found:
-        drawing.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(fit, len(found)))
+    if entries:
+        columns = min(fit, len(entries))
+        drawing.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
 
 
-def quality(found: Comparison) -> Figure | None:
+def quality(comparison: Comparison) -> Figure | None:
     """Quality against bytes of the packed file and against energy, with the Pareto fronts."""
     costs: dict[str, list[float | None]] = {
-        BYTES: [row.cell.metric("size/total_bytes") for row in found.rows],
-        f"estimated energy of an inference ({NODE})": [row.cell.energy() for row in found.rows],
+        BYTES: [row.cell.metric("size/total_bytes") for row in comparison.rows],
+        f"estimated energy of an inference ({NODE})": [row.cell.energy() for row in comparison.rows],
     }
     costs = {title: values for title, values in costs.items() if any(values)}
     if not costs:
         return None
     drawing, axes = figure.new(4.1 * len(costs) + 0.2, 3.5, 1, len(costs), sharey=True)
-    look = looks(found)
+    look = looks(comparison)
     for panel, (title, values) in zip(axes.flat, costs.items(), strict=True):
-        chosen = found.front(values)
-        corners = [(values[i], found.rows[i].cell.score.mean) for i in chosen]
+        chosen = comparison.front(values)
+        corners = [(values[i], comparison.rows[i].cell.score.mean) for i in chosen]
         for (x0, y0), (x1, y1) in pairwise(corners):
             panel.plot([x0, x1, x1], [y0, y0, y1], color=figure.MUTED, linewidth=1, zorder=1)
         panel.plot(*zip(*corners, strict=True), "o", markersize=13, markerfacecolor="none",
                    color=figure.MUTED, markeredgewidth=1)  # fmt: skip
-        for row, cost in zip(found.rows, values, strict=True):
+        for row, cost in zip(comparison.rows, values, strict=True):
             if cost is None:
                 continue
             style = look(row)
@@ -95,15 +107,15 @@ def quality(found: Comparison) -> Figure | None:
         panel.set_xscale("log")
         panel.set_xlabel(title)
         panel.margins(0.12)
-        figure.logarithmic(panel.xaxis, rounded if title == BYTES else shown)
-        if found.sign < 0:
+        figure.logarithmic(panel.xaxis, round_size if title == BYTES else energy_text)
+        if comparison.sign < 0:
             panel.invert_yaxis()
-    axes[0, 0].set_ylabel(f"{found.metric}{' (better above)' if found.sign < 0 else ''}")
+    axes[0, 0].set_ylabel(f"{comparison.metric}{' (better above)' if comparison.sign < 0 else ''}")
     legend(drawing, axes)
     return drawing
 
 
-def rounded(number: float) -> str:
+def round_size(number: float) -> str:
     """Round numbers of bytes, as an axis has them."""
     return size(number).replace(".0 ", " ")
 
@@ -122,21 +134,21 @@ def averaged(runs: Sequence[Run], metric: str) -> Curve:
     ]
 
 
-def curves(found: Comparison) -> Figure | None:
+def curves(comparison: Comparison) -> Figure | None:
     """Learning curves of the chosen settings: validation and training loss, with bands over seeds."""
-    validated = validation_of(found.metric)
-    return lines(found, found.rows[:SHOWN], (validated, "train/loss"), logarithmic=("train/loss",))
+    validated = validation_of(comparison.metric)
+    return lines(comparison, comparison.rows[:SHOWN], (validated, "train/loss"), logarithmic=("train/loss",))
 
 
-def diagnostics(found: Comparison) -> Figure | None:
+def diagnostics(comparison: Comparison) -> Figure | None:
     """What quantization did over time: zeros, flips, and how far the steps moved."""
     metrics = ("quant/zero_fraction", "quant/flip_rate", "quant/scale_drift")
-    rows = [row for row in found.rows if any("quant/flip_rate" in run.curves for run in row.cell.runs)]
-    return lines(found, rows[:SHOWN], metrics, logarithmic=("quant/flip_rate",))
+    rows = [row for row in comparison.rows if any("quant/flip_rate" in run.curves for run in row.cell.runs)]
+    return lines(comparison, rows[:SHOWN], metrics, logarithmic=("quant/flip_rate",))
 
 
 def lines(
-    found: Comparison, rows: Sequence[Row], metrics: Sequence[str], logarithmic: Sequence[str] = ()
+    comparison: Comparison, rows: Sequence[Row], metrics: Sequence[str], logarithmic: Sequence[str] = ()
 ) -> Figure | None:
     """A panel for each metric over the steps, a line with its band for each row."""
     drawn = {m: [(row, c) for row in rows if (c := averaged(row.cell.runs, m))] for m in metrics}
@@ -145,20 +157,11 @@ def lines(
         return None
     width = {1: 5.4, 2: 4.2, 3: 2.85}[len(drawn)]
     drawing, axes = figure.new(width * len(drawn), 3.3, 1, len(drawn))
-    look = looks(found)
+    look = looks(comparison)
     for panel, (metric, items) in zip(axes.flat, drawn.items(), strict=True):
-        positive = all(mean > 0 for _, curve in items for _, mean, _ in curve)
         for row, curve in items:
-            style = look(row)
-            dash = DASHES[style.pop("place") % len(DASHES)]
-            steps, means, stds = zip(*curve, strict=True)
-            panel.plot(steps, means, linestyle=dash, marker="." if len(steps) < 3 else None, **style)
-            if any(stds):
-                low = [mean - std for mean, std in zip(means, stds, strict=True)]
-                high = [mean + std for mean, std in zip(means, stds, strict=True)]
-                if metric in logarithmic:
-                    low = [max(value, mean / 10) for value, mean in zip(low, means, strict=True)]
-                panel.fill_between(steps, low, high, color=style["color"], alpha=0.16, linewidth=0)
+            draw_curve(panel, curve, look(row), above_zero=metric in logarithmic)
+        positive = all(mean > 0 for _, curve in items for _, mean, _ in curve)
         if metric in logarithmic and positive:
             panel.set_yscale("log")
             figure.logarithmic(panel.yaxis)
@@ -171,6 +174,19 @@ def lines(
     return drawing
 
 
+def draw_curve(panel: Any, curve: Curve, style: dict[str, Any], above_zero: bool) -> None:
+    """A line, and its band where seeds differ; `above_zero` keeps the band on a logarithmic axis."""
+    dash = DASHES[style.pop("place") % len(DASHES)]
+    steps, means, stds = zip(*curve, strict=True)
+    panel.plot(steps, means, linestyle=dash, marker="." if len(steps) < 3 else None, **style)
+    if any(stds):
+        high = [mean + std for mean, std in zip(means, stds, strict=True)]
+        low = [mean - std for mean, std in zip(means, stds, strict=True)]
+        if above_zero:
+            low = [max(value, mean / 10) for value, mean in zip(low, means, strict=True)]
+        panel.fill_between(steps, low, high, color=style["color"], alpha=0.16, linewidth=0)
+
+
 def ticks(count: int) -> Any:
     """At most so many intervals between round numbers."""
     from matplotlib.ticker import MaxNLocator
@@ -178,10 +194,10 @@ def ticks(count: int) -> Any:
     return MaxNLocator(count, integer=True)
 
 
-def layers(found: Comparison) -> Figure | None:
+def layers(comparison: Comparison) -> Figure | None:
     """The same by layer, at the end of training: mean over seeds."""
     measures = ("zero_fraction", "flip_rate", "scale")
-    rows = [row for row in found.rows if any("quant/flip_rate" in run.curves for run in row.cell.runs)]
+    rows = [row for row in comparison.rows if any("quant/flip_rate" in run.curves for run in row.cell.runs)]
     last: dict[tuple[str, int, str], float] = {}
     names: dict[str, None] = {}
     for place, row in enumerate(rows[:SHOWN]):
@@ -193,7 +209,7 @@ def layers(found: Comparison) -> Figure | None:
         return None
     listed = list(names)[:64]
     drawing, axes = figure.new(8.6, 1.1 + 0.19 * len(listed), 1, 3, sharey=True)
-    look = looks(found)
+    look = looks(comparison)
     for panel, measure in zip(axes.flat, measures, strict=True):
         for place, row in enumerate(rows[:SHOWN]):
             spots = [
@@ -225,9 +241,9 @@ def short(name: str) -> str:
 
 def by_layer(runs: Iterable[Run], prefix: str) -> list[tuple[str, float]]:
     """The last value of each metric below a prefix, as a mean over runs."""
-    found: dict[str, list[float]] = {}
+    last: dict[str, list[float]] = {}
     for run in runs:
         for metric, curve in run.curves.items():
             if metric.startswith(prefix):
-                found.setdefault(metric.removeprefix(prefix), []).append(curve[-1][1])
-    return [(layer, statistics.fmean(values)) for layer, values in found.items()]
+                last.setdefault(metric.removeprefix(prefix), []).append(curve[-1][1])
+    return [(layer, statistics.fmean(values)) for layer, values in last.items()]

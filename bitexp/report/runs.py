@@ -32,7 +32,7 @@ class Run:
     path: Path
     flat: Mapping[str, Any] = field(repr=False)
     overrides: tuple[str, ...]
-    made: Mapping[str, Any] = field(repr=False)
+    attempt: Mapping[str, Any] = field(repr=False)
     result: Mapping[str, Any]
 
     @property
@@ -55,9 +55,10 @@ class Run:
 
     @property
     def precision(self) -> str:
-        """The quantizer as it was chosen: the preset where one was typed, else its name."""
+        """The quantizer's name; an old run of a preset holds its class, so what was typed comes first."""
         typed = dict(word.lstrip("+").partition("=")[::2] for word in self.overrides)
-        return typed.get("quantizer") or str(self.flat.get("quantizer.name", "?"))
+        chosen = typed.get("quantizer.name") or typed.get("quantizer")
+        return chosen or str(self.flat.get("quantizer.name", "?"))
 
     @property
     def seed(self) -> Any:
@@ -66,8 +67,8 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """What result.json measured, numbers only."""
-        found = self.result.get("metrics")
-        items = found.items() if isinstance(found, Mapping) else ()
+        metrics = self.result.get("metrics")
+        items = metrics.items() if isinstance(metrics, Mapping) else ()
         return {str(name): float(value) for name, value in items if is_number(value)}
 
     @property
@@ -88,7 +89,7 @@ class Run:
     @property
     def data(self) -> str:
         """Fingerprint of the data it was trained on."""
-        return str(self.made.get("data", ""))
+        return str(self.attempt.get("data", ""))
 
     @property
     def command(self) -> str:
@@ -98,17 +99,17 @@ class Run:
     @property
     def span(self) -> tuple[datetime, datetime] | None:
         """When its last attempt began and when it ended."""
-        began, ended = (moment(value) for value in (self.made.get("started"), self.result.get("ended")))
+        began, ended = (moment(value) for value in (self.attempt.get("started"), self.result.get("ended")))
         return None if began is None or ended is None else (began, ended)
 
     @cached_property
     def curves(self) -> dict[str, list[tuple[int, float]]]:
         """metrics.csv: for each metric its values by step; lines that cannot be read are left out."""
-        found: dict[str, list[tuple[int, float]]] = {}
+        curves: dict[str, list[tuple[int, float]]] = {}
         try:
             lines = (self.path / "metrics.csv").read_text(errors="replace").splitlines()[1:]
         except OSError:
-            return found
+            return curves
         for line in lines:
             step, _, rest = line.partition(",")
             _, _, rest = rest.partition(",")
@@ -117,8 +118,8 @@ class Run:
                 point = int(step), float(value)
             except ValueError:
                 continue
-            found.setdefault(name, []).append(point)
-        return found
+            curves.setdefault(name, []).append(point)
+        return curves
 
 
 class NoRuns(UserError):
@@ -141,10 +142,10 @@ def is_number(value: Any) -> bool:
 def moment(text: Any) -> datetime | None:
     """A time stamp of a run's files; None where there is none to compare with others."""
     try:
-        found = datetime.fromisoformat(str(text))
+        stamp = datetime.fromisoformat(str(text))
     except ValueError:
         return None
-    return found if found.tzinfo else None
+    return stamp if stamp.tzinfo else None
 
 
 def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
@@ -219,7 +220,7 @@ def job_run(sweep: Path, record: Mapping[str, Any]) -> Path | None:
 def read_run(path: Path) -> Run | Problem:
     """The run in a folder, or what is wrong with it."""
     try:
-        config = load(path / "config.yaml")
+        config = read_config(path)
         if not isinstance(config, dict):
             return Problem(path, "config.yaml holds no config")
         flat = dict(flatten(config, set()))
@@ -237,6 +238,11 @@ def read_run(path: Path) -> Run | Problem:
     if run.finished and run.result["headline"] not in run.metrics:
         return Problem(path, f"result.json has no number for {run.result['headline']}")
     return run
+
+
+def read_config(path: Path) -> Any:
+    """The config of the run in a folder, whatever it holds. Raises what `load` raises."""
+    return load(path / "config.yaml")
 
 
 def load(file: Path) -> Any:

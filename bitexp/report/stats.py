@@ -58,16 +58,15 @@ def paired(ours: Mapping[object, float], base: Mapping[object, float]) -> Paired
     common = [seed for seed in ours if seed in base]
     if not common:
         return None
-    apart = [ours[seed] - base[seed] for seed in common]
-    found = spread(apart)
+    differences = spread([ours[seed] - base[seed] for seed in common])
     largest = max(abs(value) for values in (ours, base) for value in values.values())
-    if found.std is None or found.std <= FLOAT * largest:
-        return Paired(found.mean, None, None, None, None, None, len(common))
+    if differences.std is None or differences.std <= FLOAT * largest:
+        return Paired(differences.mean, None, None, None, None, None, len(common))
     from scipy import stats
 
     test = stats.ttest_rel([ours[seed] for seed in common], [base[seed] for seed in common])
-    effect, p = found.mean / found.std, float(test.pvalue)
-    return Paired(found.mean, found.low, found.high, effect, p, None, len(common))
+    effect, p = differences.mean / differences.std, float(test.pvalue)
+    return Paired(differences.mean, differences.low, differences.high, effect, p, None, len(common))
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitexp.report.columns import plain
+from bitexp.report.columns import cell_text
 from bitexp.report.compare import Comparison
 from bitexp.report.runs import Problem
 
@@ -21,7 +21,7 @@ ENOUGH = 20
 
 
 @dataclass(frozen=True)
-class Study:
+class JournalStudy:
     """A study in numbers: trials by state, the best one, and the importance of each parameter."""
 
     path: Path
@@ -32,17 +32,17 @@ class Study:
     importance: dict[str, float] = field(default_factory=dict)
 
 
-def read_studies(paths: Iterable[Path]) -> tuple[list[Study], list[Problem]]:
+def read_studies(paths: Iterable[Path]) -> tuple[list[JournalStudy], list[Problem]]:
     """Every study in `*.journal` files at or below the paths; what cannot be read is a problem."""
-    found: dict[Path, list[Study]] = {}
+    by_file: dict[Path, list[JournalStudy]] = {}
     problems = []
     for path in paths:
         for file in journals(path):
             try:
-                found.setdefault(file.resolve(), load(file))
+                by_file.setdefault(file.resolve(), load(file))
             except Exception as error:  # whatever a damaged journal can make its reader raise
                 problems.append(Problem(file, f"this study cannot be read: {error or type(error).__name__}"))
-    return [study for studies in found.values() for study in studies], problems
+    return [study for studies in by_file.values() for study in studies], problems
 
 
 def journals(path: Path) -> Iterator[Path]:
@@ -67,7 +67,7 @@ def quiet() -> Iterator[None]:
         optuna.logging.set_verbosity(before)
 
 
-def load(file: Path) -> list[Study]:
+def load(file: Path) -> list[JournalStudy]:
     """The studies of a journal; the file is opened for reading alone."""
     import optuna
     from optuna.storages import JournalStorage
@@ -79,7 +79,7 @@ def load(file: Path) -> list[Study]:
         return [summary(file, optuna.load_study(study_name=name, storage=storage)) for name in names]
 
 
-def summary(file: Path, study: Any) -> Study:
+def summary(file: Path, study: Any) -> JournalStudy:
     """One study in numbers; one with several objectives has no single best trial."""
     from optuna.trial import TrialState
 
@@ -87,9 +87,9 @@ def summary(file: Path, study: Any) -> Study:
     states = Counter(trial.state.name.lower() for trial in trials)
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if len(study.directions) != 1 or not complete:
-        return Study(file, study.study_name, dict(states))
-    best = {key: plain(value) for key, value in study.best_trial.params.items()}
-    return Study(file, study.study_name, dict(states), best, study.best_value, importance(study))
+        return JournalStudy(file, study.study_name, dict(states))
+    best = {key: cell_text(value) for key, value in study.best_trial.params.items()}
+    return JournalStudy(file, study.study_name, dict(states), best, study.best_value, importance(study))
 
 
 def importance(study: Any) -> dict[str, float]:
@@ -103,28 +103,29 @@ def importance(study: Any) -> dict[str, float]:
         return {}
     with quiet():
         try:
-            found = optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+            shares = optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
         except (ValueError, RuntimeError):  # parameters that trials do not share, or a single value
             return {}
-    return {name: float(share) for name, share in found.items() if share == share}
+    return {name: float(share) for name, share in shares.items() if share == share}
 
 
-def grid_importance(found: Comparison) -> dict[str, float]:
+def grid_importance(comparison: Comparison) -> dict[str, float]:
     """The same for what a comparison varied: precision, network, setting; each run is a trial."""
     import optuna
 
-    axes = found.axes
-    keys = ("precision", *axes.apart, *axes.variant, *axes.tuned)
+    axes = comparison.axes
+    keys = ("precision", *axes.setting, *axes.variant, *axes.hyperparameters)
     settings = [
-        dict(zip(keys, (c.precision, *c.apart, *c.variant, *c.tuned), strict=True)) for c in found.cells
+        dict(zip(keys, (c.precision, *c.setting, *c.variant, *c.hyperparameters), strict=True))
+        for c in comparison.cells
     ]
-    varied = [key for key in keys if len({plain(setting[key]) for setting in settings}) > 1]
+    varied = [key for key in keys if len({cell_text(setting[key]) for setting in settings}) > 1]
     kinds = {key: kind([setting[key] for setting in settings]) for key in varied}
     if len(settings) < ENOUGH or len(kinds) < 2:
         return {}
     with quiet():
-        study = optuna.create_study(direction="maximize" if found.sign > 0 else "minimize")
-        for setting, cell in zip(settings, found.cells, strict=True):
+        study = optuna.create_study(direction="maximize" if comparison.sign > 0 else "minimize")
+        for setting, cell in zip(settings, comparison.cells, strict=True):
             params = {key: as_parameter(setting[key], kinds[key]) for key in kinds}
             trial = optuna.trial.create_trial(params=params, distributions=kinds, value=cell.chosen_by)
             study.add_trial(trial)
@@ -138,9 +139,9 @@ def kind(values: Sequence[Any]) -> Any:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         low, high = min(values), max(values)
         return FloatDistribution(low, high, log=low > 0 and high / low > 20)
-    return CategoricalDistribution(sorted({plain(value) for value in values}))
+    return CategoricalDistribution(sorted({cell_text(value) for value in values}))
 
 
 def as_parameter(value: Any, distribution: Any) -> Any:
     """A value as its distribution has it."""
-    return plain(value) if hasattr(distribution, "choices") else float(value)
+    return cell_text(value) if hasattr(distribution, "choices") else float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.colors import Normalize
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from bitexp.report import figure
 from bitexp.report.axes import values
-from bitexp.report.columns import plain
+from bitexp.report.columns import cell_text
 from bitexp.report.compare import Cell, Comparison, Row, sortable
 from bitexp.report.plots import label, legend, short, ticks
 from bitexp.report.runs import Run
@@ -30,103 +31,108 @@ STATES = {
 }
 
 
-def pair(found: Comparison) -> tuple[int, int] | None:
-    """Which two tuned axes a map shows: learning rate by weight decay where both were swept."""
-    keys = list(found.axes.tuned)
-    if len(keys) < 2:
+@dataclass(frozen=True)
+class Map:
+    """Two hyperparameters that maps show, their values over all rows, and one scale of colours."""
+
+    comparison: Comparison
+    x: int
+    y: int
+    xs: list[Any]
+    ys: list[Any]
+    scale: Normalize
+    grid: bool
+    """Whether the settings fill a grid; else they are points."""
+
+    def spot(self, hyperparameters: Sequence[Any]) -> tuple[Any, Any]:
+        """Where a setting lies on the map."""
+        return hyperparameters[self.x], hyperparameters[self.y]
+
+    def name(self, place: int) -> str:
+        """A hyperparameter in one word."""
+        return self.comparison.axes.hyperparameters[place].rpartition(".")[2]
+
+
+def map_of(comparison: Comparison, rows: Sequence[Row]) -> Map | None:
+    """Learning rate by weight decay where both were swept, else the first two hyperparameters."""
+    keys = list(comparison.axes.hyperparameters)
+    if len(keys) < 2 or not rows:
         return None
     wanted = [key for key in ("optimizer.lr", "optimizer.weight_decay") if key in keys]
-    first, second = [*wanted, *(key for key in keys if key not in wanted)][:2]
-    return keys.index(first), keys.index(second)
-
-
-def heat(found: Comparison, failed: Sequence[Run]) -> Figure | None:
-    """A map for each row over two tuned axes, all on one scale; what failed is crossed out."""
-    axes_pair = pair(found)
-    rows = [row for row in found.rows if len(row.cells) > 1][:FACETS]
-    if axes_pair is None or not rows:
-        return None
-    x, y = axes_pair
-    across = min(len(rows), 4)
-    down = -(-len(rows) // across)
+    x, y = (keys.index(key) for key in [*wanted, *(key for key in keys if key not in wanted)][:2])
     cells = [cell for row in rows for cell in row.cells]
     xs, ys = (ordered(cells, place) for place in (x, y))
-    filled = len({(cell.tuned[x], cell.tuned[y]) for cell in cells})
-    grid = max(len(xs), len(ys)) <= ENTRIES and 2 * filled >= len(xs) * len(ys)
-    width = max(1.9, 0.4 + 0.42 * len(xs)) if grid else 2.8
-    height = max(1.5, 0.8 + 0.32 * len(ys)) if grid else 2.6
-    drawing, panels = figure.new(
-        width * across + 0.9, height * down + 0.5, down, across, sharex=True, sharey=True
-    )
     scores = [cell.chosen_by for cell in cells]
-    scale = Normalize(min(scores), max(scores))
+    filled = len({(cell.hyperparameters[x], cell.hyperparameters[y]) for cell in cells})
+    grid = max(len(xs), len(ys)) <= ENTRIES and 2 * filled >= len(xs) * len(ys)
+    return Map(comparison, x, y, xs, ys, Normalize(min(scores), max(scores)), grid)
+
+
+def heat(comparison: Comparison, failed: Sequence[Run]) -> Figure | None:
+    """A map for each row over two hyperparameters, all on one scale; what failed is crossed out."""
+    rows = [row for row in comparison.rows if len(row.cells) > 1][:FACETS]
+    map_ = map_of(comparison, rows)
+    if map_ is None:
+        return None
+    across = min(len(rows), 4)
+    drawing, panels = facets(map_, len(rows), across)
     image: Any = None
-    for panel in panels.flat[len(rows) :]:
-        panel.set_axis_off()
     for number, (panel, row) in enumerate(zip(panels.flat, rows, strict=False)):
-        panel.set_title(label(found, row.cell))
-        panel.set_xlabel(found.axes.tuned[x].rpartition(".")[2])
+        panel.set_title(label(comparison, row.cell))
+        panel.set_xlabel(map_.name(map_.x))
         if number % across == 0:
-            panel.set_ylabel(found.axes.tuned[y].rpartition(".")[2].replace("_", " "))
-        lost = [values(run, found.axes.tuned) for run in failed if belongs(run, row, found)]
-        draw = squares if grid else points
-        image = draw(panel, found, row, x, y, xs, ys, scale, lost)
+            panel.set_ylabel(map_.name(map_.y).replace("_", " "))
+        keys = comparison.axes.hyperparameters
+        lost = [map_.spot(values(run, keys)) for run in failed if belongs(run, row, comparison)]
+        image = (squares if map_.grid else points)(panel, map_, row, lost)
     bar = drawing.colorbar(image, ax=panels, shrink=0.85, aspect=30, pad=0.015)
-    bar.set_label(found.judged_by)
+    bar.set_label(comparison.chosen_by_metric)
     bar.outline.set_visible(False)
     return drawing
 
 
-def ordered(cells: Sequence[Cell], place: int) -> list[Any]:
-    """The values of a tuned axis, in order."""
-    return sorted({cell.tuned[place] for cell in cells}, key=lambda value: sortable((value,)))
-
-
-def belongs(run: Run, row: Row, found: Comparison) -> bool:
-    """Whether a run that failed would have been a cell of a row."""
-    cell = row.cell
-    here = (cell.precision, cell.apart, cell.variant)
-    return here == (run.precision, values(run, found.axes.apart), values(run, found.axes.variant))
-
-
-def squares(
-    panel: Any,
-    found: Comparison,
-    row: Row,
-    x: int,
-    y: int,
-    xs: Sequence[Any],
-    ys: Sequence[Any],
-    scale: Normalize,
-    lost: Sequence[tuple[Any, ...]],
-) -> Any:
-    """A grid of settings with their values; over further axes the best counts."""
-    best: dict[tuple[Any, Any], float] = {}
-    for cell in row.cells:
-        key = (cell.tuned[x], cell.tuned[y])
-        kept = best.get(key)
-        best[key] = cell.chosen_by if kept is None else found.sign * max(
-            found.sign * kept, found.sign * cell.chosen_by
-        )  # fmt: skip
-    table = [[best.get((a, b), float("nan")) for a in xs] for b in ys]
-    image = panel.pcolormesh(table, norm=scale, cmap="viridis", edgecolor="none")
-    for j, b in enumerate(ys):
-        for i, a in enumerate(xs):
-            if (a, b) in best:
-                light = scale(best[a, b]) > 0.6
-                text = figure_text(best[a, b])
-                panel.text(i + 0.5, j + 0.5, text, ha="center", va="center", fontsize=7,
-                           color="#101418" if light else "#ffffff")  # fmt: skip
-    for setting in lost:
-        if setting[x] in xs and setting[y] in ys and (setting[x], setting[y]) not in best:
-            spot = (xs.index(setting[x]) + 0.5, ys.index(setting[y]) + 0.5)
-            panel.text(*spot, "×", ha="center", va="center", color=STATES["failed"])
-    panel.set_xticks(
-        [i + 0.5 for i in range(len(xs))],
-        [short(plain(a)) for a in xs],
-        rotation=90 * any(len(plain(a)) > 6 for a in xs),
+def facets(map_: Map, count: int, across: int) -> tuple[Figure, Any]:
+    """A figure with a panel for each map, as large as its squares need."""
+    down = -(-count // across)
+    width = max(1.9, 0.4 + 0.42 * len(map_.xs)) if map_.grid else 2.8
+    height = max(1.5, 0.8 + 0.32 * len(map_.ys)) if map_.grid else 2.6
+    drawing, panels = figure.new(
+        width * across + 0.9, height * down + 0.5, down, across, sharex=True, sharey=True
     )
-    panel.set_yticks([j + 0.5 for j in range(len(ys))], [short(plain(b)) for b in ys])
+    for panel in panels.flat[count:]:
+        panel.set_axis_off()
+    return drawing, panels
+
+
+def ordered(cells: Sequence[Cell], place: int) -> list[Any]:
+    """The values of a hyperparameter, in order."""
+    return sorted({cell.hyperparameters[place] for cell in cells}, key=lambda value: sortable((value,)))
+
+
+def belongs(run: Run, row: Row, comparison: Comparison) -> bool:
+    """Whether a run that failed would have been a cell of a row."""
+    cell, axes = row.cell, comparison.axes
+    here = (cell.precision, cell.setting, cell.variant)
+    return here == (run.precision, values(run, axes.setting), values(run, axes.variant))
+
+
+def squares(panel: Any, map_: Map, row: Row, lost: Sequence[tuple[Any, Any]]) -> Any:
+    """A grid of settings with their values; over further hyperparameters the best counts."""
+    best = best_by_spot(map_, row)
+    xs, ys = map_.xs, map_.ys
+    table = [[best.get((a, b), float("nan")) for a in xs] for b in ys]
+    image = panel.pcolormesh(table, norm=map_.scale, cmap="viridis", edgecolor="none")
+    centre = {(a, b): (i + 0.5, j + 0.5) for i, a in enumerate(xs) for j, b in enumerate(ys)}
+    centred: Any = {"ha": "center", "va": "center"}
+    for spot, score in best.items():
+        ink = "#101418" if map_.scale(score) > 0.6 else "#ffffff"
+        panel.text(*centre[spot], in_a_square(score), fontsize=7, color=ink, **centred)
+    for spot in lost:
+        if spot in centre and spot not in best:
+            panel.text(*centre[spot], "×", color=STATES["failed"], **centred)
+    upright = 90 * any(len(cell_text(a)) > 6 for a in xs)
+    panel.set_xticks([i + 0.5 for i in range(len(xs))], [short(cell_text(a)) for a in xs], rotation=upright)
+    panel.set_yticks([j + 0.5 for j in range(len(ys))], [short(cell_text(b)) for b in ys])
     panel.grid(False)
     panel.tick_params(length=0)
     for side in ("left", "bottom"):
@@ -134,62 +140,66 @@ def squares(
     return image
 
 
-def figure_text(score: float) -> str:
+def best_by_spot(map_: Map, row: Row) -> dict[tuple[Any, Any], float]:
+    """The best value at each place of a map."""
+    better = max if map_.comparison.sign > 0 else min
+    best: dict[tuple[Any, Any], float] = {}
+    for cell in row.cells:
+        spot = map_.spot(cell.hyperparameters)
+        best[spot] = better(best.get(spot, cell.chosen_by), cell.chosen_by)
+    return best
+
+
+def in_a_square(score: float) -> str:
     """A value that fits into a square."""
     return f"{score:.3f}".removeprefix("0") if abs(score) < 10 else f"{score:.3g}"
 
 
-def points(
-    panel: Any,
-    found: Comparison,
-    row: Row,
-    x: int,
-    y: int,
-    xs: Sequence[Any],
-    ys: Sequence[Any],
-    scale: Normalize,
-    lost: Sequence[tuple[Any, ...]],
-) -> Any:
+def points(panel: Any, map_: Map, row: Row, lost: Sequence[tuple[Any, Any]]) -> Any:
     """Settings that were drawn at random, as points; logarithmic where an axis spans decades."""
-    cells = row.cells
+    spots = [map_.spot(cell.hyperparameters) for cell in row.cells]
     image = panel.scatter(
-        [cell.tuned[x] for cell in cells], [cell.tuned[y] for cell in cells],
-        c=[cell.chosen_by for cell in cells], norm=scale, cmap="viridis", s=26,
-        edgecolor=figure.MUTED, linewidth=0.4,
+        *zip(*spots, strict=True), c=[cell.chosen_by for cell in row.cells], norm=map_.scale,
+        cmap="viridis", s=26, edgecolor=figure.MUTED, linewidth=0.4,
     )  # fmt: skip
-    crosses = [(setting[x], setting[y]) for setting in lost]
-    if crosses:
-        panel.scatter(*zip(*crosses, strict=True), marker="x", s=22, color=STATES["failed"])
-    for set_scale, found_values in ((panel.set_xscale, xs), (panel.set_yscale, ys)):
-        numbers = [v for v in found_values if isinstance(v, int | float)]
-        if numbers and min(numbers) > 0 and max(numbers) / min(numbers) > 20:
-            set_scale("log")
-            axis = panel.xaxis if set_scale == panel.set_xscale else panel.yaxis
-            figure.logarithmic(axis, small=True)
+    if lost:
+        panel.scatter(*zip(*lost, strict=True), marker="x", s=22, color=STATES["failed"])
+    if spans_decades(map_.xs):
+        panel.set_xscale("log")
+        figure.logarithmic(panel.xaxis, small=True)
+    if spans_decades(map_.ys):
+        panel.set_yscale("log")
+        figure.logarithmic(panel.yaxis, small=True)
     return image
 
 
-def sweep_lines(found: Comparison) -> Figure | None:
+def spans_decades(entries: Sequence[Any]) -> bool:
+    """Whether the numbers among some values lie more than a decade apart, all above zero."""
+    numbers = [value for value in entries if isinstance(value, int | float)]
+    return bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) > 20
+
+
+def sweep_lines(comparison: Comparison) -> Figure | None:
     """One swept key of the optimizer: the metric over it, a line for each row."""
-    rows = [row for row in found.rows if len(row.cells) > 1][:FACETS]
-    if len(found.axes.tuned) != 1 or not rows:
+    rows = [row for row in comparison.rows if len(row.cells) > 1][:FACETS]
+    if len(comparison.axes.hyperparameters) != 1 or not rows:
         return None
     drawing, axes = figure.new(6.2, 3.3)
     panel, colours = axes[0, 0], figure.colours(list(dict.fromkeys(row.cell.precision for row in rows)))
     numbers = True
     for row in rows:
-        cells = sorted(row.cells, key=lambda cell: sortable(cell.tuned))
-        xs = [cell.tuned[0] for cell in cells]
+        cells = sorted(row.cells, key=lambda cell: sortable(cell.hyperparameters))
+        xs = [cell.hyperparameters[0] for cell in cells]
         numbers = numbers and all(isinstance(x, int | float) and x > 0 for x in xs)
         panel.errorbar(
-            xs if numbers else [short(plain(x)) for x in xs], [cell.chosen_by for cell in cells], marker="o",
-            markersize=4, color=colours[row.cell.precision], label=label(found, row.cell),
+            xs if numbers else [short(cell_text(x)) for x in xs], [cell.chosen_by for cell in cells],
+            marker="o", markersize=4, color=colours[row.cell.precision], label=label(comparison, row.cell),
         )  # fmt: skip
     if numbers:
         panel.set_xscale("log")
         figure.logarithmic(panel.xaxis)
-    panel.set_xlabel(found.axes.tuned[0])
-    panel.set_ylabel(found.judged_by)
+    panel.set_xlabel(comparison.axes.hyperparameters[0])
+    panel.set_ylabel(comparison.chosen_by_metric)
     legend(drawing, axes)
     return drawing
 

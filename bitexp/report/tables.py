@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bitexp.common.format import amount, size
-from bitexp.report.columns import FILE, LONG, SHORT, Column, Table, axis_columns, numeric, plain, word
+from bitexp.common.format import amount, energy_text, size
+from bitexp.report.columns import FILE, LONG, SHORT, Column, Table, axis_columns, cell_text, numeric, word
 from bitexp.report.compare import Cell, Comparison, Row
-from bitexp.report.energy import NODE, PICOJOULES, shown
+from bitexp.report.energy import NODE, PICOJOULES
 from bitexp.report.runs import Run
 from bitexp.report.wording import caption, mean_text, p_text, total
 from bitexp.track.folder import validation_of
@@ -16,27 +16,27 @@ from bitexp.track.folder import validation_of
 LR_DECAY = "lr x decay"  # summed over the steps: what a weight decay comes to
 
 
-def precision_table(found: Comparison) -> Table:
+def precision_table(comparison: Comparison) -> Table:
     """The answer: a row per precision (and network, data, budget), at its chosen setting."""
-    axes, rows = found.axes, found.rows
+    axes, rows = comparison.axes, comparison.rows
     own = {"optimizer.lr": "lr", "optimizer.weight_decay": "weight decay"}
     columns = [
         word("precision", "precision", lambda row: row.cell.precision),
-        *axis_columns(axes.apart, lambda row: row.cell.apart, rows),
+        *axis_columns(axes.setting, lambda row: row.cell.setting, rows),
         *axis_columns(axes.variant, lambda row: row.cell.variant, rows),
-        *score_columns(found.metric),
-        *axis_columns(axes.tuned, lambda row: row.cell.tuned, rows),
-        *(setting_column(title, key) for key, title in own.items() if key not in axes.tuned),
+        *score_columns(comparison.metric),
+        *axis_columns(axes.hyperparameters, lambda row: row.cell.hyperparameters, rows),
+        *(setting_column(title, key) for key, title in own.items() if key not in axes.hyperparameters),
     ]
     if any(row.cell.result("lr_decay_sum") for row in rows):
         columns.append(numeric(LR_DECAY, "lr_decay_sum", lambda row: row.cell.result("lr_decay_sum"), ".3g"))
     if any(len(row.cells) > 1 for row in rows):
         columns.append(numeric("settings", "settings", lambda row: len(row.cells), "d"))
-        columns.append(numeric(f"within {found.tolerance:.2g}", "robust", lambda row: row.robust, ".0%"))
-    if axes.apart:
+        columns.append(numeric(f"within {comparison.tolerance:.2g}", "robust", lambda row: row.robust, ".0%"))
+    if axes.setting:
         columns.append(numeric("parameters", "parameters", parameters, amount))
     unit = str(rows[0].cell.runs[0].result.get("unit", "inputs")).removesuffix("s")
-    return Table("Precisions", (*columns, *cost_columns(unit)), rows, caption(found), members)
+    return Table("Precisions", (*columns, *cost_columns(unit)), rows, caption(comparison), members)
 
 
 def score_columns(metric: str) -> list[Column]:
@@ -74,7 +74,7 @@ def cost_columns(unit: str) -> list[Column]:
     def joules(node: str) -> Column:
         level = SHORT if node == NODE else FILE
         title = f"energy per {unit}, {node}"
-        return numeric(title, f"joules {node}", lambda row: row.cell.energy(node), shown, level)
+        return numeric(title, f"joules {node}", lambda row: row.cell.energy(node), energy_text, level)
 
     return [
         numeric("bits per weight", "bits_per_weight", lambda row: row.cell.bits, ".2f"),
@@ -97,26 +97,26 @@ def setting_column(title: str, key: str) -> Column:
     return Column(title, key, text, text)
 
 
-def setting_table(found: Comparison) -> Table:
+def setting_table(comparison: Comparison) -> Table:
     """Every setting of every precision, whether chosen or not."""
-    axes = found.axes
-    validated = validation_of(found.metric)
+    axes = comparison.axes
+    validated = validation_of(comparison.metric)
     columns = [
         word("precision", "precision", lambda cell: cell.precision),
-        *axis_columns(axes.apart, lambda cell: cell.apart, found.cells),
-        *axis_columns(axes.variant, lambda cell: cell.variant, found.cells),
-        *axis_columns(axes.tuned, lambda cell: cell.tuned, found.cells),
+        *axis_columns(axes.setting, lambda cell: cell.setting, comparison.cells),
+        *axis_columns(axes.variant, lambda cell: cell.variant, comparison.cells),
+        *axis_columns(axes.hyperparameters, lambda cell: cell.hyperparameters, comparison.cells),
         numeric(validated, validated, lambda cell: cell.validated, ".4f"),
-        Column(found.metric, found.metric, mean_text, lambda cell: cell.score.mean),
+        Column(comparison.metric, comparison.metric, mean_text, lambda cell: cell.score.mean),
         numeric("seeds", "seeds", lambda cell: cell.score.seeds, "d"),
         numeric(LR_DECAY, "lr_decay_sum", lambda cell: cell.result("lr_decay_sum"), ".3g"),
     ]
-    return Table("All settings", tuple(columns), tuple(found.cells), links=members)
+    return Table("All settings", tuple(columns), tuple(comparison.cells), links=members)
 
 
-def bytes_table(found: Comparison) -> Table | None:
+def bytes_table(comparison: Comparison) -> Table | None:
     """The best of each precision within the bytes of each file; None where all come in one size."""
-    rows = [row for row in found.rows if row.cell.metric("size/total_bytes") is not None]
+    rows = [row for row in comparison.rows if row.cell.metric("size/total_bytes") is not None]
     names = list(dict.fromkeys(row.cell.precision for row in rows))
     if all(len({total(row) for row in rows if row.cell.precision == name}) < 2 for name in names):
         return None
@@ -124,7 +124,7 @@ def bytes_table(found: Comparison) -> Table | None:
     def column(name: str) -> Column:
         def best(budget: float) -> Row | None:
             small = [row for row in rows if row.cell.precision == name and total(row) <= budget]
-            return max(small, key=lambda row: found.sign * row.cell.score.mean, default=None)
+            return max(small, key=lambda row: comparison.sign * row.cell.score.mean, default=None)
 
         return Column(
             name,
@@ -135,13 +135,13 @@ def bytes_table(found: Comparison) -> Table | None:
 
     columns = (numeric("bytes at most", "bytes", lambda budget: budget, size), *map(column, names))
     budgets = tuple(sorted({total(row) for row in rows}))
-    return Table("Equal bytes", columns, budgets, f"{found.metric} of the best network that fits.")
+    return Table("Equal bytes", columns, budgets, f"{comparison.metric} of the best network that fits.")
 
 
 def shared(values: Sequence[Any]) -> str:
     """The one value that all runs of a row have."""
-    found = {f"{value:.3g}" if isinstance(value, float) else plain(value) for value in values}
-    return found.pop() if len(found) == 1 else "mixed"
+    texts = {cell_text(value, digits=3) for value in values}
+    return texts.pop() if len(texts) == 1 else "mixed"
 
 
 def interval(low: float | None, high: float | None, form: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -12,7 +13,7 @@ from rich.table import Table as RichTable
 
 from bitexp.common.console import Report
 from bitexp.report.columns import SHORT, Table, one_line
-from bitexp.report.compare import compare
+from bitexp.report.compare import Comparison, compare
 from bitexp.report.runs import Run, job_records, job_run, read_run
 from bitexp.report.tables import precision_table, setting_table
 from bitexp.report.wording import verdict
@@ -25,11 +26,11 @@ def summarize(sweep: Path, report: Report) -> None:
     """Reads the index of a multirun and the runs it names, and prints what they say together."""
     jobs = [job for job in job_records(sweep) if "status" in job]
     finished = [job for job in jobs if job["status"] == "finished"]
-    found = [read_run(place) for job in finished if (place := job_run(sweep, job)) is not None]
-    runs = [run for run in found if isinstance(run, Run)]
-    tell(report, runs)
+    read = [read_run(place) for job in finished if (place := job_run(sweep, job)) is not None]
+    runs = [run for run in read if isinstance(run, Run)]
+    print_comparisons(report, compare(runs))
     if runs:
-        report.line(f"Plots and all settings: python -m bitexp.report {shlex.quote(os.path.relpath(sweep))}")
+        report.line(f"Plots and all settings: python -m bitexp report {shlex.quote(os.path.relpath(sweep))}")
     trained = sum(bool(job.get("trained")) for job in finished)
     report.line(f"{len(jobs)} jobs: {trained} trained, {len(finished) - trained} finished before, "
                 f"{len(jobs) - len(finished)} not finished. Index: {sweep}")  # fmt: skip
@@ -42,15 +43,15 @@ def summarize(sweep: Path, report: Report) -> None:
             report.line(f"  {job['status']}: {what}: {job.get('reason')}{where}")
 
 
-def tell(report: Report, runs: list[Run]) -> None:
-    """Prints the short table of every comparison among the runs; few settings are listed, too."""
-    for found in compare(runs):
+def print_comparisons(report: Report, comparisons: Sequence[Comparison]) -> None:
+    """Prints the short table of each comparison; few settings are listed, too."""
+    for comparison in comparisons:
         report.line()
-        if len(found.rows) < len(found.cells) <= LISTED:
-            report.table(rich_table(setting_table(found).shown(SHORT)))
-        table = precision_table(found).shown(SHORT)
+        if len(comparison.rows) < len(comparison.cells) <= LISTED:
+            report.table(rich_table(setting_table(comparison).up_to(SHORT)))
+        table = precision_table(comparison).up_to(SHORT)
         report.table(rich_table(table))
-        report.line(one_line(f"{verdict(found)} {table.caption}"))
+        report.line(one_line(f"{verdict(comparison)} {table.caption}"))
 
 
 def rich_table(table: Table) -> RichTable:

@@ -2,80 +2,106 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from bitexp.common.format import size
-from bitexp.report.columns import plain, title
+from bitexp.report.columns import cell_text, title
 from bitexp.report.compare import BASELINE, Cell, Comparison, Row
+from bitexp.report.runs import Run
+from bitexp.report.stats import Paired
 
 ALPHA = 0.05
 """The level at which a difference counts as one."""
 
 
-def verdict(found: Comparison) -> str:
+def verdict(comparison: Comparison) -> str:
     """The answer in words: which row is best, how sure that is, and which is smallest."""
-    best = max(found.rows, key=lambda row: found.sign * row.cell.score.mean)
-    said = f"Best {found.metric}: {named(found, best)} with {mean_text(best.cell)}"
-    test = best.versus
-    if test is not None:
-        sure = "one common seed, so no test" if test.seeds < 2 else "the same on every seed"
-        if test.p_holm is not None:
-            clear = "beyond what seeds do" if test.p_holm < ALPHA else "within what seeds do"
-            sure = f"{clear}: p {p_text(test.p_holm)}".replace("p 0", "p = 0").replace("p 1", "p = 1")
-        said += f", {test.difference:+.4f} to {BASELINE} ({sure})"
-    sized = [row for row in found.rows if total(row)]
+    best = max(comparison.rows, key=lambda row: comparison.sign * row.cell.score.mean)
+    answer = f"Best {comparison.metric}: {named(comparison, best)} with {mean_text(best.cell)}"
+    if best.versus is not None:
+        answer += f", {best.versus.difference:+.4f} to {BASELINE} ({how_sure(best.versus)})"
+    sized = [row for row in comparison.rows if total(row)]
     if len({total(row) for row in sized}) > 1:
         small, large = (pick(sized, key=total) for pick in (min, max))
-        ratio = total(large) / total(small)
-        said += (
-            f". Smallest file: {named(found, small)} with {size(total(small))}, {ratio:.1f} times less than "
-        )
-        said += f"{named(found, large)}"
-    return f"{said}."
+        times = f"{total(large) / total(small):.1f} times smaller than {named(comparison, large)}"
+        answer += f". Smallest file: {named(comparison, small)} with {size(total(small))}, {times}"
+    return f"{answer}."
 
 
-def named(found: Comparison, row: Row) -> str:
+def how_sure(test: Paired) -> str:
+    """Whether a difference is more than what seeds alone make."""
+    if test.p_holm is not None:
+        spread = "beyond" if test.p_holm < ALPHA else "within"
+        sign = "" if test.p_holm < 0.001 else "= "
+        return f"{spread} the spread over seeds: p {sign}{p_text(test.p_holm)}"
+    return "one common seed, so no test" if test.seeds < 2 else "the same difference on every seed"
+
+
+def named(comparison: Comparison, row: Row) -> str:
     """A row in words: its precision, and what else tells it from others."""
-    axes, cell = found.axes, row.cell
-    keys, parts = (*axes.apart, *axes.variant), (*cell.apart, *cell.variant)
-    more = [f"{title(key, keys)} {plain(part)}" for key, part in zip(keys, parts, strict=True)]
+    axes, cell = comparison.axes, row.cell
+    keys, parts = (*axes.setting, *axes.variant), (*cell.setting, *cell.variant)
+    more = [f"{title(key, keys)} {cell_text(part)}" for key, part in zip(keys, parts, strict=True)]
     return f"{cell.precision} ({', '.join(more)})" if more else cell.precision
 
 
-def caption(found: Comparison) -> str:
+def caption(comparison: Comparison) -> str:
     """What kind of comparison this is, in words, with what limits it."""
-    rows, axes = found.rows, found.axes
-    runs = [run for row in rows for run in row.cell.runs]
-    if len(found.cells) > len(rows):
+    first = f"Mean ± standard deviation over seeds; {what_rows_are(comparison)}."
+    return " ".join([first, *about_tests(comparison), *about_baseline(comparison), *about_runs(comparison)])
+
+
+def what_rows_are(comparison: Comparison) -> str:
+    """How the setting of each row came about."""
+    runs = runs_of_rows(comparison)
+    if len(comparison.cells) > len(comparison.rows):
         how = (
             "validation"
-            if found.held_out
-            else f"{found.metric} itself, which flatters it: nothing was held out"
+            if comparison.held_out
+            else f"{comparison.metric} itself, which is optimistic, because nothing was held out"
         )
-        what = f"each row is its best setting by {how}, among those with the most seeds"
-    elif all(run.flat.get("tuned") for run in runs):
-        what = "each precision at its tuned setting"
-    elif len({(run.flat.get("optimizer.lr"), run.flat.get("optimizer.weight_decay")) for run in runs}) > 1:
-        what = "each row at the setting it names"
-    else:
-        what = "all precisions at one shared setting"
-    said = [f"Mean ± standard deviation over seeds; {what}."]
-    tests = [row.versus for row in rows if row.versus is not None]
+        return f"each row is its best setting by {how}, among those with the most seeds"
+    if all(run.flat.get("tuned") for run in runs):
+        return "each precision at its tuned setting"
+    if len({(run.flat.get("optimizer.lr"), run.flat.get("optimizer.weight_decay")) for run in runs}) > 1:
+        return "each row at the setting it names"
+    return "all precisions at one shared setting"
+
+
+def about_tests(comparison: Comparison) -> Iterator[str]:
+    """What is tested, and what so few seeds can show."""
+    tests = [row.versus for row in comparison.rows if row.versus is not None]
     if any(test.p is not None for test in tests):
-        said.append("Differences are on common seeds, with a paired t test.")
+        yield "Differences are on common seeds, with a paired t test."
     if tests and all(test.seeds < 2 for test in tests):
-        said.append("One seed is no test of a difference.")
+        yield "A single seed cannot test a difference."
     elif tests and min(test.seeds for test in tests) < 5:
-        said.append("With so few seeds only large differences show.")
-    if axes.apart:
-        said.append(f"Rows are compared with {BASELINE} only where {', '.join(axes.apart)} agree.")
+        yield "With so few seeds, only large differences can be detected."
+
+
+def about_baseline(comparison: Comparison) -> Iterator[str]:
+    """Which rows have something to be compared with."""
+    rows, setting = comparison.rows, comparison.axes.setting
+    if setting:
+        yield f"Rows are compared with {BASELINE} only where {', '.join(setting)} agree."
     if not any(row.cell.precision == BASELINE for row in rows):
-        said.append(f"There is no run of {BASELINE} to compare with.")
+        yield f"There is no run of {BASELINE} to compare with."
     elif any(row.versus is None and row.cell.precision != BASELINE for row in rows):
-        said.append(f"A row without a difference has no {BASELINE} run on the same seeds, data and budget.")
-    if len({run.result.get("steps") for run in runs}) > 1 and not axes.apart:
-        said.append("The runs did not all take the same number of steps.")
+        yield f"Rows without a difference have no {BASELINE} run with the same seeds, data and budget."
+
+
+def about_runs(comparison: Comparison) -> Iterator[str]:
+    """What the runs of a fair comparison would have in common, and these have not."""
+    runs = runs_of_rows(comparison)
+    if len({run.result.get("steps") for run in runs}) > 1 and not comparison.axes.setting:
+        yield "The runs did not all take the same number of steps."
     if len({run.result.get("source") for run in runs}) > 1:
-        said.append("The runs were made with different versions of bitexp's source.")
-    return " ".join(said)
+        yield "The runs were made by different versions of bitexp."
+
+
+def runs_of_rows(comparison: Comparison) -> list[Run]:
+    """The runs behind the rows, without those of settings that were not chosen."""
+    return [run for row in comparison.rows for run in row.cell.runs]
 
 
 def total(row: Row) -> float:

@@ -9,12 +9,12 @@ from pathlib import Path
 from bitexp.common.files import write_atomic
 from bitexp.report import figure, plots, sweep_plots, tables
 from bitexp.report.columns import LONG, SHORT
-from bitexp.report.compare import Comparison, compare
+from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
 from bitexp.report.formats import comma_separated, inline, latex, markdown
 from bitexp.report.page import Section, page
 from bitexp.report.runs import Problem, Run
-from bitexp.report.studies import Study, grid_importance
+from bitexp.report.studies import JournalStudy, grid_importance
 from bitexp.report.wording import verdict
 
 QUALITY = (
@@ -32,26 +32,28 @@ QUANTIZATION = (
 )
 
 
-def build(
+def write_report(
+    comparisons: Sequence[Comparison],
     runs: Sequence[Run],
     problems: Sequence[Problem],
-    studies: Sequence[Study],
+    studies: Sequence[JournalStudy],
     out: Path,
-    tolerance: float,
     refresh: int | None = None,
 ) -> Path:
-    """Writes the report into a folder, and returns its page.
+    """Writes the report into a folder, and returns its page; `runs` are all, finished or not.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    found = compare(runs, tolerance)
     unfinished = [run for run in runs if not run.finished]
     (out / "plots").mkdir(parents=True, exist_ok=True)
     (out / "tables").mkdir(exist_ok=True)
-    names = distinct([comparison.name for comparison in found])
+    names = distinct([comparison.name for comparison in comparisons])
     with figure.style():
-        sections = [section(part, name, unfinished, out) for part, name in zip(found, names, strict=True)]
+        sections = [
+            section(comparison, name, unfinished, out)
+            for comparison, name in zip(comparisons, names, strict=True)
+        ]
         drawn = [
             (study, draw(sweep_plots.importance_bars(study.importance), out, f"study-{number}"))
             for number, study in enumerate(studies)
@@ -69,39 +71,46 @@ def distinct(names: Sequence[str]) -> list[str]:
     return [name if plain.count(name) == 1 else f"{name}-{number}" for number, name in enumerate(plain)]
 
 
-def section(found: Comparison, name: str, unfinished: Sequence[Run], out: Path) -> Section:
+def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: Path) -> Section:
     """One comparison: writes its tables and plots, and returns them for the page."""
-    listed = [tables.precision_table(found), tables.bytes_table(found), tables.setting_table(found)]
-    if len(found.cells) == len(found.rows):
+    listed = [
+        tables.precision_table(comparison),
+        tables.bytes_table(comparison),
+        tables.setting_table(comparison),
+    ]
+    if len(comparison.cells) == len(comparison.rows):
         listed.pop()
     kept = [table for table in listed if table is not None]
     for table in kept:
         stem = f"{name}-{table.title.lower().replace(' ', '-')}"
         write_atomic(out / "tables" / f"{stem}.csv", comma_separated(table).encode())
-        write_atomic(out / "tables" / f"{stem}.tex", latex(table.shown(SHORT)).encode())
-    lost = [run for run in unfinished if run.name == found.name and run.status == "failed"]
+        write_atomic(out / "tables" / f"{stem}.tex", latex(table.up_to(SHORT)).encode())
+    lost = [run for run in unfinished if run.name == comparison.name and run.status == "failed"]
     drawings = {
-        "quality": (plots.quality(found), QUALITY),
-        "settings": (sweep_plots.heat(found, lost) or sweep_plots.sweep_lines(found), robustness(found)),
-        "importance": (sweep_plots.importance_bars(grid_importance(found)), IMPORTANCE),
-        "curves": (plots.curves(found), CURVES),
-        "quantization": (plots.diagnostics(found), QUANTIZATION),
-        "layers": (plots.layers(found), "The same by layer, at the end of training."),
+        "quality": (plots.quality(comparison), QUALITY),
+        "settings": (
+            sweep_plots.heat(comparison, lost) or sweep_plots.sweep_lines(comparison),
+            robustness(comparison),
+        ),
+        "importance": (sweep_plots.importance_bars(grid_importance(comparison)), IMPORTANCE),
+        "curves": (plots.curves(comparison), CURVES),
+        "quantization": (plots.diagnostics(comparison), QUANTIZATION),
+        "layers": (plots.layers(comparison), "The same by layer, at the end of training."),
     }
     svgs = [(draw(drawing, out, f"{name}-{kind}"), caption) for kind, (drawing, caption) in drawings.items()]
-    return Section(found, kept, [(svg, caption) for svg, caption in svgs if svg is not None])
+    return Section(comparison, kept, [(svg, caption) for svg, caption in svgs if svg is not None])
 
 
-def robustness(found: Comparison) -> str:
+def robustness(comparison: Comparison) -> str:
     """What the maps of settings show, and the one number for robustness."""
     shares = ", ".join(
-        f"{plots.label(found, row.cell)} {row.robust:.0%} of {len(row.cells)}"
-        for row in found.rows
+        f"{plots.label(comparison, row.cell)} {row.robust:.0%} of {len(row.cells)}"
+        for row in comparison.rows
         if len(row.cells) > 1
     )
     return (
-        f"All settings on one scale. Robustness: the share of settings within {found.tolerance:.2g} of the "
-        f"best one's value, relative to it: {shares}."
+        "All settings on one scale. Robustness: the share of settings within "
+        f"{comparison.tolerance:.2g} of the best one's value, relative to it: {shares}."
     )
 
 
@@ -114,9 +123,9 @@ def document(sections: Sequence[Section], unfinished: Sequence[Run], problems: S
     """The tables as one Markdown file."""
     lines = ["# Which precision wins, and at what cost?", ""]
     for part in sections:
-        lines += [f"## {inline(part.found.name)}", "", inline(verdict(part.found)), ""]
+        lines += [f"## {inline(part.comparison.name)}", "", inline(verdict(part.comparison)), ""]
         for table in part.tables:
-            lines += [f"### {table.title}", "", markdown(table.shown(LONG)), ""]
+            lines += [f"### {table.title}", "", markdown(table.up_to(LONG)), ""]
     if sections:
         lines += [SOURCE, ""]
     if unfinished or problems:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitexp.common.format import duration, shown, size
+from bitexp.common.format import duration, path_text, size
 from bitexp.config.paths import CONF
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
@@ -20,7 +20,7 @@ def header(attempt: Attempt, checkpoint: Path | None, remarks: Sequence[str]) ->
         rows["resumes"] = f"from {checkpoint.name}"
     for number, remark in enumerate(remarks):
         rows["note" if number == 0 else "note" + " " * number] = remark
-    attempt.report.rows(f"bitexp · {title(attempt.settings)} · {shown(attempt.folder.path)}", rows)
+    attempt.report.rows(f"bitexp · {title(attempt.settings)} · {path_text(attempt.folder.path)}", rows)
 
 
 def title(settings: Settings) -> str:
@@ -51,7 +51,7 @@ def setting_changes(
 def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:
     """The answer, where it is, and what to type next; `trained` is False where it was there before."""
     settings, report = attempt.settings, attempt.report
-    status, where, which = result["status"], shown(attempt.folder.path), title(settings)
+    status, where, which = result["status"], path_text(attempt.folder.path), title(settings)
     if status == "stopped":
         report.line(f"Stopped by {result['reason']} after a checkpoint. Folder: {where}")
         report.line("The same command continues the run.")

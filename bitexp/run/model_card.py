@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitexp.common.files import write_atomic
-from bitexp.common.format import amount, duration, shown, size
+from bitexp.common.format import amount, duration, path_text, size
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
 from bitexp.tasks import TASKS
@@ -66,7 +66,7 @@ def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
     if (alone := command_of(attempt.overrides)) != record["command"]:
         again += ["", "This run alone, outside of any sweep:", "", *fenced(alone)]
     if use:
-        again += ["", "## How to use it", "", *fenced(use.format(folder=shown(folder.path)))]
+        again += ["", "## How to use it", "", *fenced(use.format(folder=path_text(folder.path)))]
     return "\n".join([*lines, *again, ""])
 
 
@@ -103,7 +103,7 @@ def limits(settings: Settings, result: Mapping[str, Any]) -> list[str]:
     """What the numbers above do not say."""
     lines = [
         "One run with one seed: differences from other runs are meaningful only over several seeds "
-        "(`python -m bitexp.report`).",
+        "(`python -m bitexp report`).",
         f"Trained and tested on {settings.data.name} alone; how to prepare inputs is in the header of the "
         "packed file.",
         "Fairness, robustness and misuse were not examined.",

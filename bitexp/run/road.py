@@ -17,7 +17,7 @@ from typing import Any
 from bitexp.common.console import Report
 from bitexp.common.errors import Diverged, Pruned, Stopped, UserError, describe_crash
 from bitexp.common.files import write_json
-from bitexp.common.format import shown
+from bitexp.common.format import path_text
 from bitexp.common.logs import quiet_libraries
 from bitexp.common.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.config.schema import Settings, read_settings
@@ -105,7 +105,7 @@ def check_same_data(settings: Settings, data: str) -> None:
     for other in unfinished_runs(settings):
         if other.attempts()[-1].get("data") != data:
             raise UserError(
-                f"the data have changed since this run was started in {shown(other.path)}, and it is not "
+                f"the data have changed since this run was started in {path_text(other.path)}, and it is not "
                 "finished. Restore the data and the same command continues it, or use rerun=true to start "
                 "a new run on the data as they are now, which leaves that folder untouched"
             )

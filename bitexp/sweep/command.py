@@ -1,43 +1,33 @@
-"""One command, one study or several: names them, makes them, and says what they found."""
+"""One command, one study or several: makes the trials that are missing, and prints what was found."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from bitexp.common.console import Report
-from bitexp.common.errors import UserError
 from bitexp.common.exit import Progress
 from bitexp.common.files import read_json, write_json
-from bitexp.common.spelling import nearest
-from bitexp.config.schema import read_settings
-from bitexp.sweep.findings import Found, say_findings
-from bitexp.sweep.live_view import Board
+from bitexp.sweep.findings import StudySummary, print_findings
+from bitexp.sweep.live_view import LiveView
 from bitexp.sweep.options import SweeperOptions
-from bitexp.sweep.samplers import PerCell, latest, values
+from bitexp.sweep.samplers import latest
+from bitexp.sweep.spec import StudySpec, read_specs, typed
 from bitexp.sweep.storage import Store
-from bitexp.sweep.study import Definition, Direction, Ending, Limits, Mine, Study, build_pruner
+from bitexp.sweep.study import ClaimedTrial, Study, TrialResult
 from bitexp.sweep.trial_reporter import STUDY, StudyOfJobs
-from bitexp.sweep.tuned import check_tunes, write_tuned
-from bitexp.sweep.workers import Conductor, described
-from bitexp.tasks import TASKS
-from bitexp.track.folder import outputs
-
-MEASURED = {
-    "size/body_bytes": "min",
-    "size/total_bytes": "min",
-}
-"""What a finished run knows besides the measures of its task, and which end of it is the better one."""
+from bitexp.sweep.tuned import write_tuned
+from bitexp.sweep.workers import Workers, described
 
 NOT_VALIDATED = "the run was never validated (trainer.validate_every is more than trainer.epochs)"
 
@@ -53,7 +43,7 @@ class Jobs(Protocol):
 
     def compose(self, overrides: Sequence[str]) -> DictConfig: ...
 
-    def tell_jobs(self, folder: Path, variables: dict[str, str]) -> None: ...
+    def prepare_jobs(self, folder: Path, variables: dict[str, str]) -> None: ...
 
     def launch(self, number: int, overrides: Sequence[str]) -> str | None: ...
 
@@ -62,7 +52,7 @@ class Jobs(Protocol):
 
 def make_studies(
     jobs: Jobs, options: SweeperOptions, fixed: Sequence[str], space: Mapping[str, BaseDistribution]
-) -> list[Found]:
+) -> list[StudySummary]:
     """Makes the study of a command, or one for each value of the keys in `per`.
 
     Args:
@@ -72,179 +62,107 @@ def make_studies(
         UserError: anything in the command that cannot work, before any trial is made.
     """
     report = Report()
-    unknown = [name for name in options.per if name not in space and not given(name, fixed)]
-    if unknown:
-        raise UserError(
-            f"hydra.sweeper.per names {', '.join(unknown)}, which is not swept. Swept: {', '.join(space)}"
-        )
-    apart = {name: values(space[name]) for name in options.per if name in space}
-    drawn = {name: d for name, d in space.items() if name not in apart}
-    if not drawn:
-        raise UserError(
-            "nothing to search: name a key with more than one value, as in "
-            "'optimizer.lr=tag(log, interval(1e-4, 1e-1))'"
-        )
-    if options.write_tuned:
-        check_tunes(drawn)
-    if options.write_tuned and len(options.objectives) > 1:
-        raise UserError("hydra.sweeper.write_tuned=true needs one objective: several have no best trial")
-    plans = []
-    for row in itertools.product(*apart.values()):
-        words = [f"{name}={value}" for name, value in zip(apart, row, strict=True)]
-        plans.append(Plan(jobs, options, [*fixed, *words], words, drawn))
-    found = []
-    for plan in plans:
-        result = plan.make(report)
-        found.append(result)
+    sweep = jobs.config.hydra.runtime.choices.get("sweeps")
+    specs = read_specs(options, fixed, space, jobs.compose, sweep)
+    summaries: list[StudySummary] = []
+    for spec in specs:
+        summaries.append(make_study(jobs, spec, report))
         if Progress.worst >= 128:
             break
-    say_findings(found, report)
+    print_findings(summaries, report)
     if options.write_tuned:
-        write_best(found, jobs, report)
-    return found
+        write_best(summaries, jobs, report)
+    return summaries
 
 
-class Plan:
-    """A study before it is made: all that can be wrong with it is found here."""
-
-    def __init__(
-        self,
-        jobs: Jobs,
-        options: SweeperOptions,
-        fixed: Sequence[str],
-        words: Sequence[str],
-        space: Mapping[str, BaseDistribution],
-    ) -> None:
-        """`words` are those overrides of `fixed` that set this study apart from others of the command."""
-        self.jobs, self.options, self.words = jobs, options, list(words)
-        first = {name: first_value(d) for name, d in space.items()}
-        config = jobs.compose([*fixed, *typed(first)])
-        for name, d in space.items():
-            for choice in getattr(d, "choices", ())[1:]:  # a word that no group has is told now, not later
-                jobs.compose([*fixed, *typed({**first, name: choice})])
-        plain: Any = OmegaConf.to_container(config, resolve=True)
-        settings = read_settings(plain)
-        self.name = settings.name
-        better = {**TASKS.get(settings.task.name).measures, **MEASURED}
-        headline = f"val/{TASKS.get(settings.task.name).headline}"
-        self.objectives = [headline if m == "headline" else m for m in options.objectives]
-        for metric in self.objectives:
-            if metric not in better:
-                known = ", ".join(["headline", *better])
-                raise UserError(
-                    f"hydra.sweeper.objectives: '{metric}' is not measured.{nearest(metric, better)} "
-                    f"Known: {known}. The test set is no objective: it is looked at once, at the end"
-                )
-        long: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
-        self.directions = options.directions or [long[better[metric]] for metric in self.objectives]
-        if len(self.directions) != len(self.objectives):
-            raise UserError("hydra.sweeper.directions needs one entry for each of the objectives")
-        if options.pruner is not None and len(self.objectives) > 1:
-            raise UserError("a study of several objectives cannot prune: set hydra.sweeper.pruner=null")
-        if options.pruner is not None and self.objectives[0] in MEASURED:
-            raise UserError(f"{self.objectives[0]} is known at the end only: set hydra.sweeper.pruner=null")
-        self.definition = Definition(
-            fixed, space, self.objectives, self.directions, options.sampler, options.pruner
+def make_study(jobs: Jobs, spec: StudySpec, report: Report) -> StudySummary:
+    """Makes the trials that are missing, and returns what the study holds then."""
+    store = Store(spec.storage, report.line)
+    study = Study(store, spec.name, spec.definition, spec.limits)
+    try:
+        work_off(study, jobs, spec, report)
+        return StudySummary(
+            experiment=spec.experiment,
+            study=spec.name,
+            words=spec.words,
+            storage=store.place,
+            folder=spec.folder,
+            objectives=spec.definition.objectives,
+            directions=spec.definition.directions,
+            budget=spec.limits.n_trials,
+            trials=study.trials(),
         )
-        PerCell(options.sampler, space)
-        build_pruner(options.pruner)
-        self.limits = Limits(
-            n_trials=self._budget(),
-            retries=options.retries,
-            max_failures=options.max_failures,
-            heartbeat=options.heartbeat,
-            lost_after=options.lost_after,
+    finally:
+        study.close()
+
+
+def work_off(study: Study, jobs: Jobs, spec: StudySpec, report: Report) -> None:
+    """Shows the live view while workers make the trials; an end before the budget is explained."""
+    pruner = spec.definition.pruner
+    link = StudyOfJobs(
+        spec.name,
+        spec.storage if "://" in spec.storage else str(Path(spec.storage).absolute()),
+        spec.reported,
+        None if pruner is None else dict(pruner),
+    )
+    jobs.prepare_jobs(spec.folder, {STUDY: link.to_text()})
+    before = study.trials()
+    announce(study, spec, before, report)
+    done = Counter(status(trial) for trial in latest(before) if trial.state.is_finished())
+    with LiveView(
+        report,
+        spec.limits.n_trials,
+        jobs.workers,
+        better_end(spec),
+        live=not jobs.basic,
+        look=LastReports(study),
+    ) as view:
+        view.skip(done)
+        for trial in before:
+            if trial.state == TrialState.COMPLETE:
+                view.note_best(trial.number, described(trial.params), trial.values)
+        workers = Workers(study, Launching(jobs, spec), view)
+        workers.run(jobs.workers, jobs.halt)
+    if view.counts["failed"] > done["failed"]:  # where jobs are other processes, only we can tell
+        Progress.note(1)
+    if workers.nothing_works:
+        report.line(f"No trial can work, so the sweep ends here: {workers.nothing_works}")
+        Progress.note(2)
+    elif study.given_up:
+        report.line(
+            f"{study.failures} trials failed here, more than hydra.sweeper.max_failures="
+            f"{spec.limits.max_failures}: the sweep ends here, and the same command tries again"
         )
-        self.study_name = self._study_name()
-        folder = outputs() / self.name / "studies"
-        self.folder = folder / self.study_name
-        self.storage = options.storage or str(folder / f"{self.study_name}.journal")
+        Progress.note(1)
 
-    def _budget(self) -> int:
-        asked, points = self.options.n_trials, self.definition.points()
-        if asked is None and points is None:
-            raise UserError(
-                f"hydra.sweeper.n_trials=null leaves the end to a sampler that tries each point once "
-                f"(BruteForceSampler, GridSampler); {self.options.sampler.get('name')} needs a number"
-            )
-        return min(count for count in (asked, points) if count is not None)
 
-    def _study_name(self) -> str:
-        apart = "-".join(word.partition("=")[2] for word in self.words)
-        if self.options.study is not None:
-            return "-".join(filter(None, [self.options.study, apart]))
-        sweeps: Any = self.jobs.config.hydra.runtime.choices.get("sweeps") or "study"
-        return "-".join(filter(None, [str(sweeps), apart, self.definition.digest()]))
+def announce(study: Study, spec: StudySpec, before: Sequence[FrozenTrial], report: Report) -> None:
+    """The line above the trials: the study, its goal, and how far it is."""
+    done = sum(trial.state.is_finished() for trial in latest(before))
+    pairs = zip(spec.definition.directions, spec.definition.objectives, strict=True)
+    goal = " and ".join(f"{direction} {objective}" for direction, objective in pairs)
+    state = f"{done} of {spec.limits.n_trials} trials done" if before else f"{spec.limits.n_trials} trials"
+    retried = f"; {study.retried} that failed are tried again" if study.retried else ""
+    report.line(f"Study {spec.name}: {goal} by {spec.definition.sampler['name']}; {state}{retried}")
 
-    def make(self, report: Report) -> Found:
-        """Makes the trials that are missing, and returns what the study holds then."""
-        store = Store(self.storage, report.line)
-        study = Study(store, self.study_name, self.definition, self.limits)
-        try:
-            self._work(study, report)
-            return Found(
-                name=self.name,
-                study=self.study_name,
-                words=self.words,
-                storage=store.place,
-                folder=self.folder,
-                objectives=self.objectives,
-                directions=self.directions,
-                budget=self.limits.n_trials,
-                trials=study.trials(),
-            )
-        finally:
-            study.close()
 
-    def _work(self, study: Study, report: Report) -> None:
-        single = len(self.objectives) == 1
-        told = StudyOfJobs(
-            self.study_name,
-            self.storage if "://" in self.storage else str(Path(self.storage).absolute()),
-            self.objectives[0] if single and self.objectives[0] not in MEASURED else "",
-            None if self.options.pruner is None else dict(self.options.pruner),
-        )
-        self.jobs.tell_jobs(self.folder, {STUDY: told.to_text()})
-        workers = self.jobs.workers
-        before = study.trials()
-        self._announce(study, before, report)
-        better = {"maximize": "max", "minimize": "min"}[self.directions[0]] if single else None
-        budget = self.limits.n_trials
-        look = Progresses(study)
-        with Board(report, budget, workers, better, live=not self.jobs.basic, look=look) as board:
-            done = Counter(status(t) for t in latest(before) if t.state.is_finished())
-            board.skip(done)
-            for trial in before:
-                if trial.state == TrialState.COMPLETE:
-                    board.note_best(trial.number, described(trial.params), trial.values)
-            conductor = Conductor(study, self._launch, board)
-            conductor.conduct(workers, self.jobs.halt)
-        if board.counts["failed"] > done["failed"]:  # where jobs are other processes, only we can tell
-            Progress.note(1)
-        if conductor.nothing_works:
-            report.line(f"No trial can work, so the sweep ends here: {conductor.nothing_works}")
-            Progress.note(2)
-        elif study.given_up:
-            report.line(
-                f"{study.failures} trials failed here, more than hydra.sweeper.max_failures="
-                f"{self.limits.max_failures}: the sweep ends here, and the same command tries again"
-            )
-            Progress.note(1)
+def better_end(spec: StudySpec) -> str | None:
+    """`min` or `max` of a single objective."""
+    direction, *others = spec.definition.directions
+    return None if others else {"maximize": "max", "minimize": "min"}[direction]
 
-    def _announce(self, study: Study, before: Sequence[FrozenTrial], report: Report) -> None:
-        done = sum(trial.state.is_finished() for trial in latest(before))
-        goal = " and ".join(f"{d} {m}" for d, m in zip(self.directions, self.objectives, strict=True))
-        state = (
-            f"{done} of {self.limits.n_trials} trials done" if before else f"{self.limits.n_trials} trials"
-        )
-        retried = f"; {study.retried} that failed are tried again" if study.retried else ""
-        report.line(f"Study {self.study_name}: {goal} by {self.options.sampler['name']}; {state}{retried}")
 
-    def _launch(self, trial: Mine) -> Ending:
-        """Makes the run of a trial by the launcher; the job's record says how it ended."""
-        index = self.folder / "jobs" / f"{trial.number}.json"
+@dataclass(frozen=True)
+class Launching:
+    """Makes the run of a trial by the launcher; the job's record says how it ended."""
+
+    jobs: Jobs
+    spec: StudySpec
+
+    def __call__(self, trial: ClaimedTrial) -> TrialResult:
+        index = self.spec.folder / "jobs" / f"{trial.number}.json"
         index.unlink(missing_ok=True)
-        overrides = [*self.definition.fixed, *typed(trial.params)]
+        overrides = [*self.spec.definition.fixed, *typed(trial.params)]
         problem = self.jobs.launch(trial.number, overrides)
         record = read_json(index)
         if not isinstance(record, dict):
@@ -252,16 +170,17 @@ class Plan:
             record["reason"] = problem or f"it left no record in {index}"
             index.parent.mkdir(parents=True, exist_ok=True)
             write_json(index, record)
-        ending = Ending(record["status"], record.get("kind"), record.get("reason"), run=record.get("run"))
-        if ending.status == "finished":
-            metrics = record["metrics"]
-            if absent := [metric for metric in self.objectives if metric not in metrics]:
-                return Ending("failed", "config", f"{NOT_VALIDATED}: no {absent[0]}", run=ending.run)
-            ending.values = [float(metrics[metric]) for metric in self.objectives]
-        return ending
+        run = record.get("run")
+        if record["status"] != "finished":
+            return TrialResult(record["status"], record.get("kind"), record.get("reason"), run=run)
+        metrics, objectives = record["metrics"], self.spec.definition.objectives
+        if absent := [metric for metric in objectives if metric not in metrics]:
+            return TrialResult("failed", "config", f"{NOT_VALIDATED}: no {absent[0]}", run=run)
+        values = [float(metrics[metric]) for metric in objectives]
+        return TrialResult("finished", record.get("kind"), record.get("reason"), values, run)
 
 
-class Progresses:
+class LastReports:
     """What running trials have reported last, for the live view, which asks for each row twice a second."""
 
     EVERY = 2.0  # seconds between looks into the storage
@@ -276,27 +195,11 @@ class Progresses:
             self._at = time.monotonic()
             with contextlib.suppress(Exception):  # a view is not worth an end: the storage may be away
                 self._trials = self.study.trials()
-        values = self._trials[number].intermediate_values if number < len(self._trials) else {}
-        if not values:
+        reports = self._trials[number].intermediate_values if number < len(self._trials) else {}
+        if not reports:
             return ""
-        step = max(values)
-        return f"{values[step]:.4f} at {step / 1000:.0%}"
-
-
-def given(name: str, fixed: Sequence[str]) -> bool:
-    """Whether an override sets that key to one value."""
-    return any(word.lstrip("+").partition("=")[0] == name.lstrip("+") for word in fixed)
-
-
-def typed(params: Mapping[str, Any]) -> list[str]:
-    """Drawn parameters as overrides."""
-    return [f"{name}={value}" for name, value in params.items()]
-
-
-def first_value(distribution: BaseDistribution) -> Any:
-    """Some value that may be drawn."""
-    choices = getattr(distribution, "choices", None)
-    return choices[0] if choices else getattr(distribution, "low", None)
+        permille = max(reports)
+        return f"{reports[permille]:.4f} at {permille / 1000:.0%}"
 
 
 def status(trial: FrozenTrial) -> str:
@@ -305,14 +208,16 @@ def status(trial: FrozenTrial) -> str:
     return words.get(trial.state, "running")
 
 
-def write_best(found: Sequence[Found], jobs: Jobs, report: Report) -> None:
+def write_best(summaries: Sequence[StudySummary], jobs: Jobs, report: Report) -> None:
     """Puts each study's best setting into the file that `tuned=true` reads."""
-    for study in found:
-        best = study.best
+    for summary in summaries:
+        best = summary.best
         if best is None:
             continue
         precision = next(
-            (w.partition("=")[2] for w in study.words if w.startswith("quantizer=")), None
+            (word.partition("=")[2] for word in summary.words if word.startswith("quantizer=")), None
         ) or str(jobs.config.hydra.runtime.choices.quantizer)
-        path = write_tuned(study.name, precision, best.params, jobs.config.hydra.runtime.config_sources)
-        report.line(f"{path}: {precision} has the setting of trial {best.number} of {study.study}")
+        path = write_tuned(
+            summary.experiment, precision, best.params, jobs.config.hydra.runtime.config_sources
+        )
+        report.line(f"{path}: {precision} has the setting of trial {best.number} of {summary.study}")

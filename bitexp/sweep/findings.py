@@ -14,25 +14,25 @@ from rich.markup import escape
 from rich.table import Table
 
 from bitexp.common.console import Report
-from bitexp.common.format import size
+from bitexp.common.format import size, value_text
 from bitexp.report.runs import Run, read_run
 from bitexp.report.tables import LR_DECAY
+from bitexp.sweep.definition import Direction
 from bitexp.sweep.samplers import latest
-from bitexp.sweep.storage import shown
-from bitexp.sweep.study import Direction
+from bitexp.sweep.storage import redacted
 from bitexp.sweep.workers import described
 
 
-@dataclass
-class Found:
+@dataclass(frozen=True)
+class StudySummary:
     """A study as it stands."""
 
-    name: str
+    experiment: str
     study: str
-    words: list[str]
+    words: Sequence[str]
     storage: str
     folder: Path
-    objectives: list[str]
+    objectives: Sequence[str]
     directions: Sequence[Direction]
     budget: int
     trials: list[FrozenTrial]
@@ -53,27 +53,27 @@ class Found:
     @property
     def front(self) -> list[FrozenTrial]:
         """The trials that no other beats in all objectives, by the last of them."""
-        memory = optuna.create_study(directions=self.directions)
+        memory = optuna.create_study(directions=list(self.directions))
         memory.add_trials(self.complete)
         numbers = {memory.trials[t.number].number for t in memory.best_trials}
         chosen = [trial for place, trial in enumerate(self.complete) if place in numbers]
         return sorted(chosen, key=lambda trial: trial.values[-1])
 
 
-def say_findings(found: Sequence[Found], report: Report) -> None:
+def print_findings(summaries: Sequence[StudySummary], report: Report) -> None:
     """Prints the answer, and an account of the trials."""
     report.line()
-    if any(study.complete for study in found):
-        report.table(table(found))
-        if len(found[0].objectives) > 1:
+    if any(study.complete for study in summaries):
+        report.table(best_trials(summaries))
+        if len(summaries[0].objectives) > 1:
             report.line(
                 "The Pareto front: no other trial is better in one objective and as good in the others."
             )
         else:
             report.line(
-                f"The best trial of each study by {found[0].objectives[0]}; the test set chose nothing."
+                f"The best trial of each study by {summaries[0].objectives[0]}; the test set chose nothing."
             )
-    for study in found:
+    for study in summaries:
         states = Counter(trial.state for trial in latest(study.trials))
         parts = [
             f"{states[TrialState.COMPLETE]} finished",
@@ -81,24 +81,26 @@ def say_findings(found: Sequence[Found], report: Report) -> None:
             f"{states[TrialState.FAIL]} failed",
             f"{states[TrialState.RUNNING] + states[TrialState.WAITING]} open",
         ]
-        said = ", ".join(part for part in parts if not part.startswith("0 "))
-        report.line(f"{study.study}: {said or 'nothing done'}; budget {study.budget}. {shown(study.storage)}")
+        account = ", ".join(part for part in parts if not part.startswith("0 "))
+        report.line(
+            f"{study.study}: {account or 'nothing done'}; budget {study.budget}. {redacted(study.storage)}"
+        )
         for trial in latest(study.trials):
             if trial.state == TrialState.FAIL:
                 reason = trial.user_attrs.get("reason")
                 report.line(f"  failed: {trial.number}: {described(trial.params)}: {reason}")
-    places = [study.storage for study in found if "://" not in study.storage]
+    places = [study.storage for study in summaries if "://" not in study.storage]
     if places:
         report.line(f"Look at it: optuna-dashboard {places[0]}")
 
 
-def table(found: Sequence[Found]) -> Table:
+def best_trials(summaries: Sequence[StudySummary]) -> Table:
     """A row for the best trial of each study, or for each trial of a front."""
-    rows = [(study, trial) for study in found for trial in chosen(study)]
+    rows = [(study, trial) for study in summaries for trial in listed(study)]
     keys = list(dict.fromkeys(key for _, trial in rows for key in trial.params))
-    apart = list(dict.fromkeys(word.partition("=")[0] for study in found for word in study.words))
-    objectives = found[0].objectives
-    columns = [*apart, *keys]
+    separate = list(dict.fromkeys(word.partition("=")[0] for study in summaries for word in study.words))
+    objectives = summaries[0].objectives
+    columns = [*separate, *keys]
     out = Table(box=box.SIMPLE_HEAD)
     for name in columns:
         out.add_column(name)
@@ -112,9 +114,9 @@ def table(found: Sequence[Found]) -> Table:
             result, test = read.result, f"{read.score:.4f}"
         states = Counter(t.state for t in study.trials)
         out.add_row(
-            *(escape(words.get(key, "")) for key in apart),
-            *(escape(number(trial.params.get(key, ""))) for key in keys),
-            *(figure(name, value) for name, value in zip(objectives, trial.values, strict=True)),
+            *(escape(words.get(key, "")) for key in separate),
+            *(escape(value_text(trial.params.get(key, ""), 3)) for key in keys),
+            *(objective_text(name, value) for name, value in zip(objectives, trial.values, strict=True)),
             test,
             f"{result['lr_decay_sum']:.3g}" if result else "",
             size(result["metrics"]["size/body_bytes"]) if result else "",
@@ -127,18 +129,13 @@ def table(found: Sequence[Found]) -> Table:
     return out
 
 
-def chosen(study: Found) -> list[FrozenTrial]:
+def listed(study: StudySummary) -> list[FrozenTrial]:
     """The trials of a study that its table shows."""
     if len(study.objectives) > 1:
         return study.front if study.complete else []
     return [] if study.best is None else [study.best]
 
 
-def figure(metric: str, value: float) -> str:
+def objective_text(metric: str, value: float) -> str:
     """A value of an objective, for people."""
     return size(value) if metric.endswith("bytes") and not metric.startswith("val/") else f"{value:.4f}"
-
-
-def number(value: object) -> str:
-    """A drawn value, for people."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -24,7 +24,7 @@ from bitexp.common.format import duration
 ROWS = 12  # running jobs that the table shows
 
 
-class Board:
+class LiveView:
     """Told when jobs begin and end, by any thread.
 
     Args:
@@ -57,7 +57,7 @@ class Board:
             else None
         )
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> LiveView:
         if self._live is not None:
             self._live.start()
         return self
@@ -90,12 +90,12 @@ class Board:
             self.done += 1
             self.counts[status] += 1
             self.note_best(number, what, values)
-            said = ", ".join(f"{value:.4f}" for value in values) or (reason or "")
+            outcome = ", ".join(f"{value:.4f}" for value in values) or (reason or "")
             place = f"{self.done}/{self.total}" if self.total else str(self.done)
-            parts = [f"[{place}] {number}: {status}", said, what, duration(seconds)]
+            parts = [f"[{place}] {number}: {status}", outcome, what, duration(seconds)]
             self.report.line(" · ".join([*filter(None, parts), *self.outlook()]))
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
         """A line above the table."""
         with self._lock:
             self.report.line(text)

@@ -62,15 +62,15 @@ class Processes:
             code, late = self._run(command, log, slot)
         finally:
             self._slots.put(slot)
-        found = read_json(index)
-        if isinstance(found, dict) and found["status"] == "finished":
-            return found
+        written = read_json(index)
+        if isinstance(written, dict) and written["status"] == "finished":
+            return written
         if late:
             limit = f"it took longer than {(self.timeout or 0) / 60:g} minutes"
-            found = {**record, **(found or {}), "status": "failed", "kind": "timeout", "reason": limit}
-            return self._close(index, found)
-        if isinstance(found, dict):
-            return found
+            written = {**record, **(written or {}), "status": "failed", "kind": "timeout", "reason": limit}
+            return self._close(index, written)
+        if isinstance(written, dict):
+            return written
         if self._stopping.is_set():
             return self._close(index, {**record, **STOPPED})
         return self._close(index, {**record, **account(code, log)})

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from bitexp.common.errors import UserError
 from bitexp.common.spelling import nearest
+from bitexp.sweep import optuna_private
 
 RETRY_OF = "retry_of"
 SEQUENCES = ("GridSampler", "QMCSampler")
@@ -26,10 +27,10 @@ EXHAUSTIVE = ("BruteForceSampler", "GridSampler")
 def choices(module: ModuleType) -> list[str]:
     """The names of the samplers or pruners that a config may choose."""
     base = module.BaseSampler if module is optuna.samplers else module.BasePruner
-    found = {name: getattr(module, name) for name in module.__all__}
+    public = {name: getattr(module, name) for name in module.__all__}
     return sorted(
         name
-        for name, value in found.items()
+        for name, value in public.items()
         if inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
     )
 
@@ -69,6 +70,14 @@ def build(module: ModuleType, spec: Mapping[str, Any], key: str) -> Any:
         raise UserError(f"{key}: {name} refuses its arguments: {error}") from None
 
 
+def build_pruner(spec: Mapping[str, Any] | None) -> optuna.pruners.BasePruner:
+    """The pruner of a study; one that never prunes where none is chosen."""
+    if spec is None:
+        return optuna.pruners.NopPruner()
+    pruner: optuna.pruners.BasePruner = build(optuna.pruners, spec, "hydra.sweeper.pruner")
+    return pruner
+
+
 class PerCell(BaseSampler):
     """Draws for the n-th cell of a study with a generator seeded by (seed, n).
 
@@ -88,10 +97,8 @@ class PerCell(BaseSampler):
     def _seeded(self, cell: int, key: str = "") -> Any:
         spec = reseeded(self.spec, [cell, *key.encode()])
         sampler = build(optuna.samplers, spec, "hydra.sweeper.sampler")
-        if isinstance(
-            sampler, optuna.samplers.QMCSampler
-        ):  # else a draw that was cut short shifts the others
-            sampler._find_sample_id = lambda *_: cell  # type: ignore[method-assign]
+        if isinstance(sampler, optuna.samplers.QMCSampler):
+            optuna_private.pin(sampler, cell)  # else a draw that was cut short shifts the others
         return sampler
 
     def infer_relative_search_space(
@@ -116,9 +123,7 @@ class PerCell(BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        # of the storage, since Hyperband shows a sampler the trials of one bracket only
-        trials = study._storage.get_all_trials(study._study_id, deepcopy=False)
-        self.cell = len(cells(trials[: trial.number]))
+        self.cell = len(cells(optuna_private.all_trials(study)[: trial.number]))
         self.inner = self._seeded(self.cell)
         self.inner.before_trial(study, trial)
 

@@ -44,7 +44,7 @@ class Store:
         try:
             self.storage = self._open_file(Path(place)) if "://" not in place else self._connect(place)
         except OSError as error:
-            raise UserError(f"a study cannot be kept in {shown(place)}: {error}") from None
+            raise UserError(f"a study cannot be kept in {redacted(place)}: {error}") from None
 
     def _open_file(self, path: Path) -> BaseStorage:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,11 +69,11 @@ class Store:
                 return RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
         except ImportError as error:
             raise UserError(
-                f"the database {shown(url)} needs a driver ({error}): pip install 'bitexp[postgresql]'"
+                f"the database {redacted(url)} needs a driver ({error}): pip install 'bitexp[postgresql]'"
             ) from None
         except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
-            raise UserError(f"the database {shown(url)} cannot be used: {reason}") from None
+            raise UserError(f"the database {redacted(url)} cannot be used: {reason}") from None
 
     def close(self) -> None:
         """Closes the connections to a database."""
@@ -105,17 +105,17 @@ class Store:
         from optuna.exceptions import StorageInternalError
         from sqlalchemy.exc import DBAPIError
 
-        deadline, pause, told = time.monotonic() + patience, 0.2, False
+        deadline, pause, announced = time.monotonic() + patience, 0.2, False
         while True:
             try:
                 return work()
             except (DBAPIError, StorageInternalError) as error:
                 if time.monotonic() > deadline:
                     raise
-                if not told:
+                if not announced:
                     reason = str(error.__cause__ or error).strip().splitlines()[0]
-                    self._say(f"{shown(self.place)} does not answer, trying on: {reason}")
-                    told = True
+                    self._say(f"{redacted(self.place)} does not answer, trying on: {reason}")
+                    announced = True
                 time.sleep(pause)
                 pause = min(2 * pause, 10.0)
 
@@ -177,7 +177,7 @@ def sqlite_file(url: str) -> str | None:
 
 
 @functools.cache
-def shown(place: str) -> str:
+def redacted(place: str) -> str:
     """A storage as it may be printed: without the password."""
     if "://" not in place:
         return place

@@ -7,8 +7,6 @@ and its run goes on from its last checkpoint.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import threading
@@ -16,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -24,70 +22,25 @@ from optuna.distributions import (
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
-    distribution_to_json,
 )
 from optuna.trial import FrozenTrial, TrialState
 
 from bitexp.common.errors import UserError
+from bitexp.sweep import optuna_private
+from bitexp.sweep.definition import Definition, Limits
 from bitexp.sweep.ownership import OWNER, SEEN, gone, host, myself
-from bitexp.sweep.samplers import EXHAUSTIVE, RETRY_OF, PerCell, build, cells, values
+from bitexp.sweep.samplers import RETRY_OF, PerCell, build_pruner, cells
 from bitexp.sweep.storage import Store
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
-Direction = Literal["minimize", "maximize"]
 DEFINITION = "definition"
 RETRIED = ("crash", "out_of_memory", "disk_full", "timeout", "died")
 """Kinds of failure that may go well another time; a diverged trial is an answer, a wrong config a mistake."""
 
 
-@dataclass(frozen=True)
-class Definition:
-    """What makes a study this study: the same definition continues it."""
-
-    fixed: Sequence[str]
-    space: Mapping[str, BaseDistribution]
-    objectives: Sequence[str]
-    directions: Sequence[Direction]
-    sampler: Mapping[str, Any]
-    pruner: Mapping[str, Any] | None
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {
-            "fixed": sorted(self.fixed),
-            "space": {key: json.loads(distribution_to_json(d)) for key, d in sorted(self.space.items())},
-            "objectives": list(self.objectives),
-            "directions": list(self.directions),
-            "sampler": dict(self.sampler),
-            "pruner": None if self.pruner is None else dict(self.pruner),
-        }
-
-    def digest(self) -> str:
-        """Eight hexadecimal digits that are other for another definition."""
-        text = json.dumps(self.to_json(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-    def points(self) -> int | None:
-        """How many points an exhaustive sampler has to try; None for the other samplers."""
-        if self.sampler.get("name") not in EXHAUSTIVE:
-            return None
-        return math.prod(len(values(d)) for d in self.space.values())
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The budget of a study, and what becomes of failures and of silent workers."""
-
-    n_trials: int
-    retries: int = 1
-    max_failures: int = 10
-    heartbeat: float = 30.0
-    lost_after: float = 300.0
-
-
 @dataclass
-class Ending:
+class TrialResult:
     """How a trial's run ended.
 
     `status` is that of result.json (finished, pruned, failed, stopped), `kind` that of a failure;
@@ -102,7 +55,7 @@ class Ending:
 
 
 @dataclass
-class Mine:
+class ClaimedTrial:
     """A trial that this worker has: its number, parameters, and how often it was begun."""
 
     number: int
@@ -122,7 +75,7 @@ class Study:
     def __init__(self, store: Store, name: str, definition: Definition, limits: Limits) -> None:
         self.store, self.name, self.definition, self.limits = store, name, definition, limits
         self.failures = 0
-        self._mine: set[int] = set()
+        self._claimed: set[int] = set()
         self._me = myself()
         self.retried = store.patiently(self._open)
         self._beat = threading.Event()
@@ -146,7 +99,7 @@ class Study:
         """Ends the signs of life and the connections; trials that were begun here may be taken over."""
         self._beat.set()
         self._heart.join(5.0)  # it may be waiting for a database
-        for number in sorted(self._mine):
+        for number in sorted(self._claimed):
             self.release(number)
         self.store.close()
 
@@ -154,14 +107,14 @@ class Study:
         """All trials, by number."""
         return self.study.get_trials(deepcopy=False)
 
-    def next(self) -> Mine | None:
+    def next(self) -> ClaimedTrial | None:
         """The next trial to work on: one whose worker died, else a retry, else a new one within the budget.
 
         None when nothing is to be begun (now): see `waiting`.
         """
         return self.store.patiently(self._next)
 
-    def _next(self) -> Mine | None:
+    def _next(self) -> ClaimedTrial | None:
         with self.store.exclusive(self.name):
             trials = self.trials()
             for trial in trials:
@@ -172,72 +125,71 @@ class Study:
                 return None
             return self._take(self.study.ask(dict(self.definition.space)).number)
 
-    def _take(self, number: int) -> Mine:
+    def _take(self, number: int) -> ClaimedTrial:
         frozen = self.trials()[number]
         before = host(frozen.user_attrs) if frozen.user_attrs.get(OWNER) else None
         params = dict(frozen.params)
         if params.keys() != self.definition.space.keys():  # its worker was killed while it asked
-            trial = optuna.Trial(self.study, frozen._trial_id)
+            trial = optuna_private.trial_of(self.study, frozen)
             for key, distribution in self.definition.space.items():
                 suggest(trial, key, distribution)
             params = dict(trial.params)
         begun = int(frozen.user_attrs.get("begun", 0)) + 1
         # the count last: where a database goes away in between, this trial is taken and counted anew
         for key, value in {SEEN: time.time(), OWNER: self._me, "begun": begun}.items():
-            self.study._storage.set_trial_user_attr(frozen._trial_id, key, value)
-        self._mine.add(number)
-        return Mine(number, params, begun, before)
+            optuna_private.set_attribute(self.study, frozen, key, value)
+        self._claimed.add(number)
+        return ClaimedTrial(number, params, begun, before)
 
     def _abandoned(self, trial: FrozenTrial) -> bool:
         if trial.user_attrs.get(OWNER) == self._me:
-            return trial.number not in self._mine
+            return trial.number not in self._claimed
         return gone(trial.user_attrs, self.limits.lost_after)
 
     def waiting(self) -> list[FrozenTrial]:
         """Trials that other processes are working on, which may yet be left behind."""
         running = [t for t in self.store.patiently(self.trials) if t.state == TrialState.RUNNING]
-        return [trial for trial in running if trial.number not in self._mine]
+        return [trial for trial in running if trial.number not in self._claimed]
 
-    def tell(self, trial: Mine, ending: Ending) -> bool:
+    def tell(self, trial: ClaimedTrial, result: TrialResult) -> bool:
         """Records how a trial ended. False where another worker has taken it over meanwhile."""
-        return self.store.patiently(lambda: self._tell(trial, ending))
+        return self.store.patiently(lambda: self._tell(trial, result))
 
-    def _tell(self, trial: Mine, ending: Ending) -> bool:
-        bad = [value for value in ending.values if math.isnan(value)]
-        if ending.status == "finished" and bad:
-            ending = Ending("failed", "diverged", "an objective is nan", run=ending.run)
+    def _tell(self, trial: ClaimedTrial, result: TrialResult) -> bool:
+        bad = [value for value in result.values if math.isnan(value)]
+        if result.status == "finished" and bad:
+            result = TrialResult("failed", "diverged", "an objective is nan", run=result.run)
         with self.store.exclusive(self.name):
             frozen = self.trials()[trial.number]
             if not self._holds(frozen):
-                self._mine.discard(trial.number)
+                self._claimed.discard(trial.number)
                 return frozen.user_attrs.get(OWNER) == self._me  # told before, and the answer was lost
-            handle = self.study._storage.set_trial_user_attr
             for key in ("status", "kind", "reason", "run"):
-                if (value := getattr(ending, key)) is not None:
-                    handle(frozen._trial_id, key, value)
+                if (value := getattr(result, key)) is not None:
+                    optuna_private.set_attribute(self.study, frozen, key, value)
             if trial.reasons:
-                handle(frozen._trial_id, "earlier_failures", trial.reasons)
-            if ending.status == "finished":
-                self.study.tell(trial.number, list(ending.values))
-            elif ending.status == "pruned":
+                optuna_private.set_attribute(self.study, frozen, "earlier_failures", trial.reasons)
+            if result.status == "finished":
+                self.study.tell(trial.number, list(result.values))
+            elif result.status == "pruned":
                 self.study.tell(trial.number, state=TrialState.PRUNED)
             else:
                 self.study.tell(trial.number, state=TrialState.FAIL)
-                self.failures += ending.kind != "diverged"
-            self._mine.discard(trial.number)
+                self.failures += result.kind != "diverged"
+            self._claimed.discard(trial.number)
         return True
 
     def release(self, number: int) -> None:
         """Leaves a trial to whoever comes next, its run to be continued."""
 
-        self._mine.discard(number)
+        self._claimed.discard(number)
         self.store.patiently(lambda: self._mark(number, OWNER, ""), patience=5.0)
 
-    def again(self, trial: Mine, ending: Ending) -> bool:
+    def again(self, trial: ClaimedTrial, result: TrialResult) -> bool:
         """Whether a failed trial is to be tried once more right away."""
-        if ending.status != "failed" or ending.kind not in RETRIED or ending.kind == "timeout":
+        if result.status != "failed" or result.kind not in RETRIED or result.kind == "timeout":
             return False
-        trial.reasons.append(str(ending.reason))
+        trial.reasons.append(str(result.reason))
         return len(trial.reasons) <= self.limits.retries
 
     @property
@@ -276,7 +228,7 @@ class Study:
 
     def _heartbeat(self) -> None:
         while not self._beat.wait(self.limits.heartbeat):
-            for number in list(self._mine):
+            for number in list(self._claimed):
                 self.store.patiently(partial(self._sign, number))
 
     def _sign(self, number: int) -> None:
@@ -287,7 +239,7 @@ class Study:
         with self.store.exclusive(self.name):
             frozen = self.trials()[number]
             if self._holds(frozen):
-                self.study._storage.set_trial_user_attr(frozen._trial_id, key, value)
+                optuna_private.set_attribute(self.study, frozen, key, value)
 
     def _holds(self, trial: FrozenTrial) -> bool:
         return trial.state == TrialState.RUNNING and trial.user_attrs.get(OWNER) == self._me
@@ -305,16 +257,8 @@ def suggest(trial: optuna.Trial, key: str, distribution: BaseDistribution) -> No
         trial.suggest_float(key, f.low, f.high, step=f.step, log=f.log)
 
 
-def build_pruner(spec: Mapping[str, Any] | None) -> optuna.pruners.BasePruner:
-    """The pruner of a study; one that never prunes where none is chosen."""
-    if spec is None:
-        return optuna.pruners.NopPruner()
-    pruner: optuna.pruners.BasePruner = build(optuna.pruners, spec, "hydra.sweeper.pruner")
-    return pruner
-
-
 def trial_of(storage: Any, name: str, number: int, pruner: Mapping[str, Any] | None) -> optuna.Trial:
     """A trial as the job sees it that makes its run: to report to, and to ask whether to go on."""
     sampler = optuna.samplers.RandomSampler(seed=os.getpid())  # draws nothing: all is drawn already
     study = optuna.load_study(study_name=name, storage=storage, sampler=sampler, pruner=build_pruner(pruner))
-    return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
+    return optuna_private.trial_of(study, study.get_trials(deepcopy=False)[number])

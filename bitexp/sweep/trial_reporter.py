@@ -32,10 +32,10 @@ class StudyOfJobs:
         return StudyOfJobs(**json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))))
 
 
-class StudyJudge:
+class TrialReporter:
     """Called with the objective and how far the run is; True ends the run, as Optuna's pruner says.
 
-    A study that cannot be reached ends no run: the judge says so once, and the run goes on unjudged.
+    A study that cannot be reached ends no run: this is announced once, and the run goes on to its end.
     """
 
     PATIENCE = 60.0  # seconds that a database may be away before a run goes on without it
@@ -80,14 +80,16 @@ class StudyJudge:
         self._trial = trial_of(self._store.storage, self._study.name, self._number, self._study.pruner)
 
     def _ask(self, value: float, permille: int) -> bool:
-        if permille not in self._trial.storage.get_trial(self._trial._trial_id).intermediate_values:
+        from bitexp.sweep.optuna_private import reported
+
+        if permille not in reported(self._trial):
             self._trial.report(value, permille)
         return self._prunes and self._trial.should_prune()
 
 
-def judge_of(number: int, say: Callable[[str], None]) -> StudyJudge | None:
-    """The judge of the job of that number; None where it is no trial, or of several objectives."""
+def reporter_of(number: int, say: Callable[[str], None]) -> TrialReporter | None:
+    """The reporter of the job of that number; None where it is no trial, or of several objectives."""
     if STUDY not in os.environ:
         return None
     study = StudyOfJobs.from_text(os.environ[STUDY])
-    return StudyJudge(study, number, say) if study.objective else None
+    return TrialReporter(study, number, say) if study.objective else None

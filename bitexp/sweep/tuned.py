@@ -37,14 +37,14 @@ def apply_tuned(config: DictConfig, hydra: Any, overrides: Sequence[str]) -> Non
     if typed:
         raise UserError(f"tuned=true sets what {typed[0]} sets: leave out one of the two")
     places = [Path(s.path) / "tuning" / f"{config.name}.yaml" for s in hydra.runtime.config_sources if s.path]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
         raise UserError(
             f"tuned=true needs a file tuning/{config.name}.yaml beside the configs and there is none; "
             "write one with a line per quantizer (ternary_mean: {lr: 0.01, weight_decay: 0.0}), or use "
             "tuned=false to compare at one shared setting"
         )
-    table: dict[str, Any] = yaml.safe_load(found.read_text()) or {}
+    table: dict[str, Any] = yaml.safe_load(file.read_text()) or {}
     chosen = {word.lstrip("+") for word in overrides}
     for line, setting in table.items():
         precision, *further = line.split()
@@ -52,7 +52,7 @@ def apply_tuned(config: DictConfig, hydra: Any, overrides: Sequence[str]) -> Non
             continue
         for key, value in (setting or {}).items():
             if key not in KEYS:
-                raise UserError(f"{found}: '{key}' is not a tuned setting. Known: {', '.join(KEYS)}")
+                raise UserError(f"{file}: '{key}' is not a tuned setting. Known: {', '.join(KEYS)}")
             config.optimizer[key] = value
 
 

@@ -9,30 +9,31 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from bitexp.sweep.live_view import Board
+from bitexp.common.format import value_text
+from bitexp.sweep.live_view import LiveView
 from bitexp.sweep.processes import STOPPING
-from bitexp.sweep.study import Ending, Mine, Study
+from bitexp.sweep.study import ClaimedTrial, Study, TrialResult
 
 POLL = 2.0  # seconds between looks at trials of other workers, when there is nothing else to do
 
-Launch = Callable[[Mine], Ending]
+Launch = Callable[[ClaimedTrial], TrialResult]
 """Makes the run of a trial. Raises KeyboardInterrupt where the user stops it."""
 
 
 @dataclass
-class Conductor:
+class Workers:
     """The workers of this process on one study."""
 
     study: Study
     launch: Launch
-    board: Board
+    view: LiveView
 
     def __post_init__(self) -> None:
         self.stop = threading.Event()
         self.nothing_works: str | None = None
         self._problems: list[BaseException] = []
 
-    def conduct(self, workers: int, halt: Callable[[], None]) -> None:
+    def run(self, workers: int, halt: Callable[[], None]) -> None:
         """Returns when the budget is spent, too much has failed, or nothing works at all.
 
         Args:
@@ -53,7 +54,7 @@ class Conductor:
                 end.wait()
         except KeyboardInterrupt:
             self.stop.set()
-            self.board.say(STOPPING)
+            self.view.line(STOPPING)
             halt()
             try:
                 for end in ends:
@@ -76,53 +77,52 @@ class Conductor:
             end.set()
 
     def _work(self) -> None:
-        told = False
+        announced = False
         while not (self.stop.is_set() or self.study.given_up or self.nothing_works):
             trial = self.study.next()
             if trial is None:
                 others = self.study.waiting()
                 if not others:
                     return
-                if not told:
+                if not announced:
                     numbers = ", ".join(str(other.number) for other in others)
-                    self.board.say(f"The budget is given out; waiting for trials of others: {numbers}")
-                    told = True
+                    self.view.line(f"The budget is given out; waiting for trials of others: {numbers}")
+                    announced = True
                 self.stop.wait(POLL)
                 continue
             if trial.taken_from is not None:
-                self.board.say(f"Trial {trial.number} goes on: {trial.taken_from} works on it no more")
+                self.view.line(f"Trial {trial.number} goes on: {trial.taken_from} works on it no more")
             self._make(trial)
 
-    def _make(self, trial: Mine) -> None:
+    def _make(self, trial: ClaimedTrial) -> None:
         what = described(trial.params)
-        self.board.began(trial.number, what)
+        self.view.began(trial.number, what)
         try:
-            ending = self._outside(self.launch(trial))
-            while not self.stop.is_set() and self.study.again(trial, ending):
-                self.board.say(f"Trial {trial.number} failed and is tried again: {ending.reason}")
-                ending = self._outside(self.launch(trial))
+            result = self._outside(self.launch(trial))
+            while not self.stop.is_set() and self.study.again(trial, result):
+                self.view.line(f"Trial {trial.number} failed and is tried again: {result.reason}")
+                result = self._outside(self.launch(trial))
         except BaseException:  # Ctrl-C, or the launcher itself
             self.study.release(trial.number)
             raise
-        if ending.status == "stopped":
+        if result.status == "stopped":
             self.study.release(trial.number)
-            self.board.ended(trial.number, "stopped", ending.reason)
+            self.view.ended(trial.number, "stopped", result.reason)
             return
-        if self.study.tell(trial, ending):
-            self.board.ended(trial.number, ending.status, ending.reason, ending.values)
+        if self.study.tell(trial, result):
+            self.view.ended(trial.number, result.status, result.reason, result.values)
         else:
-            self.board.ended(trial.number, "left", "another worker has taken it over")
-        if ending.kind == "config" and not any(t.state == TrialState.COMPLETE for t in self.study.trials()):
-            self.nothing_works = ending.reason
+            self.view.ended(trial.number, "left", "another worker has taken it over")
+        if result.kind == "config" and not any(t.state == TrialState.COMPLETE for t in self.study.trials()):
+            self.nothing_works = result.reason
 
-    def _outside(self, ending: Ending) -> Ending:
+    def _outside(self, result: TrialResult) -> TrialResult:
         """A job that somebody else stopped, while the sweep goes on, has failed."""
-        if ending.status == "stopped" and not self.stop.is_set():
-            return Ending("failed", "died", f"stopped from outside by {ending.reason}", run=ending.run)
-        return ending
+        if result.status == "stopped" and not self.stop.is_set():
+            return TrialResult("failed", "died", f"stopped from outside by {result.reason}", run=result.run)
+        return result
 
 
 def described(params: Mapping[str, Any]) -> str:
     """Drawn parameters for people: three digits of what is not whole."""
-    short = {key: f"{v:.3g}" if isinstance(v, float) else str(v) for key, v in params.items()}
-    return " ".join(f"{key}={value}" for key, value in short.items())
+    return " ".join(f"{key}={value_text(value, 3)}" for key, value in params.items())

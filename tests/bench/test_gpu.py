@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from bitexp.__main__ import main
 from bitexp.bench import gpu
 from bitexp.bench.gpu_layers import BASE, CANDIDATES, Make, bf16, int_mm
 from bitexp.common.console import Report
@@ -19,7 +20,8 @@ from bitexp.quant.activations.absmax import absmax_codes
 
 @pytest.fixture
 def bench(in_process: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
-    return in_process(gpu.main, "python -m bitexp.bench.gpu")
+    call = in_process(main, "bitexp")
+    return lambda *words: call("bench", "gpu", *words)
 
 
 def test_without_a_gpu_it_says_so(bench: Callable[..., Any]) -> None:
@@ -38,11 +40,11 @@ def test_a_layer_that_is_none_is_refused(bench: Callable[..., Any], layer: str) 
 
 def test_the_table_compares_with_the_base_and_the_floor(capsys: pytest.CaptureFixture[str]) -> None:
     rows = [
-        gpu.Row("8x4", 1, BASE, 10.0, 0.01, 2.0),
-        gpu.Row("8x4", 1, "triton", 2.5, 0.0, 2.0),
-        gpu.Row("8x4", 1, "gemlite", None, None, 2.0, "RuntimeError: no"),
+        gpu.GpuTiming("8x4", 1, BASE, 10.0, 0.01, 2.0),
+        gpu.GpuTiming("8x4", 1, "triton", 2.5, 0.0, 2.0),
+        gpu.GpuTiming("8x4", 1, "gemlite", None, None, 2.0, "RuntimeError: no"),
     ]
-    Report().table(gpu.table(rows))
+    Report().table(gpu.timings_table(rows))
     lines = capsys.readouterr().out
     assert [line.split()[-4:] for line in lines.splitlines() if "triton" in line] == [
         ["2.50", "1.25", "4.00", "0.0e+00"]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from bitexp.__main__ import main
 from bitexp.bench import layers
-from bitexp.bench.__main__ import main
 from bitexp.bench.peers import PEERS
 from bitexp.kernels.cpu.jit import missing
 
@@ -21,7 +21,8 @@ SMALL = ("layers", "--shapes", "64x256", "--rounds", "1", "--cache", "hot")
 
 @pytest.fixture
 def bench(in_process: Callable[..., Any]) -> Callable[..., Any]:
-    return in_process(main, "bitexp.bench")
+    call = in_process(main, "bitexp")
+    return lambda *words: call("bench", *words)
 
 
 @pytest.mark.parametrize("name", PEERS)

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from bitexp.bench.__main__ import main
+from bitexp.__main__ import main
 
 
 @pytest.fixture
 def bench(in_process: Callable[..., Any]) -> Callable[..., Any]:
-    return in_process(main, "bitexp.bench")
+    call = in_process(main, "bitexp")
+    return lambda *words: call("bench", *words)
 
 
 def test_a_text_and_an_image_model(bench: Callable[..., Any], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import argparse
 import pytest
 import torch
 
-from bitexp.bench.step import BF16, PEER, candidates, layer_bytes, measure
+from bitexp.bench.candidates import BF16, PEER, candidates, layer_bytes, measure
 from bitexp.bench.workloads import WORKLOADS
 from bitexp.quant.layers import quantized_layers
 

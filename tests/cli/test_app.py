@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 import bitexp.__main__
-from bitexp.cli.app import PluginConfigs
 from bitexp.common.errors import describe_crash
 from bitexp.common.spelling import nearest, unknown_key
+from bitexp.config.search_path import PluginConfigs
 from bitexp.kernels import KERNELS
 
 
@@ -121,7 +121,7 @@ CASES = {
     f"{LANGUAGE} model.activation=gelu": ["model.activation=gelu should be 'silu' or 'relu2'"],
     # what cannot be read
     "model.hidden=[3": ["'model.hidden=[3' cannot be read", "quote what the shell"],
-    "foo": ["'foo' cannot be read: missing EQUAL", "Write key=value"],
+    "seed=0 foo": ["'foo' cannot be read: missing EQUAL", "Write key=value"],
     "=3": ["must be a string or a list"],
     "data.limit=${nowhere}": ["data.limit: Interpolation key 'nowhere' not found"],
     "seed=0,1": ["Ambiguous value", "add --multirun"],
@@ -330,7 +330,7 @@ def test_another_package_brings_its_configs(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "their_package" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     points = [EntryPoint("theirs", "their_package.things", "bitexp")]
-    monkeypatch.setattr("bitexp.cli.app.entry_points", lambda group: points)
+    monkeypatch.setattr("bitexp.config.search_path.entry_points", lambda group: points)
     search_path = ConfigSearchPathImpl()
     PluginConfigs().manipulate_search_path(search_path)
     assert [item.path for item in search_path.get_path()] == [f"file://{tmp_path}/their_package/conf"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bitexp.common.errors import UserError
 from bitexp.data.images.augment import Augmentation
-from bitexp.data.images.batches import Prepared, Stored
+from bitexp.data.images.batches import ImageBatches, ImagesInMemory
 from bitexp.data.loader import ResumableLoader, evaluation_plan, training_plan
 
 sizes = {
@@ -116,9 +116,9 @@ def test_evaluation_sees_each_image_once(count, batch_size, world):
 def loader(workers=0, count=23, seed=1):
     """Batches of 5 whose labels are the indices of the images."""
     pixels = torch.arange(count * 16).remainder(256).to(torch.uint8).reshape(count, 1, 4, 4)
-    images = Stored(pixels, torch.arange(count))
+    images = ImagesInMemory(pixels, torch.arange(count))
     augmentation = Augmentation({"crop": 1, "flip": True}, count, seed)
-    dataset = Prepared(images, 255, [0.5], [0.25], augmentation)
+    dataset = ImageBatches(images, 255, [0.5], [0.25], augmentation)
     plan = training_plan(torch.arange(count), batch_size=5, seed=seed)
     return ResumableLoader(dataset, plan, workers=workers)
 
@@ -192,7 +192,7 @@ class Broken:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_for_users_come_out_of_workers_as_they_are(workers):
-    dataset = Prepared(Broken(), 255, [0.0], [1.0], None)
+    dataset = ImageBatches(Broken(), 255, [0.0], [1.0], None)
     plan = evaluation_plan(torch.arange(10), batch_size=5)
     loader = ResumableLoader(dataset, plan, workers=workers)
     with pytest.raises(UserError) as caught:

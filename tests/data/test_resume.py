@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from bitexp.data.images.base import ImageData
-from bitexp.data.images.batches import Stored
+from bitexp.data.images.batches import ImagesInMemory
 
 COUNT = 70  # 56 to train on: 7 batches of 8
 
@@ -27,7 +27,7 @@ class Numbered(ImageData):
     def read(self, part):
         draw = torch.Generator().manual_seed(3)
         images = torch.randint(0, 256, (COUNT, 1, 6, 6), generator=draw, dtype=torch.uint8)
-        return None if part == "val" else Stored(images, torch.arange(COUNT))
+        return None if part == "val" else ImagesInMemory(images, torch.arange(COUNT))
 
 
 class Net(pl.LightningModule):

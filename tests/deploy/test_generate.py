@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-import bitexp.deploy.generate
+from bitexp.__main__ import main
 from bitexp.common.console import Report
 from bitexp.common.files import read_json, write_json
 from bitexp.data.text.tokenizers import load_tokenizer
@@ -66,8 +66,9 @@ def folder(trained: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def call(in_process: Any) -> Any:
-    """`python -m bitexp.deploy.generate WORDS...` in this process."""
-    return in_process(bitexp.deploy.generate.main, "bitexp.deploy.generate")
+    """`python -m bitexp generate WORDS...` in this process."""
+    call = in_process(main, "bitexp")
+    return lambda *words: call("generate", *words)
 
 
 def text_of(folder: Path, prompt: str, count: int, sampling: Sampling, weights: str = "last") -> str:
@@ -152,7 +153,7 @@ def test_text_comes_while_it_is_made_and_stays_when_it_is_stopped(
         yield from b"abc"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bitexp.deploy.generate, "generate", interrupted)
+    monkeypatch.setattr("bitexp.models.generation.generate", interrupted)
     said = call(trained(), "--prompt", "12 ")
     assert said.code == 130
     assert said.out.startswith("12 abc")
@@ -162,7 +163,7 @@ def test_text_comes_while_it_is_made_and_stays_when_it_is_stopped(
 def test_the_end_of_a_document_ends_the_text(
     trained: Callable[..., Path], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bitexp.deploy.generate, "generate", lambda *_: itertools.cycle(b"one\0two"))
+    monkeypatch.setattr("bitexp.models.generation.generate", lambda *_: itertools.cycle(b"one\0two"))
     said = call(trained(), "--tokens", 100)
     assert (said.code, said.out) == (0, "one\n")
     assert said.err.startswith("4 tokens, ")

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bitexp.common.format import energy_text
 from bitexp.report.axes import DATA
 from bitexp.report.compare import Comparison, compare
-from bitexp.report.energy import PICOJOULES, energy, shown
+from bitexp.report.energy import PICOJOULES, energy
 from bitexp.report.runs import read_runs
 from bitexp.report.stats import holm, paired
 from bitexp.report.tables import bytes_table, precision_table, setting_table
@@ -25,8 +26,8 @@ def compared(outputs: Path) -> Callable[[], Comparison]:
     """The comparison of all runs that were written."""
 
     def only() -> Comparison:
-        (found,) = compare(read_runs([outputs])[0])
-        return found
+        (comparison,) = compare(read_runs([outputs])[0])
+        return comparison
 
     return only
 
@@ -35,11 +36,11 @@ def test_a_setting_that_follows_from_the_precision_is_no_axis(write_run: Write, 
     for quantizer, lr in (("full", 0.003), ("binary", 0.01)):
         for seed in range(3):
             write_run(quantizer, seed, 0.9 + seed / 100, optimizer__lr=lr, tuned=True)
-    found = compared()
-    assert (found.axes.apart, found.axes.variant, found.axes.tuned) == ((), (), ())
-    assert [row.cell.precision for row in found.rows] == ["full", "binary"]
-    assert [row.cell.config("optimizer.lr") for row in found.rows] == [[0.003], [0.01]]
-    assert "each precision at its tuned setting" in caption(found)
+    comparison = compared()
+    assert (comparison.axes.setting, comparison.axes.variant, comparison.axes.hyperparameters) == ((), (), ())
+    assert [row.cell.precision for row in comparison.rows] == ["full", "binary"]
+    assert [row.cell.config("optimizer.lr") for row in comparison.rows] == [[0.003], [0.01]]
+    assert "each precision at its tuned setting" in caption(comparison)
 
 
 def test_settings_drawn_at_random_keep_all_their_axes(write_run: Write, compared: Any) -> None:
@@ -49,16 +50,16 @@ def test_settings_drawn_at_random_keep_all_their_axes(write_run: Write, compared
         typed = [f"optimizer.lr={lr}", f"optimizer.weight_decay={decay}"]
         settings = {"optimizer__lr": lr, "optimizer__weight_decay": decay}
         write_run("binary", 0, 0.5, typed=typed, **settings)
-    assert compared().axes.tuned == ("optimizer.lr", "optimizer.weight_decay")
+    assert compared().axes.hyperparameters == ("optimizer.lr", "optimizer.weight_decay")
 
 
 def test_keys_that_go_with_a_choice_are_no_axes_of_their_own(write_run: Write, compared: Any) -> None:
     for hidden, dropout in (([16], 0.1), ([32], 0.2)):
         for quantizer in ("full", "binary"):
             write_run(quantizer, 0, 0.5, model__hidden=hidden, model__dropout=dropout)
-    found = compared()
-    assert found.axes.apart == ("model.hidden",)
-    assert [row.versus is None for row in found.rows] == [True, False, True, False]
+    comparison = compared()
+    assert comparison.axes.setting == ("model.hidden",)
+    assert [row.versus is None for row in comparison.rows] == [True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -71,31 +72,31 @@ def test_budget_and_data_are_never_hidden_by_the_precision(
     write_run("full", 0, 0.95, **{key: 60})
     write_run("binary", 0, 0.9, **{key: 5})
     write_run("full_norm", 0, 0.93, **{key: 60})
-    found = compared()
-    assert found.axes.apart == (axis,)
-    against = {row.cell.precision: row.versus for row in found.rows}
+    comparison = compared()
+    assert comparison.axes.setting == (axis,)
+    against = {row.cell.precision: row.versus for row in comparison.rows}
     assert against["binary"] is None
     assert against["full_norm"].difference == pytest.approx(-0.02)
-    assert f"only where {axis} agree" in caption(found)
-    assert "A row without a difference has no full run" in caption(found)
+    assert f"only where {axis} agree" in caption(comparison)
+    assert "Rows without a difference have no full run" in caption(comparison)
 
 
 def test_other_data_are_another_comparison(write_run: Write, compared: Any) -> None:
     write_run("full", 0, 0.95, made={"data": "one"})
     write_run("binary", 0, 0.9, made={"data": "two"})
-    found = compared()
-    assert found.axes.apart == (DATA,)
-    assert all(row.versus is None for row in found.rows)
-    assert [column.title for column in precision_table(found).columns][:2] == ["precision", "data"]
+    comparison = compared()
+    assert comparison.axes.setting == (DATA,)
+    assert all(row.versus is None for row in comparison.rows)
+    assert [column.title for column in precision_table(comparison).columns][:2] == ["precision", "data"]
 
 
 def test_options_of_the_quantizer_are_rows_against_the_same_baseline(write_run: Write, compared: Any) -> None:
     write_run("full", 0, 0.95)
     for granularity, score in (("tensor", 0.9), ("channel", 0.92)):
         write_run("ternary_mean", 0, score, quantizer__granularity=granularity)
-    found = compared()
-    assert found.axes.variant == ("quantizer.granularity",)
-    assert [round(row.versus.difference, 6) for row in found.rows[1:]] == [-0.03, -0.05]
+    comparison = compared()
+    assert comparison.axes.variant == ("quantizer.granularity",)
+    assert [round(row.versus.difference, 6) for row in comparison.rows[1:]] == [-0.03, -0.05]
 
 
 def test_the_chosen_setting_is_the_best_validated_of_those_with_most_seeds(
@@ -105,20 +106,20 @@ def test_the_chosen_setting_is_the_best_validated_of_those_with_most_seeds(
     for lr, validated, score in ((0.2, 0.8, 0.7), (0.3, 0.9, 0.6), (0.4, 0.7, 0.9)):
         for seed in range(2):
             write_run("binary", seed, score, validated=validated, optimizer__lr=lr)
-    found = compared()
-    (row,) = found.rows
-    assert row.cell.tuned == (0.3,)
+    comparison = compared()
+    (row,) = comparison.rows
+    assert row.cell.hyperparameters == (0.3,)
     assert len(row.cells) == 4
     assert row.robust == 1 / 4
-    assert "by validation, among those with the most seeds" in caption(found)
+    assert "by validation, among those with the most seeds" in caption(comparison)
 
 
 def test_without_validation_the_choice_says_what_it_is(write_run: Write, compared: Any) -> None:
     for lr, score in ((0.2, 0.7), (0.3, 0.8)):
         write_run("binary", 0, score, optimizer__lr=lr)
-    found = compared()
-    assert found.rows[0].cell.tuned == (0.3,)
-    assert "by test/accuracy itself, which flatters it: nothing was held out" in caption(found)
+    comparison = compared()
+    assert comparison.rows[0].cell.hyperparameters == (0.3,)
+    assert "by test/accuracy itself, which is optimistic, because nothing was held out" in caption(comparison)
 
 
 def test_p_values_are_corrected_over_the_whole_table(write_run: Write, compared: Any) -> None:
@@ -127,22 +128,22 @@ def test_p_values_are_corrected_over_the_whole_table(write_run: Write, compared:
     for quantizer, values in scores.items():
         for seed, value in enumerate(values):
             write_run(quantizer, seed, float(value))
-    found = compared()
+    comparison = compared()
     base = dict(enumerate(scores["full"]))
-    expected = [paired(dict(enumerate(scores[row.cell.precision])), base) for row in found.rows[1:]]
-    assert [row.versus.p for row in found.rows[1:]] == [test.p for test in expected]
-    assert [row.versus.p_holm for row in found.rows[1:]] == holm([test.p for test in expected])
-    assert "paired t test" in caption(found)
-    assert "With so few seeds" in caption(found)
+    expected = [paired(dict(enumerate(scores[row.cell.precision])), base) for row in comparison.rows[1:]]
+    assert [row.versus.p for row in comparison.rows[1:]] == [test.p for test in expected]
+    assert [row.versus.p_holm for row in comparison.rows[1:]] == holm([test.p for test in expected])
+    assert "paired t test" in caption(comparison)
+    assert "With so few seeds" in caption(comparison)
 
 
 def test_one_seed_is_called_what_it_is(write_run: Write, compared: Any) -> None:
     write_run("full", 0, 0.9)
     write_run("binary", 0, 0.8)
-    found = compared()
-    values = precision_table(found).values()[1]
+    comparison = compared()
+    values = precision_table(comparison).values()[1]
     assert (values["difference"], values["p"], values["std"]) == (pytest.approx(-0.1), None, None)
-    assert "One seed is no test of a difference." in caption(found)
+    assert "A single seed cannot test a difference." in caption(comparison)
 
 
 def test_other_sources_and_other_lengths_are_told(write_run: Write, compared: Any) -> None:
@@ -150,13 +151,13 @@ def test_other_sources_and_other_lengths_are_told(write_run: Write, compared: An
     write_run("binary", 0, 0.8, result={"source": "other"})
     said = caption(compared())
     assert "same number of steps" in said
-    assert "different versions of bitexp's source" in said
+    assert "different versions of bitexp" in said
 
 
 def test_experiments_are_apart(write_run: Write, outputs: Path) -> None:
     write_run("full", 0, 0.9, name="a")
     write_run("binary", 0, 0.8, name="b")
-    assert [found.name for found in compare(read_runs([outputs])[0])] == ["a", "b"]
+    assert [comparison.name for comparison in compare(read_runs([outputs])[0])] == ["a", "b"]
 
 
 def test_equal_bytes_compares_the_best_that_fits(write_run: Write, compared: Any) -> None:
@@ -186,9 +187,9 @@ def test_equal_bytes_needs_two_sizes(write_run: Write, compared: Any) -> None:
 def test_the_front_is_over_rows(write_run: Write, compared: Any) -> None:
     for quantizer, score in (("full", 0.9), ("full_norm", 0.8), ("binary", 0.7), ("ternary_mean", 0.6)):
         write_run(quantizer, 0, score)
-    found = compared()
-    chosen = found.front([row.cell.metric("size/total_bytes") for row in found.rows])
-    assert [found.rows[i].cell.precision for i in chosen] == ["binary", "full"]
+    comparison = compared()
+    chosen = comparison.front([row.cell.metric("size/total_bytes") for row in comparison.rows])
+    assert [comparison.rows[i].cell.precision for i in chosen] == ["binary", "full"]
 
 
 def test_every_number_of_the_table_is_that_of_the_files(write_run: Write, compared: Any) -> None:
@@ -214,7 +215,7 @@ def test_energy_of_a_layer_is_that_of_the_paper() -> None:
     ("joules", "text"), [(4.6e-12, "4.6 pJ"), (8.69e-7, "869 nJ"), (1.03e-5, "10.3 µJ"), (2.0, "2 J")]
 )
 def test_joules_for_people(joules: float, text: str) -> None:
-    assert shown(joules) == text
+    assert energy_text(joules) == text
 
 
 def test_settings_are_listed_in_the_order_of_their_numbers(write_run: Write, compared: Any) -> None:

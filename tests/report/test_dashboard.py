@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bitexp.__main__ import main
 from bitexp.report import dashboard
 
 
@@ -22,7 +23,8 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def program(in_process: Callable[..., Any]) -> Callable[..., Any]:
-    return in_process(dashboard.main, "bitexp.report.dashboard")
+    call = in_process(main, "bitexp")
+    return lambda *words: call("dashboard", *words)
 
 
 def strings(node: Any) -> set[str]:

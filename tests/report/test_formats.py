@@ -29,13 +29,13 @@ def table(*names: str) -> Table:
 
 
 def test_markdown() -> None:
-    assert markdown(table("ab", "a|b").shown(SHORT)) == (
+    assert markdown(table("ab", "a|b").up_to(SHORT)) == (
         "| name | length |\n|---|---:|\n| ab | 2 |\n| a\\|b | 3 |\n\nWhat they are.\n"
     )
 
 
 def test_latex() -> None:
-    assert latex(table("50 % ± 1_a").shown(SHORT)) == (
+    assert latex(table("50 % ± 1_a").up_to(SHORT)) == (
         "\\begin{table}\n\\centering\n\\caption{What they are.}\n\\begin{tabular}{lr}\n\\toprule\n"
         "name & length \\\\\n\\midrule\n50 \\% $\\pm$ 1\\_a & 10 \\\\\n\\bottomrule\n"
         "\\end{tabular}\n\\end{table}\n"
@@ -82,6 +82,6 @@ def test_html_gives_back_the_text(text: str) -> None:
 
 @given(texts)
 def test_markdown_gives_back_the_text(text: str) -> None:
-    tokens = MarkdownIt("commonmark").enable("table").parse(markdown(table(text).shown(SHORT)))
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown(table(text).up_to(SHORT)))
     cells = [token.children or [] for token in tokens if token.type == "inline"]
     assert all(child.type in ("text", "text_special") for cell in cells[:4] for child in cell), text

@@ -1,4 +1,4 @@
-"""`python -m bitexp.report`: one command from folders to a page that stands by itself."""
+"""`python -m bitexp report`: one command from folders to a page that stands by itself."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import bitexp.report.__main__ as program
+from bitexp.__main__ import main
 from bitexp.report.runs import read_runs
 
 Write = Callable[..., Path]
@@ -29,8 +29,9 @@ HOSTILE = "\"><img src=x onerror=alert(1)><script>alert(2)</script>$x^2$</style>
 
 @pytest.fixture
 def report(in_process: Callable[..., Any]) -> Callable[..., Any]:
-    """`python -m bitexp.report WORDS...`"""
-    return in_process(program.main, "bitexp.report")
+    """`python -m bitexp report WORDS...`"""
+    call = in_process(main, "bitexp")
+    return lambda *words: call("report", *words)
 
 
 class Page(HTMLParser):
@@ -69,9 +70,9 @@ def reported(make_run: Write, tmp_path_factory: pytest.TempPathFactory) -> tuple
         (path / "metrics.csv").write_text("step,epoch,metric,value\n" + "".join(lines))
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
-        patch.setattr(sys, "argv", ["bitexp.report", str(folder)])
+        patch.setattr(sys, "argv", ["bitexp", "report", str(folder)])
         with pytest.raises(SystemExit, match="0"):
-            program.main()
+            main()
     return folder, said.getvalue()
 
 
@@ -247,11 +248,23 @@ def test_watching_writes_again_when_a_run_ends(
         except StopIteration:
             raise KeyboardInterrupt from None
 
-    monkeypatch.setattr(program.time, "sleep", sleep)
+    monkeypatch.setattr("time.sleep", sleep)
     ended = report(outputs, "--watch", "--every", "7")
     assert ended.code == 0
     assert [int(n) for n in re.findall(r"(\d+) runs, ", ended.out)] == [1, 2]
     assert 'http-equiv="refresh" content="14"' in (outputs / "report" / "index.html").read_text()
+
+
+def test_the_tolerance_holds_on_the_page_and_in_the_terminal(
+    write_run: Write, outputs: Path, report: Any
+) -> None:
+    for lr, score in ((0.001, 0.9), (0.01, 0.6), (0.1, 0.3)):
+        write_run("full", 0, score, optimizer__lr=lr)
+    ended = report(outputs, "--tolerance", "0.5")
+    for text in (ended.out, (outputs / "report" / "report.md").read_text()):
+        assert "within 0.5" in text
+        assert "67%" in text
+        assert "within 0.01" not in text
 
 
 def test_real_runs_are_reported(command: Any, small: Any, outputs: Path, report: Any) -> None:

@@ -41,7 +41,7 @@ def test_a_real_run_is_read(train: Any) -> None:
     assert run.metrics == outcome.result["metrics"]
     assert run.score == outcome.result["metrics"]["test/accuracy"]
     assert [step for step, _ in run.curves["val/accuracy"]] == [4, 8]
-    assert run.made["git"] is None or run.made["git"]["commit"]
+    assert run.attempt["git"] is None or run.attempt["git"]["commit"]
 
 
 def test_runs_are_found_at_any_depth_and_beside_other_things(write_run: Write, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_files_that_are_missing_or_of_other_types_leave_a_run_with_less(write_ru
         "step,epoch,metric,value\n1,0,val/x,0.5\nx,0,val/x,1\n2,0,val/x\n3,0,a,b,1\n"
     )
     run = read(path)
-    assert (run.made, run.overrides, run.span) == ({}, (), None)
+    assert (run.attempt, run.overrides, run.span) == ({}, (), None)
     assert run.curves == {"val/x": [(1, 0.5)], "a,b": [(3, 1.0)]}
     (path / "config.yaml").unlink()
     assert isinstance(read_run(path), Problem)

@@ -13,7 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
-import bitexp.report.__main__ as program
+from bitexp.__main__ import main
 from bitexp.report.compare import compare
 from bitexp.report.runs import read_runs
 from bitexp.report.studies import grid_importance, read_studies
@@ -79,7 +79,7 @@ def test_the_page_shows_the_study(
     journal: Path, write_run: Callable[..., Path], outputs: Path, in_process: Any
 ) -> None:
     write_run("full", 0, 0.9)
-    assert in_process(program.main, "bitexp.report")(outputs).code == 0
+    assert in_process(main, "bitexp")("report", outputs).code == 0
     page = (outputs / "report" / "index.html").read_text()
     assert "Study &lt;b&gt;tune&lt;/b&gt;" in page
     assert "40 complete, 1 fail, 1 pruned trials" in page

@@ -99,7 +99,7 @@ def test_numbers_are_mean_and_deviation_over_seeds(record: Any, said: Any) -> No
     ]  # fmt: skip
     assert caption.startswith("Best test/accuracy: full with 0.9650 ± 0.0050. Smallest file: ternary_mean")
     assert "Mean ± standard deviation over seeds; all precisions at one shared setting." in caption
-    assert hint.startswith("Plots and all settings: python -m bitexp.report ")
+    assert hint.startswith("Plots and all settings: python -m bitexp report ")
     assert count.startswith("6 jobs: 6 trained, 0 finished before, 0 not finished. Index: ")
 
 

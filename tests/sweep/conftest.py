@@ -15,10 +15,10 @@ from optuna.trial import FrozenTrial
 
 from bitexp.common.console import Report
 from bitexp.sweep import workers as conduct
-from bitexp.sweep.live_view import Board
+from bitexp.sweep.live_view import LiveView
 from bitexp.sweep.storage import Store
-from bitexp.sweep.study import Definition, Ending, Limits, Mine, Study
-from bitexp.sweep.workers import Conductor
+from bitexp.sweep.study import ClaimedTrial, Definition, Limits, Study, TrialResult
+from bitexp.sweep.workers import Workers
 
 LR = FloatDistribution(1e-4, 1e-1, log=True)
 SPACES = {
@@ -76,10 +76,10 @@ def opened(define: Any) -> Callable[..., Study]:
     return make
 
 
-def score(trial: Mine) -> Ending:
+def score(trial: ClaimedTrial) -> TrialResult:
     """A run that ends well, its value of its parameters alone."""
     numbers = [float(v) if isinstance(v, int | float) else len(str(v)) for v in trial.params.values()]
-    return Ending("finished", values=[sum(numbers)], run=f"runs/{trial.number}")
+    return TrialResult("finished", values=[sum(numbers)], run=f"runs/{trial.number}")
 
 
 @pytest.fixture(scope="session")
@@ -89,16 +89,16 @@ def work_off(opened: Any) -> Callable[..., list[FrozenTrial]]:
     def work(
         place: Any,
         n_trials: int = 6,
-        launch: Callable[[Mine], Ending] = score,
+        launch: Callable[[ClaimedTrial], TrialResult] = score,
         workers: int = 1,
         report: Report | None = None,
         halt: Callable[[], None] = lambda: None,
         **further: Any,
     ) -> list[FrozenTrial]:
         study = opened(place, n_trials, **further)
-        board = Board(report or Report(quiet=True), n_trials, workers, "max")
+        view = LiveView(report or Report(quiet=True), n_trials, workers, "max")
         try:
-            Conductor(study, launch, board).conduct(workers, halt)
+            Workers(study, launch, view).run(workers, halt)
             return list(study.trials())
         finally:
             study.close()

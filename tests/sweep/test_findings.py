@@ -17,7 +17,7 @@ from optuna.trial import TrialState, create_trial
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.files import write_json, write_yaml
-from bitexp.sweep.findings import Found, say_findings
+from bitexp.sweep.findings import StudySummary, print_findings
 from bitexp.sweep.tuned import write_tuned
 
 LR = FloatDistribution(0.0, 1.0)
@@ -68,10 +68,12 @@ def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., li
         storage: str = "here.journal",
     ) -> list[str]:
         found = [
-            Found("mine", f"tune-{n}", words, storage, tmp_path, list(objectives), directions, 9, trials)
+            StudySummary(
+                "mine", f"tune-{n}", words, storage, tmp_path, list(objectives), directions, 9, trials
+            )
             for n, (words, trials) in enumerate(studies)
         ]
-        say_findings(found, Report())
+        print_findings(found, Report())
         return [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
 
     return say
@@ -144,7 +146,7 @@ def test_a_run_that_has_gone_since_leaves_its_cells_empty(trial: Any, said: Any,
 
 def test_optuna_agrees_on_the_best(trial: Any) -> None:
     trials = [trial(n, value) for n, value in enumerate((0.3, 0.8, 0.8, 0.1))]
-    found = Found("m", "s", [], "j", Path(), ["val/accuracy"], ["maximize"], 4, trials)
+    found = StudySummary("m", "s", [], "j", Path(), ["val/accuracy"], ["maximize"], 4, trials)
     study = optuna.create_study(direction="maximize")
     study.add_trials(trials)
     assert found.best is not None

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from bitexp.common.console import Report
 from bitexp.sweep import live_view as module
-from bitexp.sweep.live_view import Board
+from bitexp.sweep.live_view import LiveView
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def terminal() -> tuple[Report, io.StringIO]:
 def test_each_job_that_ends_is_a_line_with_the_best_and_the_time_left(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    board = Board(Report(), total=4, workers=1, better="max")
+    view = LiveView(Report(), total=4, workers=1, better="max")
     jobs: list[tuple[str, str | None, list[float]]] = [
         ("finished", None, [0.5]),
         ("failed", "the loss is nan at step 3", []),
@@ -40,9 +40,9 @@ def test_each_job_that_ends_is_a_line_with_the_best_and_the_time_left(
         ("pruned", "val/accuracy 0.1", []),
     ]
     for number, (status, reason, values) in enumerate(jobs):
-        board.began(number, f"lr={number}")
+        view.began(number, f"lr={number}")
         clock[0] += 60
-        board.ended(number, status, reason, values)
+        view.ended(number, status, reason, values)
     assert capsys.readouterr().out.splitlines() == [
         "[1/4] 0: finished · 0.5000 · lr=0 · 1:00 · best 0.5000 by 0 · about 3:00 left",
         "[2/4] 1: failed · the loss is nan at step 3 · lr=1 · 1:00 · best 0.5000 by 0 · about 2:00 left",
@@ -53,35 +53,35 @@ def test_each_job_that_ends_is_a_line_with_the_best_and_the_time_left(
 
 @pytest.mark.parametrize(("better", "best"), [("max", 0.9), ("min", 0.1), (None, None)])
 def test_the_best_is_at_the_better_end(better: str | None, best: float | None) -> None:
-    board = Board(Report(quiet=True), 3, 1, better)
+    view = LiveView(Report(quiet=True), 3, 1, better)
     for number, value in enumerate([0.5, float("nan"), 0.1, 0.9]):
-        board.ended(number, "finished", None, [value])
-    assert (board.best and board.best[0]) == best
-    board.ended(9, "finished", None, [0.0, 1.0])  # of two objectives none is the best
-    assert (board.best and board.best[0]) == best
+        view.ended(number, "finished", None, [value])
+    assert (view.best and view.best[0]) == best
+    view.ended(9, "finished", None, [0.0, 1.0])  # of two objectives none is the best
+    assert (view.best and view.best[0]) == best
 
 
 def test_workers_share_the_time_left(clock: list[float]) -> None:
-    board = Board(Report(quiet=True), 10, workers=3)
-    assert board.left() is None
-    board.skip({"finished": 3, "failed": 1})
-    board.began(4, "")
+    view = LiveView(Report(quiet=True), 10, workers=3)
+    assert view.left() is None
+    view.skip({"finished": 3, "failed": 1})
+    view.began(4, "")
     clock[0] += 30
-    board.ended(4, "finished")
-    assert board.left() == pytest.approx(30 * 5 / 3)
-    assert (board.done, board.counts) == (5, {"finished": 4, "failed": 1})
+    view.ended(4, "finished")
+    assert view.left() == pytest.approx(30 * 5 / 3)
+    assert (view.done, view.counts) == (5, {"finished": 4, "failed": 1})
 
 
 def test_without_a_total_nothing_is_promised(capsys: pytest.CaptureFixture[str]) -> None:
-    board = Board(Report(), None, 1)
-    board.ended(0, "finished", None, [1.0])
+    view = LiveView(Report(), None, 1)
+    view.ended(0, "finished", None, [1.0])
     assert capsys.readouterr().out == "[1] 0: finished · 1.0000 · 0 s\n"
 
 
 def test_words_in_brackets_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
-    board = Board(Report(), 1, 1)
-    board.began(0, "model.hidden=[bold]")
-    board.ended(0, "failed", "[/] is no path")
+    view = LiveView(Report(), 1, 1)
+    view.began(0, "model.hidden=[bold]")
+    view.ended(0, "failed", "[/] is no path")
     assert "[/] is no path · model.hidden=[bold]" in capsys.readouterr().out
 
 
@@ -93,13 +93,13 @@ def test_a_terminal_has_a_table_that_renews_itself_below_the_lines(clock: list[f
         looked.append(number)
         return "0.4321 at 50%"
 
-    with Board(report, 3, 2, "max", look=look) as board:
-        board.began(0, "model.hidden=[8]")
-        board.began(1, "model.hidden=[16]")
+    with LiveView(report, 3, 2, "max", look=look) as view:
+        view.began(0, "model.hidden=[8]")
+        view.began(1, "model.hidden=[16]")
         clock[0] += 75
-        board.ended(0, "finished", None, [0.75])
-        board._live.refresh()  # type: ignore[union-attr]
-        board.say("Trial 2 goes on")
+        view.ended(0, "finished", None, [0.75])
+        view._live.refresh()  # type: ignore[union-attr]
+        view.line("Trial 2 goes on")
     text = screen.getvalue()
     assert "1: running 1:15 0.4321 at 50% model.hidden=[16]" in " ".join(text.split())
     assert "1 of 3 done: 1 finished · best 0.7500 by 0 (model.hidden=[8]) · about 1:15 left" in text
@@ -110,9 +110,9 @@ def test_a_terminal_has_a_table_that_renews_itself_below_the_lines(clock: list[f
 
 def test_the_table_shows_some_of_many_jobs() -> None:
     report, screen = terminal()
-    with Board(report, 99, 50) as board:
+    with LiveView(report, 99, 50) as view:
         for number in range(50):
-            board.began(number, f"seed={number}")
+            view.began(number, f"seed={number}")
     running = {
         line.split()[0] for line in screen.getvalue().splitlines() if ": " in line and "running" in line
     }
@@ -123,36 +123,36 @@ def test_the_table_shows_some_of_many_jobs() -> None:
 @pytest.mark.parametrize(("live", "of_a_terminal"), [(False, True), (True, False)])
 def test_no_table_where_it_would_disturb(live: bool, of_a_terminal: bool) -> None:
     report = terminal()[0] if of_a_terminal else Report(quiet=True)
-    assert Board(report, 1, 1, live=live)._live is None
+    assert LiveView(report, 1, 1, live=live)._live is None
 
 
 def test_the_table_goes_when_the_sweep_fails() -> None:
     report, screen = terminal()
-    with pytest.raises(KeyError), Board(report, 1, 1) as board:
+    with pytest.raises(KeyError), LiveView(report, 1, 1) as view:
         raise KeyError
-    assert not board._live.is_started  # type: ignore[union-attr]
+    assert not view._live.is_started  # type: ignore[union-attr]
     assert screen.getvalue().endswith("\x1b[?25h") or "\x1b[?25h" in screen.getvalue()  # the cursor is back
 
 
 def test_jobs_may_end_in_any_thread_at_once() -> None:
     import threading
 
-    board = Board(Report(quiet=True), 40, 4, "max")
+    view = LiveView(Report(quiet=True), 40, 4, "max")
 
     def work(first: int) -> None:
         for number in range(first, first + 10):
-            board.began(number, "")
+            view.began(number, "")
             time.sleep(0.001)
-            board.ended(number, "finished", None, [float(number)])
+            view.ended(number, "finished", None, [float(number)])
 
     threads = [threading.Thread(target=work, args=(n,)) for n in (0, 10, 20, 30)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert (board.done, board.counts["finished"]) == (40, 40)
-    assert board.best is not None
-    assert board.best[:2] == (39.0, 39)
+    assert (view.done, view.counts["finished"]) == (40, 40)
+    assert view.best is not None
+    assert view.best[:2] == (39.0, 39)
 
 
 def test_the_parameters_of_a_trial_in_words() -> None:

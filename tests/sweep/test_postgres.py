@@ -22,7 +22,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bitexp.sweep.storage import Store
-from bitexp.sweep.study import Ending, Mine
+from bitexp.sweep.study import ClaimedTrial, TrialResult
 
 PASSWORD = "pa55@word"
 REQUIRED = "BITEXP_REQUIRE_POSTGRESQL"
@@ -151,23 +151,23 @@ def made(tmp_path: Path) -> Callable[[], list[tuple[int, int]]]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[Mine], Ending]:
+def run(tmp_path: Path) -> Callable[[ClaimedTrial], TrialResult]:
     """A run that takes a moment and says that it was made when it ends."""
 
-    def launch(trial: Mine) -> Ending:
+    def launch(trial: ClaimedTrial) -> TrialResult:
         time.sleep(0.1)
         with (tmp_path / "made").open("a") as file:
             file.write(f"{trial.number} {os.getpid()}\n")
-        return Ending("finished", values=[trial.params["task.mixup"]])
+        return TrialResult("finished", values=[trial.params["task.mixup"]])
 
     return launch
 
 
 @pytest.fixture
-def together(tmp_path: Path, run: Any, until: Any) -> Callable[[Mine], Ending]:
+def together(tmp_path: Path, run: Any, until: Any) -> Callable[[ClaimedTrial], TrialResult]:
     """A run that begins when two processes have one to make."""
 
-    def launch(trial: Mine) -> Ending:
+    def launch(trial: ClaimedTrial) -> TrialResult:
         (tmp_path / f"ready{os.getpid()}").touch()
         until(lambda: len(list(tmp_path.glob("ready*"))) == 2)
         return run(trial)
@@ -200,7 +200,7 @@ def test_a_killed_worker_and_a_restarted_server_lose_nothing(
 ) -> None:  # fmt: skip
     held = tmp_path / "held"
 
-    def hold(trial: Mine) -> Ending:
+    def hold(trial: ClaimedTrial) -> TrialResult:
         if trial.number >= 2:
             held.write_text(str(trial.number))
             time.sleep(600)
@@ -310,8 +310,8 @@ def test_a_real_sweep_on_the_server_keeps_its_password_to_itself(
     again = command(*words)
     assert "2 of 2 trials done" in again.out
     secrets = (PASSWORD, PASSWORD.replace("@", "%40"))
-    for ending in (ended, again):
-        assert not any(secret in ending.out + ending.err for secret in secrets)
+    for result in (ended, again):
+        assert not any(secret in result.out + result.err for secret in secrets)
     files = [path for path in outputs.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)]

@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bitexp.common.errors import Pruned
-from bitexp.sweep.trial_reporter import STUDY, StudyJudge, StudyOfJobs, judge_of
+from bitexp.sweep.trial_reporter import STUDY, StudyOfJobs, TrialReporter, reporter_of
 from bitexp.train.pruning import Elsewhere, Pruning
 
 ROOT = Path(__file__).parents[2]
@@ -131,9 +131,9 @@ SCHEDULE: Any = SimpleNamespace(total=lambda trainer: 9)
 
 
 def test_the_pruner_hears_the_value_and_the_share_of_the_steps() -> None:
-    callback = Pruning(pruner := Fixed(True), SCHEDULE)
+    callback = Pruning(reporter := Fixed(True), SCHEDULE)
     callback.on_validation_end(trainer(3), None)
-    assert pruner.asked == [(0.5, 333)]
+    assert reporter.asked == [(0.5, 333)]
     with pytest.raises(Pruned, match=r"val/loss 0.5000 after 33% of the steps"):
         callback.on_train_epoch_end(trainer(3), None)
 
@@ -154,7 +154,7 @@ def test_the_other_ranks_obey_the_first() -> None:
     callback.on_train_epoch_end(told, None)
 
 
-# the judge by itself
+# the reporter by itself
 
 
 def test_what_a_job_has_to_know_survives_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,11 +163,11 @@ def test_what_a_job_has_to_know_survives_the_environment(monkeypatch: pytest.Mon
     assert text.replace("-", "").replace("_", "").isalnum()
     assert StudyOfJobs.from_text(text) == study
     monkeypatch.delenv(STUDY, raising=False)
-    assert judge_of(0, print) is None
+    assert reporter_of(0, print) is None
     monkeypatch.setenv(STUDY, text)
-    assert isinstance(judge_of(0, print), StudyJudge)
+    assert isinstance(reporter_of(0, print), TrialReporter)
     monkeypatch.setenv(STUDY, StudyOfJobs("a", "j", "", None).to_text())
-    assert judge_of(0, print) is None
+    assert reporter_of(0, print) is None
 
 
 def test_a_continued_run_reports_nothing_twice(opened: Any, define: Any, journal: Path, load: Any) -> None:
@@ -176,11 +176,11 @@ def test_a_continued_run_reports_nothing_twice(opened: Any, define: Any, journal
     study.next()
     told = StudyOfJobs("study", str(journal), "val/accuracy", pruner)
     said: list[str] = []
-    first = StudyJudge(told, 0, said.append)
+    first = TrialReporter(told, 0, said.append)
     assert not first(0.6, 250)
     assert first(0.4, 500)
     assert not first(0.4, 500)  # asked at the same step again, it has nothing to say
-    second = StudyJudge(told, 0, said.append)  # the run goes on from a checkpoint, in another process
+    second = TrialReporter(told, 0, said.append)  # the run goes on from a checkpoint, in another process
     assert second(0.9, 500)
     assert not second(0.7, 750)
     assert load(journal)[0].intermediate_values == {250: 0.6, 500: 0.4, 750: 0.7}
@@ -189,11 +189,11 @@ def test_a_continued_run_reports_nothing_twice(opened: Any, define: Any, journal
         each.close()
 
 
-def test_without_a_pruner_the_judge_only_reports(opened: Any, journal: Path, load: Any) -> None:
+def test_without_a_pruner_trials_are_only_reported(opened: Any, journal: Path, load: Any) -> None:
     study = opened(journal, 1)
     study.next()
-    judge = StudyJudge(StudyOfJobs("study", str(journal), "val/accuracy", None), 0, print)
-    assert not judge(0.1, 500)
+    reporter = TrialReporter(StudyOfJobs("study", str(journal), "val/accuracy", None), 0, print)
+    assert not reporter(0.1, 500)
     assert load(journal)[0].intermediate_values == {500: 0.1}
     study.close()
 
@@ -201,11 +201,11 @@ def test_without_a_pruner_the_judge_only_reports(opened: Any, journal: Path, loa
 def test_a_study_that_cannot_be_reached_ends_no_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     said: list[str] = []
-    judge = StudyJudge(
+    reporter = TrialReporter(
         StudyOfJobs("gone", str(tmp_path / "file" / "j"), "val/accuracy", None), 0, said.append
     )
-    assert not judge(0.1, 250)
-    assert not judge(0.1, 500)
+    assert not reporter(0.1, 250)
+    assert not reporter(0.1, 500)
     assert len(said) == 1
     assert said[0].startswith("the study gone cannot be reached, so nothing is pruned: ")
 

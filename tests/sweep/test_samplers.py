@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from bitexp.common.errors import UserError
 from bitexp.sweep.samplers import PerCell, build, choices, values
-from bitexp.sweep.study import Ending, Mine, build_pruner, trial_of
+from bitexp.sweep.study import ClaimedTrial, TrialResult, build_pruner, trial_of
 
 SAMPLERS = choices(optuna.samplers)
 PRUNERS = choices(optuna.pruners)
@@ -68,19 +68,19 @@ def test_every_sampler_draws_a_study_by_its_name(
 def test_samplers_of_several_objectives(name: str, work_off: Any, define: Any, journal: Path) -> None:
     definition = define(spec(name), directions=("maximize", "minimize"))
 
-    def launch(trial: Mine) -> Ending:
-        return Ending("finished", values=[trial.params["task.mixup"], trial.params["model.depth"]])
+    def launch(trial: ClaimedTrial) -> TrialResult:
+        return TrialResult("finished", values=[trial.params["task.mixup"], trial.params["model.depth"]])
 
     trials = work_off(journal, 8, launch, definition=definition)
     assert [len(trial.values) for trial in trials] == [2] * 8
 
 
 @pytest.mark.parametrize("name", PRUNERS)
-def test_every_pruner_judges_by_its_name(name: str, work_off: Any, define: Any, journal: Path) -> None:
+def test_every_pruner_prunes_by_its_name(name: str, work_off: Any, define: Any, journal: Path) -> None:
     """Trials of which the even ones do well; what prunes at all prunes only the others."""
     pruner = {"name": name, **ARGUMENTS.get(name, {})}
 
-    def launch(trial: Mine) -> Ending:
+    def launch(trial: ClaimedTrial) -> TrialResult:
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
         job = trial_of(storage, "study", trial.number, pruner)
         assert job.params == trial.params
@@ -88,8 +88,8 @@ def test_every_pruner_judges_by_its_name(name: str, work_off: Any, define: Any, 
         for permille in (250, 500, 750, 1000):
             job.report((permille / 1000 if good else 1e-4 * permille), permille)
             if permille < 1000 and job.should_prune():
-                return Ending("pruned")
-        return Ending("finished", values=[1.0 if good else 0.1])
+                return TrialResult("pruned")
+        return TrialResult("finished", values=[1.0 if good else 0.1])
 
     definition = define("RandomSampler", pruner=pruner)
     trials = work_off(journal, 8, launch, definition=definition)
@@ -193,10 +193,12 @@ def test_draws_are_the_same_in_parallel_and_after_kills(
     threads = draws(work_off(journal.with_name("threads"), 9, workers=3, definition=definition))
     assert threads == undisturbed
 
-    def launch(trial: Mine) -> Ending:
+    def launch(trial: ClaimedTrial) -> TrialResult:
         if trial.begun == 1 and trial.number in (1, 4, 8):
             os.kill(os.getpid(), signal.SIGKILL)
-        return Ending("failed", "diverged") if trial.number == 5 else Ending("finished", values=[1.0])
+        return (
+            TrialResult("failed", "diverged") if trial.number == 5 else TrialResult("finished", values=[1.0])
+        )
 
     codes = [start(lambda: work_off(journal, 9, launch, definition=definition)).wait().code for _ in range(4)]
     assert codes == [-signal.SIGKILL] * 3 + [0]
@@ -226,10 +228,10 @@ def test_a_worker_killed_while_it_draws_leaves_the_draw_to_the_next(
         JournalStorage._write_log = write_and_die  # type: ignore[method-assign]
         counting: list[int] = []
 
-        def launch(trial: Mine) -> Ending:
+        def launch(trial: ClaimedTrial) -> TrialResult:
             if trial.number == 1:
                 counting.append(1)
-            return Ending("finished", values=[1.0])
+            return TrialResult("finished", values=[1.0])
 
         work_off(journal, 4, launch, definition=definition)
 
@@ -268,8 +270,8 @@ def test_a_sampler_that_learns_learns(work_off: Any, define: Any, journal: Path)
     """TPE, drawing with a fresh generator for each trial, still homes in on the best."""
     space = {"x": FloatDistribution(0, 1)}
 
-    def launch(trial: Mine) -> Ending:
-        return Ending("finished", values=[-((trial.params["x"] - 0.7) ** 2)])
+    def launch(trial: ClaimedTrial) -> TrialResult:
+        return TrialResult("finished", values=[-((trial.params["x"] - 0.7) ** 2)])
 
     definition = define({"name": "TPESampler", "seed": 0, "n_startup_trials": 8}, space)
     trials = work_off(journal, 40, launch, definition=definition)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from bitexp.common.errors import UserError
 from bitexp.sweep import storage
-from bitexp.sweep.storage import Store, shown
+from bitexp.sweep.storage import Store, redacted
 
 SECRET = "s3cr3t"
 
@@ -237,7 +237,7 @@ def test_a_file_that_is_no_database_is_told_in_words(tmp_path: Path) -> None:
     ],
 )
 def test_a_place_is_shown_without_its_password(place: str, expected: str) -> None:
-    assert shown(place) == expected
+    assert redacted(place) == expected
 
 
 def test_the_driver_that_is_installed_is_named_to_sqlalchemy() -> None:

@@ -16,17 +16,17 @@ from optuna.trial import TrialState
 
 from bitexp.common.errors import UserError
 from bitexp.sweep.ownership import OWNER, SEEN, began, gone, machine, myself
-from bitexp.sweep.study import Ending, Mine
+from bitexp.sweep.study import ClaimedTrial, TrialResult
 
-Launch = Callable[[Mine], Ending]
-
-
-def finished(value: float = 1.0) -> Ending:
-    return Ending("finished", values=[value])
+Launch = Callable[[ClaimedTrial], TrialResult]
 
 
-def failed(kind: str = "crash", reason: str = "RuntimeError: no") -> Ending:
-    return Ending("failed", kind, reason)
+def finished(value: float = 1.0) -> TrialResult:
+    return TrialResult("finished", values=[value])
+
+
+def failed(kind: str = "crash", reason: str = "RuntimeError: no") -> TrialResult:
+    return TrialResult("failed", kind, reason)
 
 
 class Recorder:
@@ -37,7 +37,7 @@ class Recorder:
         self.params: list[Any] = []
         self.others = {int(name.lstrip("_")): value for name, value in others.items()}
 
-    def __call__(self, trial: Mine) -> Ending:
+    def __call__(self, trial: ClaimedTrial) -> TrialResult:
         self.numbers.append(trial.number)
         self.params.append(trial.params)
         other = self.others.get(trial.number, finished())
@@ -58,7 +58,7 @@ def test_the_budget_is_that_of_the_study_however_often_it_is_started(work_off: A
 def test_threads_make_exactly_the_budget(work_off: Any, journal: Path) -> None:
     lock, numbers = threading.Lock(), []
 
-    def launch(trial: Mine) -> Ending:
+    def launch(trial: ClaimedTrial) -> TrialResult:
         with lock:
             numbers.append(trial.number)
         time.sleep(0.01)
@@ -76,7 +76,7 @@ def test_processes_make_exactly_the_budget(
     place = tmp_path / "study.journal" if kind == "journal" else f"sqlite:///{tmp_path}/study.db"
     made = tmp_path / "made"
 
-    def launch(trial: Mine) -> Ending:
+    def launch(trial: ClaimedTrial) -> TrialResult:
         with made.open("a") as file:
             file.write(f"{trial.number} {os.getpid()}\n")
         time.sleep(0.05)
@@ -102,9 +102,9 @@ def test_a_trial_whose_worker_was_killed_goes_on_under_its_number(
     kill = Recorder(_2=lambda: os.kill(os.getpid(), signal.SIGKILL))
     for _ in range(2):
         assert start(lambda: work_off(journal, 4, kill)).wait().code == -signal.SIGKILL
-    said: list[Mine] = []
+    said: list[ClaimedTrial] = []
 
-    def launch(trial: Mine) -> Ending:
+    def launch(trial: ClaimedTrial) -> TrialResult:
         said.append(trial)
         return finished()
 
@@ -123,7 +123,7 @@ def test_a_trial_of_a_living_worker_is_waited_for(
 ) -> None:
     begun, go = tmp_path / "begun", tmp_path / "go"
 
-    def hold(trial: Mine) -> Ending:
+    def hold(trial: ClaimedTrial) -> TrialResult:
         begun.touch()
         until(go.exists)
         return finished(2.0)
@@ -143,7 +143,7 @@ def test_the_one_who_waits_takes_over_when_the_other_dies(
 ) -> None:
     begun = tmp_path / "begun"
 
-    def hold(trial: Mine) -> Ending:
+    def hold(trial: ClaimedTrial) -> TrialResult:
         begun.touch()
         time.sleep(60)
         return finished()
@@ -220,7 +220,7 @@ def test_what_is_left_behind_in_order_may_be_taken_at_once(
         study.close()
     else:
 
-        def launch(trial: Mine) -> Ending:
+        def launch(trial: ClaimedTrial) -> TrialResult:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -274,17 +274,17 @@ def test_a_failure_is_recorded_with_its_reason(work_off: Any, journal: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "ending",
+    "result",
     [failed("diverged", "the training loss is nan"), failed("timeout", "too long"), finished(float("nan"))],
 )
 def test_what_would_end_alike_is_not_tried_again_at_once(
-    ending: Ending, work_off: Any, journal: Path
+    result: TrialResult, work_off: Any, journal: Path
 ) -> None:
-    trials = work_off(journal, 2, launch := Recorder(_0=ending), retries=3)
+    trials = work_off(journal, 2, launch := Recorder(_0=result), retries=3)
     assert launch.numbers == [0, 1]
     assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.COMPLETE]
-    assert trials[0].user_attrs["reason"] == (ending.reason or "an objective is nan")
-    assert trials[0].user_attrs["kind"] == (ending.kind or "diverged")
+    assert trials[0].user_attrs["reason"] == (result.reason or "an objective is nan")
+    assert trials[0].user_attrs["kind"] == (result.kind or "diverged")
 
 
 def test_an_infinite_value_is_a_value(work_off: Any, journal: Path) -> None:
@@ -342,13 +342,13 @@ def test_a_mistake_in_the_config_ends_a_sweep_in_which_nothing_works(work_off: A
 
 
 def test_a_pruned_trial_is_told_as_such(work_off: Any, journal: Path) -> None:
-    trials = work_off(journal, 2, Recorder(_0=Ending("pruned", reason="val/accuracy 0.1", run="runs/x")))
+    trials = work_off(journal, 2, Recorder(_0=TrialResult("pruned", reason="val/accuracy 0.1", run="runs/x")))
     assert trials[0].state == TrialState.PRUNED
     assert trials[0].user_attrs["run"] == "runs/x"
 
 
 def test_a_job_that_somebody_stopped_has_died(work_off: Any, journal: Path) -> None:
-    stopped = Ending("stopped", "signal", "SIGTERM")
+    stopped = TrialResult("stopped", "signal", "SIGTERM")
     trials = work_off(journal, 2, launch := Recorder(_0=stopped), retries=1)
     assert launch.numbers == [0, 0, 1]
     assert trials[0].user_attrs["kind"] == "died"
@@ -362,7 +362,7 @@ def test_a_study_may_have_several_objectives(work_off: Any, define: Any, journal
     directions = ("maximize", "minimize")
     definition = define("NSGAIISampler", directions=directions)
     trials = work_off(
-        journal, 3, lambda trial: Ending("finished", values=[trial.number, 3.0]), definition=definition
+        journal, 3, lambda trial: TrialResult("finished", values=[trial.number, 3.0]), definition=definition
     )
     assert [trial.values for trial in trials] == [[0.0, 3.0], [1.0, 3.0], [2.0, 3.0]]
 
@@ -405,11 +405,11 @@ def test_ctrl_c_waits_for_all_jobs_and_gives_their_trials_back(
     def work() -> None:
         halted = threading.Event()
 
-        def launch(trial: Mine) -> Ending:
+        def launch(trial: ClaimedTrial) -> TrialResult:
             (tmp_path / f"begun{trial.number}").touch()
             halted.wait(60)
             time.sleep(0.4 * (2 - trial.number))  # the jobs need a moment for their checkpoints
-            return Ending("stopped", "signal", "SIGINT")
+            return TrialResult("stopped", "signal", "SIGINT")
 
         with pytest.raises(KeyboardInterrupt):
             work_off(journal, 4, launch, workers=2, halt=halted.set)
@@ -436,10 +436,10 @@ def test_a_second_ctrl_c_does_not_wait_for_the_checkpoints(
             if len(asked) == 2:
                 killed.set()
 
-        def launch(trial: Mine) -> Ending:
+        def launch(trial: ClaimedTrial) -> TrialResult:
             (tmp_path / f"begun{trial.number}").touch()
             killed.wait(60)
-            return Ending("stopped", "signal", "SIGINT")
+            return TrialResult("stopped", "signal", "SIGINT")
 
         with pytest.raises(KeyboardInterrupt):
             work_off(journal, 4, launch, workers=2, halt=halt)
@@ -457,7 +457,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_checkpoints(
 def test_a_launcher_that_breaks_ends_the_sweep_and_loses_no_trial(
     work_off: Any, journal: Path, load: Any
 ) -> None:
-    def launch(trial: Mine) -> Ending:
+    def launch(trial: ClaimedTrial) -> TrialResult:
         raise OSError("no more processes")
 
     for workers in (1, 2):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from bitexp.common.checks import at_least, check_share, held_out_count
-from bitexp.data.base import Data
+from bitexp.data.base import Data, Part
 from bitexp.data.images.augment import Augment, Augmentation, check_augment
-from bitexp.data.images.batches import Images, Part, Prepared, channel_statistics
+from bitexp.data.images.batches import ImageBatches, Images, channel_statistics
 from bitexp.data.images.split import stratified
 from bitexp.data.loader import ResumableLoader
 
@@ -145,7 +145,7 @@ class ImageData(Data):
         augmentation = None
         if self.augment["crop"] or self.augment["flip"]:
             augmentation = Augmentation(self.augment, len(self._train.labels), self.seed)
-        return self.training_loader(self._prepared(self._train, augmentation), self._split[0])
+        return self.training_loader(self._batches(self._train, augmentation), self._split[0])
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:
         """In order, not augmented; no loader where nothing is held out."""
@@ -157,8 +157,8 @@ class ImageData(Data):
         return self._evaluation(self._test, torch.arange(len(self._test.labels)))
 
     def _evaluation(self, images: Images, indices: Tensor) -> ResumableLoader:
-        return self.evaluation_loader(self._prepared(images, None), indices)
+        return self.evaluation_loader(self._batches(images, None), indices)
 
-    def _prepared(self, images: Images, augmentation: Augmentation | None) -> Prepared:
+    def _batches(self, images: Images, augmentation: Augmentation | None) -> ImageBatches:
         mean, std = self._statistics
-        return Prepared(images, self.divide_by, mean, std, augmentation)
+        return ImageBatches(images, self.divide_by, mean, std, augmentation)

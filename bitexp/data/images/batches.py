@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,8 +15,6 @@ from torch.utils.data import Dataset
 
 from bitexp.common.errors import UserError
 from bitexp.data.images.augment import Augmentation
-
-Part = Literal["train", "val", "test"]
 
 
 class Images(Protocol):
@@ -35,7 +33,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Stored:
+class ImagesInMemory:
     """Images in memory: uint8 `[N, C, H, W]` with int64 labels `[N]`."""
 
     images: Tensor
@@ -54,7 +52,9 @@ class Stored:
         return self.images[indices]
 
 
-def stored(images: Tensor, labels: Tensor, shape: Sequence[int], classes: int, origin: object) -> Stored:
+def checked_images(
+    images: Tensor, labels: Tensor, shape: Sequence[int], classes: int, origin: object
+) -> ImagesInMemory:
     """Checks that images and labels are what the data set promises, whatever a file claims.
 
     Raises:
@@ -68,7 +68,7 @@ def stored(images: Tensor, labels: Tensor, shape: Sequence[int], classes: int, o
         )
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise UserError(f"{origin} holds labels outside 0 to {classes - 1}. Replace the files")
-    return Stored(images, labels.to(torch.int64))
+    return ImagesInMemory(images, labels.to(torch.int64))
 
 
 def channel_statistics(images: Images, indices: Tensor, divide_by: int) -> tuple[list[float], list[float]]:
@@ -92,7 +92,7 @@ def channel_statistics(images: Images, indices: Tensor, divide_by: int) -> tuple
     return means, deviations
 
 
-class Prepared(Dataset[tuple[Tensor, Tensor]]):
+class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
     """Batches as a network gets them. An item is a whole batch: one read, no work per image."""
 
     def __init__(

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from bitexp.common.errors import UserError
-from bitexp.data.images.batches import Part, Stored, stored
-from bitexp.data.images.published import FoundData
+from bitexp.data.base import Part
+from bitexp.data.images.batches import ImagesInMemory, checked_images
+from bitexp.data.images.published import PublishedDataset
 from bitexp.data.registry import DATA
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
@@ -42,7 +43,7 @@ def read_batch(path: Path) -> dict[str, Any]:
 
 
 @DATA.register("cifar10")
-class Cifar10(FoundData):
+class Cifar10(PublishedDataset):
     """50,000 + 10,000 colour 32 x 32 photographs."""
 
     title = "CIFAR-10"
@@ -63,15 +64,15 @@ class Cifar10(FoundData):
         return [str(name) for name in names]
 
     @classmethod
-    def parse(cls, part: Part, files: Sequence[Path]) -> Stored:
+    def parse(cls, part: Part, files: Sequence[Path]) -> ImagesInMemory:
         batches = [cls._parse_file(path) for path in files]
-        return Stored(
+        return ImagesInMemory(
             torch.cat([batch.images for batch in batches]),
             torch.cat([batch.labels for batch in batches]),
         )
 
     @classmethod
-    def _parse_file(cls, path: Path) -> Stored:
+    def _parse_file(cls, path: Path) -> ImagesInMemory:
         batch = read_batch(path)
         data, labels = batch.get("data"), batch.get(cls.label_key)
         if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2):
@@ -81,7 +82,7 @@ class Cifar10(FoundData):
         if data.shape[1] != 3 * 32 * 32:
             raise UserError(f"{path} holds rows of {data.shape[1]} bytes, not 3,072")
         images = torch.from_numpy(np.ascontiguousarray(data)).reshape(-1, *cls.shape)
-        return stored(images, torch.tensor(labels), cls.shape, cls.classes, path)
+        return checked_images(images, torch.tensor(labels), cls.shape, cls.classes, path)
 
     @classmethod
     def fetch(cls, root: Path) -> None:

@@ -8,8 +8,9 @@ from functools import lru_cache
 import torch
 
 from bitexp.common.errors import UserError
+from bitexp.data.base import Part
 from bitexp.data.images.base import ImageData
-from bitexp.data.images.batches import Part, Stored, stored
+from bitexp.data.images.batches import ImagesInMemory, checked_images
 from bitexp.data.images.split import stratified
 from bitexp.data.registry import DATA
 
@@ -37,13 +38,13 @@ class Digits(ImageData):
             raise UserError("data=digits needs scikit-learn: pip install scikit-learn")
         return spec.origin
 
-    def read(self, part: Part) -> Stored | None:
+    def read(self, part: Part) -> ImagesInMemory | None:
         self.locate()
         return None if part == "val" else _parts()[part]
 
 
 @lru_cache(maxsize=1)
-def _parts() -> dict[Part, Stored]:
+def _parts() -> dict[Part, ImagesInMemory]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -52,6 +53,6 @@ def _parts() -> dict[Part, Stored]:
     training, test = stratified(labels, TEST_IMAGES, TEST_SEED)
     parts: dict[Part, torch.Tensor] = {"train": training, "test": test}
     return {
-        part: stored(images[indices], labels[indices], Digits.shape, Digits.classes, "scikit-learn")
+        part: checked_images(images[indices], labels[indices], Digits.shape, Digits.classes, "scikit-learn")
         for part, indices in parts.items()
     }

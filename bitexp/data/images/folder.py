@@ -13,9 +13,9 @@ import torch
 
 from bitexp.common.checks import at_least, check_share, held_out_count
 from bitexp.common.errors import UserError
+from bitexp.data.base import Part
 from bitexp.data.images.base import ImageData
-from bitexp.data.images.batches import Part
-from bitexp.data.images.decoded import Decoded
+from bitexp.data.images.on_disk import ImagesOnDisk
 from bitexp.data.images.split import stratified
 from bitexp.data.registry import DATA
 
@@ -85,7 +85,7 @@ class ImageFolder(ImageData):
         """The number of class folders."""
         return len(self.class_names)
 
-    def read(self, part: Part) -> Decoded | None:
+    def read(self, part: Part) -> ImagesOnDisk | None:
         base = self._base(part)
         if part == "val":
             return None if base is None else self._list(base)
@@ -102,7 +102,7 @@ class ImageFolder(ImageData):
         return replace(everything, names=everything.names[kept.numpy()], labels=everything.labels[kept])
 
     @cached_property
-    def _everything(self) -> Decoded:
+    def _everything(self) -> ImagesOnDisk:
         return self._list(self._base("train") or self.root)
 
     def _base(self, part: Part) -> Path | None:
@@ -111,7 +111,7 @@ class ImageFolder(ImageData):
             return self.root if part == "train" else None
         return self.root / part if _folders(self.root / part) else None
 
-    def _list(self, base: Path) -> Decoded:
+    def _list(self, base: Path) -> ImagesOnDisk:
         classes = self.class_names
         names: list[str] = []
         labels: list[int] = []
@@ -120,12 +120,12 @@ class ImageFolder(ImageData):
                 raise UserError(
                     f"{folder} is a class that the training images lack; they have {', '.join(classes)}"
                 )
-            found = sorted(path.relative_to(self.root).as_posix() for path in _images(folder))
-            names += found
-            labels += [classes.index(folder.name)] * len(found)
+            members = sorted(path.relative_to(self.root).as_posix() for path in _images(folder))
+            names += members
+            labels += [classes.index(folder.name)] * len(members)
         if not names:
             raise UserError(f"{base} holds no images")
-        return Decoded(self.root, np.array(names), torch.tensor(labels), *self.shape[:2])
+        return ImagesOnDisk(self.root, np.array(names), torch.tensor(labels), *self.shape[:2])
 
 
 _LAYOUT = "holding train/CLASS/*.png, with val/ and test/ likewise or not, or CLASS/*.png"

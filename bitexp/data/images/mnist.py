@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from bitexp.common.errors import UserError
-from bitexp.data.images.batches import Part, Stored, stored
-from bitexp.data.images.published import FoundData
+from bitexp.data.base import Part
+from bitexp.data.images.batches import ImagesInMemory, checked_images
+from bitexp.data.images.published import PublishedDataset
 from bitexp.data.registry import DATA
 
 
@@ -39,7 +40,7 @@ def read_idx(path: Path) -> Tensor:
 
 
 @DATA.register("mnist")
-class Mnist(FoundData):
+class Mnist(PublishedDataset):
     """60,000 + 10,000 grey 28 x 28 images of handwritten digits."""
 
     title = "MNIST"
@@ -53,9 +54,9 @@ class Mnist(FoundData):
     endings = ("", ".gz")
 
     @classmethod
-    def parse(cls, part: Part, files: Sequence[Path]) -> Stored:
+    def parse(cls, part: Part, files: Sequence[Path]) -> ImagesInMemory:
         images, labels = (read_idx(path) for path in files)
-        return stored(images.unsqueeze(1), labels, cls.shape, cls.classes, files[0])
+        return checked_images(images.unsqueeze(1), labels, cls.shape, cls.classes, files[0])
 
     @classmethod
     def fetch(cls, root: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from bitexp.common.errors import UserError
+from bitexp.data.base import Part
 from bitexp.data.images.base import ImageData
-from bitexp.data.images.batches import Part, Stored
+from bitexp.data.images.batches import ImagesInMemory
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's packages dataset-* put theirs
 
 
-class FoundData(ImageData):
+class PublishedDataset(ImageData):
     """A published data set in files under fixed names."""
 
     folders: ClassVar[Sequence[str]]  # what people call its folder
@@ -24,7 +25,7 @@ class FoundData(ImageData):
     other_way: ClassVar[str] = ""  # to get it than a download, for people
 
     @classmethod
-    def parse(cls, part: Part, files: Sequence[Path]) -> Stored:
+    def parse(cls, part: Part, files: Sequence[Path]) -> ImagesInMemory:
         """Reads one part. Raises `UserError` naming a file that is damaged."""
         raise NotImplementedError
 
@@ -53,7 +54,7 @@ class FoundData(ImageData):
             raise UserError(self._missing(" The download did not bring all files."))
         return folder
 
-    def read(self, part: Part) -> Stored | None:
+    def read(self, part: Part) -> ImagesInMemory | None:
         if part not in self.files:
             return None
         files = self._files(self.folder, self.files[part])
@@ -76,8 +77,8 @@ class FoundData(ImageData):
     def _files(self, folder: Path, names: Sequence[str]) -> list[Path]:
         """Those of `names` that are in a folder, each with the first ending it is found under."""
         paths = [[folder / f"{name}{ending}" for ending in self.endings] for name in names]
-        found = [next((path for path in some if path.is_file()), None) for some in paths]
-        return [path for path in found if path is not None]
+        existing = [next((path for path in some if path.is_file()), None) for some in paths]
+        return [path for path in existing if path is not None]
 
     @property
     def _names(self) -> list[str]:
@@ -103,9 +104,9 @@ class FoundData(ImageData):
 
 @lru_cache(maxsize=2)  # the runs of one process mostly share a data set: its train and test parts
 def _parse(
-    parse: Callable[[Part, Sequence[Path]], Stored],
+    parse: Callable[[Part, Sequence[Path]], ImagesInMemory],
     part: Part,
     files: tuple[Path, ...],
     stamps: tuple[tuple[int, int], ...],  # a changed file is read again
-) -> Stored:
+) -> ImagesInMemory:
     return parse(part, files)

@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from bitexp.common.checks import at_least, check_fraction
 from bitexp.common.randomness import generator
-from bitexp.data.base import Data
+from bitexp.data.base import PARTS, Data, Part
 from bitexp.data.loader import ResumableLoader
-from bitexp.data.text.corpus import PARTS, Corpus, Part, check_length, open_corpus
-from bitexp.data.text.tokenizers import Bytes, Tokenizer, read_tokenizer, train_bpe
+from bitexp.data.text.corpus import Corpus, check_length, open_corpus
+from bitexp.data.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
 
 class Windows(Dataset[tuple[Tensor, Tensor]]):
@@ -121,12 +121,12 @@ class TextData(Data):
         content = self.content_key()
         parts = [content, self.tokenizer_key, self.shares["val"], self.shares["test"]]
         key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
-        found = open_corpus(
+        corpus = open_corpus(
             cache_folder(), key, self.documents, self.make_tokenizer, self.shares, self.describe()
         )
         validates = self.shares["val"] > 0 or self.documents("val") is not None
-        check_length(found, self.context, [part for part in PARTS if part != "val" or validates])
-        return found
+        check_length(corpus, self.context, [part for part in PARTS if part != "val" or validates])
+        return corpus
 
     def describe(self) -> str:
         """What the corpus is, in a few words."""
@@ -147,7 +147,7 @@ class TextData(Data):
     def make_tokenizer(self, texts: Iterable[str]) -> Tokenizer:
         """The tokenizer, trained where it has to be."""
         if self.tokenizer == "bytes":
-            return Bytes()
+            return ByteTokenizer()
         return self.loaded_tokenizer if self.vocabulary is None else train_bpe(texts, self.vocabulary)
 
     def fingerprint(self) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 from filelock import FileLock
@@ -24,10 +24,9 @@ from filelock import FileLock
 from bitexp.common.console import counting
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json, write_json
+from bitexp.data.base import PARTS, Part
 from bitexp.data.text.tokenizers import Tokenizer
 
-Part = Literal["train", "val", "test"]
-PARTS: tuple[Part, ...] = ("train", "val", "test")
 HELD: tuple[Part, ...] = ("test", "val")  # in the order in which they are held out
 Documents = Callable[[Part], Iterator[str] | None]
 """The documents of a part, as often as asked; None for a part that is cut from the training text."""
@@ -91,13 +90,13 @@ def open_corpus(
             shutil.rmtree(old, ignore_errors=True)
         scrap.mkdir()
         try:
-            build(scrap, documents, tokenizer, shares, title)
+            write_corpus(scrap, documents, tokenizer, shares, title)
             os.replace(scrap, folder)
         finally:
             shutil.rmtree(scrap, ignore_errors=True)
-    made = existing(folder)
-    assert made is not None
-    return made
+    corpus = existing(folder)
+    assert corpus is not None
+    return corpus
 
 
 def existing(folder: Path) -> Corpus | None:
@@ -113,7 +112,7 @@ def existing(folder: Path) -> Corpus | None:
     return Corpus(folder, about)
 
 
-def build(
+def write_corpus(
     folder: Path,
     documents: Documents,
     make_tokenizer: Callable[[Iterable[str]], Tokenizer],

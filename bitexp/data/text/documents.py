@@ -28,11 +28,11 @@ def standard_library() -> tuple[Path, ...]:
     """The Python files of the standard library without tests and tables, sorted; the same on any machine
     with the same version of Python."""
     root = Path(sysconfig.get_path("stdlib"))
-    found: list[Path] = []
+    files: list[Path] = []
     for folder, below, names in os.walk(root):
         below[:] = [name for name in below if name not in LEFT_OUT]
-        found += [Path(folder, n) for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata")]
-    return tuple(sorted(found, key=lambda path: path.relative_to(root)))
+        files += [Path(folder, n) for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata")]
+    return tuple(sorted(files, key=lambda path: path.relative_to(root)))
 
 
 def matching_files(patterns: Sequence[str], key: str) -> list[Path]:
@@ -41,19 +41,19 @@ def matching_files(patterns: Sequence[str], key: str) -> list[Path]:
     Raises:
         UserError: a pattern names nothing; `key` says which one it is.
     """
-    found: set[Path] = set()
+    files: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern).expanduser()
         plain = glob.escape(str(path))  # a name may hold brackets itself
         wanted = f"{plain}/**/*" if path.is_dir() else plain if path.exists() else str(path)
-        here = {Path(name) for name in glob.glob(wanted, recursive=True) if Path(name).is_file()}
-        if not here:
+        matches = {Path(name) for name in glob.glob(wanted, recursive=True) if Path(name).is_file()}
+        if not matches:
             raise UserError(
                 f"{key}: there is no file '{pattern}' (looked for {path.absolute()}); name a text file, a "
                 "JSONL file, a folder, or a pattern such as 'books/*.txt'. Without one: data=stdlib"
             )
-        found |= here
-    return sorted(found)
+        files |= matches
+    return sorted(files)
 
 
 def read_files(paths: Sequence[Path], field: str) -> Iterator[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bitexp.common.errors import UserError
+from bitexp.data.base import PARTS, Part
 from bitexp.data.registry import DATA
 from bitexp.data.text.base import TextData
-from bitexp.data.text.corpus import PARTS, Part
 from bitexp.data.text.documents import digest_files, matching_files, read_files
 
 

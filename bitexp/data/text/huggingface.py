@@ -9,9 +9,9 @@ from typing import Any
 
 from bitexp.common.checks import at_least
 from bitexp.common.errors import UserError
+from bitexp.data.base import Part
 from bitexp.data.registry import DATA
 from bitexp.data.text.base import TextData
-from bitexp.data.text.corpus import Part
 from bitexp.data.text.documents import stream_huggingface
 
 

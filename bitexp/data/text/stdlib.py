@@ -6,9 +6,9 @@ import platform
 from collections.abc import Iterator
 
 from bitexp.common.errors import UserError
+from bitexp.data.base import Part
 from bitexp.data.registry import DATA
 from bitexp.data.text.base import TextData
-from bitexp.data.text.corpus import Part
 from bitexp.data.text.documents import digest_files, read_files, standard_library
 
 

@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
         """All of it as text, for `load_tokenizer`."""
 
 
-class Bytes:
+class ByteTokenizer:
     """UTF-8 bytes: 256 ids, no training, no unknown text."""
 
     size = 256
@@ -59,7 +59,7 @@ class Bytes:
         return "bytes"
 
 
-class Pieces:
+class TokenizersTokenizer:
     """A tokenizer of the library `tokenizers`."""
 
     def __init__(self, inner: Any, origin: object) -> None:
@@ -67,15 +67,15 @@ class Pieces:
         inner.no_padding()
         self.inner = inner
         self.size = 1 + max(inner.get_vocab().values(), default=-1)  # ids may have gaps
-        found = [inner.token_to_id(word) for word in ENDS]
-        ends = [token for token in found if token is not None]
+        ids = [inner.token_to_id(word) for word in ENDS]
+        ends = [token for token in ids if token is not None]
         if not ends:
             raise UserError(f"{origin} has no token that ends a text. Known: {', '.join(ENDS)}")
         self.end: int = ends[0]
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        found = self.inner.encode_batch(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int64) for encoding in found]
+        encodings = self.inner.encode_batch(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         from tokenizers.decoders import DecodeStream
@@ -101,9 +101,9 @@ def load_tokenizer(text: str, origin: object) -> Tokenizer:
         UserError: the library is missing, or it cannot read the text.
     """
     if text == "bytes":
-        return Bytes()
+        return ByteTokenizer()
     try:
-        return Pieces(library().Tokenizer.from_str(text), origin)
+        return TokenizersTokenizer(library().Tokenizer.from_str(text), origin)
     except UserError:
         raise
     except Exception as error:  # the library raises bare exceptions
@@ -138,7 +138,7 @@ def train_bpe(documents: Iterable[str], size: int) -> Tokenizer:
         show_progress=False,
     )
     inner.train_from_iterator(first_characters(documents, TRAINED_ON), trainer)
-    return Pieces(inner, "the trained tokenizer")
+    return TokenizersTokenizer(inner, "the trained tokenizer")
 
 
 def first_characters(documents: Iterable[str], limit: int) -> Iterator[str]:

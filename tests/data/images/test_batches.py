@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bitexp.common.errors import UserError
-from bitexp.data.images.batches import Prepared, Stored, channel_statistics, stored
+from bitexp.data.images.batches import ImageBatches, ImagesInMemory, channel_statistics, checked_images
 
 
 def random_images(count=37):
@@ -15,27 +15,27 @@ def random_images(count=37):
 def test_statistics_are_those_of_float64():
     pixels = random_images(600)
     indices = torch.arange(0, 600, 2)
-    mean, std = channel_statistics(Stored(pixels, torch.zeros(600)), indices, 255)
+    mean, std = channel_statistics(ImagesInMemory(pixels, torch.zeros(600)), indices, 255)
     expected = pixels[::2].double() / 255
     assert mean == pytest.approx(expected.mean((0, 2, 3)).tolist(), rel=1e-14)
     assert std == pytest.approx(expected.std((0, 2, 3), correction=0).tolist(), rel=1e-12)
 
 
 def test_statistics_do_not_depend_on_the_order():
-    images = Stored(random_images(600), torch.zeros(600))
+    images = ImagesInMemory(random_images(600), torch.zeros(600))
     shuffled = torch.randperm(600, generator=torch.Generator().manual_seed(1))
     assert channel_statistics(images, torch.arange(600), 255) == channel_statistics(images, shuffled, 255)
 
 
 def test_a_constant_channel_is_only_shifted():
-    images = Stored(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8), torch.zeros(3))
+    images = ImagesInMemory(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8), torch.zeros(3))
     assert channel_statistics(images, torch.arange(3), 255) == ([0.2], [1.0])
 
 
 def test_a_batch_is_divided_shifted_and_scaled():
     pixels = random_images()
     labels = torch.arange(37)
-    prepared = Prepared(Stored(pixels, labels), 16, [0.5, 1.0, 2.0], [2.0, 4.0, 8.0], None)
+    prepared = ImageBatches(ImagesInMemory(pixels, labels), 16, [0.5, 1.0, 2.0], [2.0, 4.0, 8.0], None)
     images, got = prepared[0, [3, 1]]
     mean, std = torch.tensor([0.5, 1, 2]), torch.tensor([2.0, 4, 8])
     expected = (pixels[[3, 1]] / 16 - mean[:, None, None]) / std[:, None, None]
@@ -49,13 +49,13 @@ def test_the_digest_sees_pixels_labels_and_shape():
     changed = pixels.clone()
     changed[3, 2, 4, 3] ^= 1
     parts = [
-        Stored(pixels, labels),
-        Stored(changed, labels),
-        Stored(pixels, labels.flip(0)),
-        Stored(pixels.reshape(4, 3, 4, 5), labels),
+        ImagesInMemory(pixels, labels),
+        ImagesInMemory(changed, labels),
+        ImagesInMemory(pixels, labels.flip(0)),
+        ImagesInMemory(pixels.reshape(4, 3, 4, 5), labels),
     ]
     assert len({part.digest for part in parts}) == 4
-    assert Stored(pixels.clone(), labels.clone()).digest == parts[0].digest
+    assert ImagesInMemory(pixels.clone(), labels.clone()).digest == parts[0].digest
 
 
 @pytest.mark.parametrize(
@@ -71,4 +71,4 @@ def test_the_digest_sees_pixels_labels_and_shape():
 )
 def test_data_that_break_their_promise_are_refused(images, labels):
     with pytest.raises(UserError, match="/data/file holds"):
-        stored(images.to(torch.uint8), labels, (1, 4, 4), 10, "/data/file")
+        checked_images(images.to(torch.uint8), labels, (1, 4, 4), 10, "/data/file")

@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from bitexp.common.errors import UserError
-from bitexp.data.images.decoded import Decoded
 from bitexp.data.images.folder import ImageFolder
+from bitexp.data.images.on_disk import ImagesOnDisk
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_images_are_resized_and_cut_as_torchvision_does(tmp_path, channels, mode
     path = tmp_path / "cat.png"
     paint(path, 7, size=(31, 17), mode=mode)
     labels = torch.tensor([0])
-    got = Decoded(tmp_path, np.array(["cat.png"]), labels, channels, 8).read([0])
+    got = ImagesOnDisk(tmp_path, np.array(["cat.png"]), labels, channels, 8).read([0])
     same = v2.Compose([v2.Resize(8), v2.CenterCrop(8), v2.PILToTensor()])
     with Image.open(path) as image:
         expected = same(image.convert("RGB" if channels == 3 else "L"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bitexp.common.errors import UserError
 from bitexp.data.text import corpus as module
 from bitexp.data.text.corpus import Corpus, check_length, open_corpus, parted
-from bitexp.data.text.tokenizers import Bytes, load_tokenizer, train_bpe
+from bitexp.data.text.tokenizers import ByteTokenizer, load_tokenizer, train_bpe
 
 SHARES = {"val": 0.1, "test": 0.2}
 POEMS = [f"poem {number}: grüße 😀\n" * (1 + number % 3) for number in range(40)]
@@ -35,7 +35,7 @@ def source(train, val=None, test=None, seen=None):
     return lambda part: None if given[part] is None else read(part)
 
 
-def make(root, documents, tokenizer=lambda texts: Bytes(), shares=SHARES, title="poems", key="key"):
+def make(root, documents, tokenizer=lambda texts: ByteTokenizer(), shares=SHARES, title="poems", key="key"):
     return open_corpus(root, key, documents, tokenizer, shares, title)
 
 
@@ -163,7 +163,7 @@ def test_a_digest_is_of_tokens_and_tokenizer(tmp_path):
 
     def digest(documents, tokenizer=None, **options):
         root = tmp_path / str(next(places))
-        return make(root, documents, lambda texts: tokenizer or Bytes(), **options).digest
+        return make(root, documents, lambda texts: tokenizer or ByteTokenizer(), **options).digest
 
     first = digest(source(POEMS))
     assert first == digest(source(POEMS), title="verses", key="other")
@@ -286,7 +286,7 @@ def failing_tokenizer(texts):
 
 @pytest.mark.parametrize(
     ("documents", "tokenizer"),
-    [(failing_documents, lambda texts: Bytes()), (lambda: POEMS, failing_tokenizer)],
+    [(failing_documents, lambda texts: ByteTokenizer()), (lambda: POEMS, failing_tokenizer)],
 )
 def test_an_error_leaves_no_scrap(tmp_path, monkeypatch, documents, tokenizer):
     monkeypatch.setattr(module, "BATCH", 1)

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from bitexp.common.errors import UserError
 from bitexp.data.text.tokenizers import (
     END,
-    Bytes,
+    ByteTokenizer,
     first_characters,
     load_tokenizer,
     read_tokenizer,
@@ -20,7 +20,7 @@ from bitexp.data.text.tokenizers import (
 )
 
 TEXTS = ["the thing that they think", "grüße 😀😀, 世界", "def f(x):\n    return x\n"] * 3
-KINDS = {"bytes": Bytes(), "plain": train_bpe(TEXTS[:1], 257), "merged": train_bpe(TEXTS, 300)}
+KINDS = {"bytes": ByteTokenizer(), "plain": train_bpe(TEXTS[:1], 257), "merged": train_bpe(TEXTS, 300)}
 unicode = st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 texts = st.one_of(
     unicode, st.lists(st.sampled_from([*TEXTS, "😀", "👩‍👩‍👧", "é", " ", "\ufffd"])).map("".join)

@@ -44,20 +44,20 @@ class ProcessLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from bitexp.common.console import Report
-        from bitexp.sweep.live_view import Board
+        from bitexp.sweep.live_view import LiveView
         from bitexp.sweep.processes import STOPPING
 
         setup_globals()
         jobs = list(enumerate(job_overrides, start=initial_job_idx))
         common = set.intersection(*(set(words) for _, words in jobs)) if len(jobs) > 1 else set()
         workers = min(len(self.slots), len(jobs))
-        with Board(Report(quiet=not self.watched), len(jobs), workers, live=self.watched) as board:
+        with LiveView(Report(quiet=not self.watched), len(jobs), workers, live=self.watched) as view:
 
             def make(job: tuple[int, Sequence[str]]) -> JobReturn:
                 number, words = job
-                board.began(number, " ".join(word for word in words if word not in common))
+                view.began(number, " ".join(word for word in words if word not in common))
                 record = self.run(number, words)
-                board.ended(number, record["status"], record["reason"], headline(record))
+                view.ended(number, record["status"], record["reason"], headline(record))
                 return returned(record)
 
             with ThreadPoolExecutor(workers) as pool:
@@ -65,7 +65,7 @@ class ProcessLauncher(Launcher):
                 try:
                     return [future.result() for future in futures]
                 except KeyboardInterrupt:
-                    say = board.say if self.watched else Report().line
+                    say = view.line if self.watched else Report().line
                     say(STOPPING)
                     self.stop()
                     try:

@@ -19,6 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.bitexp.hydra_private import problem_of, start_ray
 from hydra_plugins.bitexp.launcher import plain
 from omegaconf import DictConfig, open_dict
 
@@ -64,7 +65,7 @@ class OptunaSweeper(Sweeper):
             del config["hydra"]
         return config
 
-    def tell_jobs(self, folder: Path, variables: dict[str, str]) -> None:
+    def prepare_jobs(self, folder: Path, variables: dict[str, str]) -> None:
         """Names the folder of the index and sets environment variables, for all jobs from here on."""
         words = [f"hydra.sweep.dir='{folder}'"]
         words += [f"++hydra.job.env_set.{name}='{value}'" for name, value in variables.items()]
@@ -80,7 +81,7 @@ class OptunaSweeper(Sweeper):
         job = self.launcher.launch([list(overrides)], initial_job_idx=number)[0]
         if job.status == JobStatus.COMPLETED:
             return None
-        problem = job._return_value
+        problem = problem_of(job)
         return f"{type(problem).__name__}: {problem}"
 
     @property
@@ -96,8 +97,6 @@ class OptunaSweeper(Sweeper):
     def first_of_ray(self) -> None:
         """Starts Ray once, before several threads do so at the same time."""
         if type(self.launcher).__name__ == "RayLauncher":
-            from hydra_plugins.hydra_ray_launcher._launcher_util import start_ray
-
             start_ray(self.launcher.ray_cfg.init)
 
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-import sys
+from collections.abc import Sequence
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitexp.common.spelling import dotted, nearest, unknown_key
+from bitexp.config.compose import compose_lazily
 from bitexp.config.paths import CONF
 
 
-def explain(problem: Exception) -> str:
-    """A composition error in words, with the known words and the nearest match."""
+def explain(problem: Exception, typed: Sequence[str]) -> str:
+    """A composition error in words, with the known words and the closest match.
+
+    Args:
+        typed: the overrides that were composed; flags among them do no harm.
+    """
     if isinstance(problem, MissingConfigException) and problem.missing_cfg_file:
         group, _, word = problem.missing_cfg_file.rpartition("/")
         options = [str(option) for option in problem.options or []]
@@ -28,11 +33,11 @@ def explain(problem: Exception) -> str:
         )
     text = "\n".join(str(part) for part in (problem, problem.__cause__) if part is not None)
     if match := re.search(r"Could not override '([^']+)'", text):
-        return not_there(match[1].lstrip("+"), text)
+        return not_there(match[1].lstrip("+"), text, typed)
     if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
         return f"'{match[1]}' is there already: write {match[1]}=..., without the +"
     if match := re.search(r"Could not delete from config. '([^']+)' does not exist", text):
-        return unknown_key(match[1], known_keys())
+        return unknown_key(match[1], known_keys(typed))
     if match := re.search(r"full_key: (\S+)", text):
         return f"{match[1]}: {lines(text)[0]}"
     return "\n".join(dict.fromkeys(lines(text))) or type(problem).__name__
@@ -43,30 +48,24 @@ def lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def not_there(key: str, text: str) -> str:
+def not_there(key: str, text: str, typed: Sequence[str]) -> str:
     """The error for an override of a group or a key that the config does not have."""
     if "No match in the defaults list" in text:
-        typed = next((word for word in sys.argv[1:] if word.startswith(f"{key}=")), f"{key}=...")
-        return f"'{key}' is not in the defaults list: write +{typed} to add it"
-    return unknown_key(key, known_keys(of_hydra=key.startswith("hydra.")))
+        override = next((word for word in typed if word.startswith(f"{key}=")), f"{key}=...")
+        return f"'{key}' is not in the defaults list: write +{override} to add it"
+    return unknown_key(key, known_keys(typed, of_hydra=key.startswith("hydra.")))
 
 
-def known_keys(of_hydra: bool = False) -> list[str]:
+def known_keys(typed: Sequence[str], of_hydra: bool = False) -> list[str]:
     """Every key of the config as it is without overrides, and of the groups that were chosen.
 
     Args:
         of_hydra: Hydra's own keys as well, which a user seldom means.
     """
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    choices = [word for word in sys.argv[1:] if is_choice(word)]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            config = compose("config", choices, return_hydra_config=of_hydra)
-        except (HydraException, OmegaConfBaseException):
-            config = compose("config", return_hydra_config=of_hydra)
+    try:
+        config = compose_lazily([word for word in typed if is_choice(word)], of_hydra)
+    except (HydraException, OmegaConfBaseException):
+        config = compose_lazily([], of_hydra)
     plain = OmegaConf.to_container(config, resolve=False)
     return dotted(plain) if isinstance(plain, dict) else []
 

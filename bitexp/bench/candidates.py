@@ -8,19 +8,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from bitexp.bench.workloads import WORKLOADS, tokens
-from bitexp.cli.explain import explain
 from bitexp.common.errors import UserError
 from bitexp.config.arguments import keywords
+from bitexp.config.compose import composed
 from bitexp.config.paths import CONF
 from bitexp.config.schema import Settings, read_settings
 from bitexp.deploy.cost import saved_bytes
@@ -69,7 +65,7 @@ def candidates(options: argparse.Namespace) -> list[Candidate]:
     kernel, _, _ = choose_kernel(options.kernel, "cpu")
     for dtype, suffix in ((None, ""), (torch.bfloat16, BF16)):
         for name in sorted(names, key=order):
-            chosen = composed("mlp", name).quantizer
+            chosen = settings_of("mlp", name).quantizer
             model = work.make()
             quantize(model, QUANTIZERS.get(name)(**chosen.arguments), chosen.include, work.kept)
             set_product(model, kernel.product, kernel.fused)
@@ -90,7 +86,7 @@ def bare(options: argparse.Namespace) -> Workload:
 
 def configured(options: argparse.Namespace) -> Workload:
     """A model of conf/model, on random images or tokens in its shapes."""
-    settings = composed(options.model, "full")
+    settings = settings_of(options.model, "full")
     reads_text = "vocabulary" in keywords(MODELS.get(settings.model.name))
     if reads_text:
         shape = (options.batch, options.context)
@@ -106,15 +102,9 @@ def configured(options: argparse.Namespace) -> Workload:
     return Workload(functools.partial(build_model, settings, options), inputs, loss, exclude)
 
 
-def composed(model: str, quantizer: str) -> Settings:
+def settings_of(model: str, quantizer: str) -> Settings:
     """The settings for a model at a precision."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        try:
-            config = compose("config", [f"model={model}", f"quantizer={quantizer}"])
-        except HydraException as problem:
-            raise UserError(explain(problem)) from problem
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
-    return read_settings(resolved)
+    return read_settings(composed([f"model={model}", f"quantizer={quantizer}"]))
 
 
 def build_model(settings: Settings, options: argparse.Namespace) -> nn.Module:
@@ -186,19 +176,19 @@ class Cost:
     in_layers: int
 
 
-def measure(found: list[Candidate], rounds: int) -> dict[str, Cost]:
+def measure(candidates: list[Candidate], rounds: int) -> dict[str, Cost]:
     """Makes `rounds` steps with each candidate, in turn."""
-    times: dict[str, list[float]] = {c.name: [] for c in found}
-    for c in found:
+    times: dict[str, list[float]] = {c.name: [] for c in candidates}
+    for c in candidates:
         c.step()
         c.step()
     for _ in range(rounds):
-        for c in found:
+        for c in candidates:
             start = time.thread_time()
             c.step()
             times[c.name].append(time.thread_time() - start)
     result = {}
-    for c in found:
+    for c in candidates:
         ratios = [a / b for a, b in zip(times[c.name], times["full"], strict=True)]
         median = statistics.median(times[c.name])
         held = saved_bytes(c.forward, c.model, None)

@@ -15,7 +15,7 @@ from bitexp.common.errors import UserError
 
 
 @dataclass(frozen=True)
-class Decoded:
+class ImagesOnDisk:
     """Images in files: resized by the shorter side, the centre cut out as a square."""
 
     root: Path

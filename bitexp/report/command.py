@@ -1,0 +1,106 @@
+"""Which precision wins, and at what cost? Tables and plots over run folders, on one page.
+
+    python -m bitexp report outputs/vit_ternary
+    python -m bitexp report outputs/a outputs/b --out comparison
+    python -m bitexp report outputs/vit_ternary --watch
+
+A path is a run, a folder with runs at any depth, or the index of a multirun (outputs/NAME/sweeps/DATE).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bitexp.common.console import Report
+from bitexp.common.errors import UserError
+from bitexp.common.program import run_program
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="default: all of outputs")
+    parser.add_argument("--out", type=Path, help="folder of the report (default: report in the first PATH)")
+    help_text = "how far from its best a setting still counts as good (default: 0.01 of it)"
+    parser.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE", help=help_text)
+    parser.add_argument("--watch", action="store_true", help="write it again whenever a run has ended")
+    parser.add_argument("--every", type=int, default=10, metavar="SECONDS", help="how often --watch looks")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Makes the report, once or until Ctrl-C.
+
+    Raises:
+        UserError: a path is none, there are no runs, or an option is out of its range.
+    """
+    from bitexp.track.folder import outputs
+
+    if not 0 <= options.tolerance < 1:
+        raise UserError(f"--tolerance={options.tolerance:g} must be from 0 up to 1: 0.01 is one percent")
+    if options.every < 1:
+        raise UserError(f"--every={options.every} must be at least 1 second")
+    paths = options.paths or [outputs()]
+    if not options.watch:
+        make(paths, options, Report())
+        return
+    from bitexp.report.runs import NoRuns
+
+    seen: object = None
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            if (now := state(paths)) != seen:
+                with contextlib.suppress(NoRuns):
+                    make(paths, options, Report())
+                Report().line("Waiting for runs; Ctrl-C ends it.")
+                seen = now
+            time.sleep(options.every)
+
+
+def state(paths: list[Path]) -> list[tuple[str, float]]:
+    """Changes whenever a run begins or ends."""
+    files = (file for path in paths for name in ("result.json", "config.yaml") for file in path.rglob(name))
+    changed = []
+    for file in files:
+        with contextlib.suppress(OSError):  # a rerun may have moved it aside
+            changed.append((str(file), file.stat().st_mtime))
+    return sorted(changed)
+
+
+def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None:
+    """Reads the runs, writes the report, and says the short table and where the page is."""
+    with report.console.status("reading runs"):
+        from bitexp.report.columns import one_line
+        from bitexp.report.compare import compare
+        from bitexp.report.runs import read_runs
+        from bitexp.report.studies import read_studies
+        from bitexp.report.terminal import print_comparisons
+        from bitexp.report.write import write_report
+
+        runs, problems = read_runs(paths)
+        studies, damaged = read_studies(paths)
+        comparisons = compare(runs, options.tolerance)
+        out = options.out or place(paths[0])
+        refresh = 2 * options.every if options.watch else None
+        try:
+            written = write_report(comparisons, runs, [*problems, *damaged], studies, out, refresh)
+        except OSError as refusal:
+            raise UserError(f"{out} cannot be written: {refusal}. --out names another folder") from None
+    print_comparisons(report, comparisons)
+    unfinished = sum(not one.finished for one in runs)
+    for problem in (*problems, *damaged):
+        report.line(one_line(f"not read: {problem.path}: {problem.reason}"))
+    report.line(f"{len(runs)} runs, {unfinished} of them not finished. Report: {written}")
+
+
+def place(path: Path) -> Path:
+    """Where the report of a path goes: into the folder that holds the runs."""
+    is_run = (path / "config.yaml").exists() or (path / "result.json").exists()
+    return (path.absolute().parent if is_run else path) / "report"
+
+
+def main(words: Sequence[str]) -> int:
+    """`python -m bitexp report`. Exit codes: 0 written, 2 bad input."""
+    return run_program("report", __doc__, add_arguments, run, words)
