@@ -1,0 +1,1 @@
+"""What tests share and fixtures are made of, one subject a module."""
