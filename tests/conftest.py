@@ -103,12 +103,24 @@ def start(tmp_path: Path) -> processes.Start:
 
 
 @pytest.fixture(scope="session")
-def command(tmp_path_factory: pytest.TempPathFactory) -> processes.Command:
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What runs and sweeps import is imported, or else every forked process would do it again."""
+    import bitexp.cli.job
+    import bitexp.report.terminal
+    import bitexp.sweep.command  # noqa: F401
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITEXP_OUTPUTS", str(tmp_path_factory.mktemp("loaded")))
+        training.train("kernel=auto")
+
+
+@pytest.fixture(scope="session")
+def command(tmp_path_factory: pytest.TempPathFactory, loaded: None) -> processes.Command:
     """`python -m bitexp WORDS...` in a process of its own; `first` runs before it, to arrange a fault."""
-    import bitexp.run.road  # noqa: F401  (else every process would)
 
     def call(*words: str, first: Callable[[], Any] = lambda: None) -> processes.Ended:
-        return processes.run_bitexp(words, first, tmp_path_factory.mktemp("command") / "child")
+        folder = tmp_path_factory.mktemp("command") / "child"
+        return processes.Child(processes.bitexp_command(words, first), folder).wait()
 
     return call
 

@@ -85,14 +85,18 @@ class Child:
             sys.stderr.flush()
             os._exit(code)
 
+    def runs(self) -> bool:
+        """Whether it has not ended yet; leaves its end to `wait`."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
     def wait(self) -> Ended:
         """Waits for its end."""
         _, status = os.waitpid(self.pid, 0)
         return Ended(os.waitstatus_to_exitcode(status), *(file.read_text() for file in self.files))
 
 
-def run_bitexp(words: tuple[str, ...], first: Callable[[], Any], folder: Path) -> Ended:
-    """`python -m bitexp WORDS...` in a forked process; `first` runs there before it."""
+def bitexp_command(words: tuple[str, ...], first: Callable[[], Any] = lambda: None) -> Callable[[], None]:
+    """`python -m bitexp WORDS...` as a function for a forked process; `first` runs there before it."""
 
     def work() -> None:
         from bitexp.__main__ import main
@@ -101,7 +105,7 @@ def run_bitexp(words: tuple[str, ...], first: Callable[[], Any], folder: Path) -
         first()
         main()
 
-    return Child(work, folder).wait()
+    return work
 
 
 def call_main(main: Callable[[], None], argv: list[str], capsys: pytest.CaptureFixture[str]) -> Ended:
