@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -28,6 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us beside it
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: to look through it for garbage over and over takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -112,6 +119,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BITEXP_OUTPUTS", str(tmp_path_factory.mktemp("loaded")))
         training.train("kernel=auto")
+    pytest_collection_finish()
 
 
 @pytest.fixture(scope="session")
