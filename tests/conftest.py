@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: to look through it for garbage over and over takes a tenth of the time."""
+    """What is imported by now stays: to look it through for garbage takes a tenth of the time."""
     gc.collect()
     gc.freeze()
 
