@@ -99,7 +99,7 @@ def interrupt(seconds: float) -> None:
 
 
 def is_slow(line: str) -> bool:
-    """Whether a command starts one interpreter after the other; tests/sweep/test_launchers.py starts fewer."""
+    """Whether a command starts interpreter after interpreter; tests/sweep/test_launchers.py starts fewer."""
     return any(words in line for words in INTERPRETERS)
 
 
