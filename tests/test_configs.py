@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import yaml
@@ -15,6 +13,9 @@ import bitexp.__main__
 from bitexp.config.schema import read_settings
 from bitexp.kernels import KERNELS
 from bitexp.quant import QUANTIZERS
+from tests.support.configs import ComposeConfig
+from tests.support.processes import InProcess
+from tests.support.training import Train
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -36,9 +37,6 @@ SLOW_MODELS = (
     "cnn_2m", "convnext_tiny", "reloaded_64", "reloaded_128", "reloaded_256", "resnet18", "resnet50",
     "swin_t", "vit_48m", "vit_small", "vit_tiny",
 )  # fmt: skip
-
-
-SHRUNK = {"lm_reloaded": ["data.context=32", "data.vocabulary=300"]}
 STUDIES = ("pareto", "tune")
 SLOW_SWEEPS = (
     "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median",
@@ -63,8 +61,14 @@ def options(name: str, slow: tuple[str, ...] = ()) -> list[Any]:
     return [pytest.param(word, marks=marks.get(word, ())) for word in words]
 
 
+class Trains(Protocol):
+    """Trains one batch, tests, freezes and packs."""
+
+    def __call__(self, *words: str) -> None: ...
+
+
 @pytest.fixture
-def trains(train: Any, data_sets: Path, compose_config: Any) -> Callable[..., None]:
+def trains(train: Train, data_sets: Path, compose_config: ComposeConfig) -> Trains:
     """Trains one batch, tests, freezes and packs."""
 
     def check(*words: str) -> None:
@@ -86,8 +90,33 @@ def trains(train: Any, data_sets: Path, compose_config: Any) -> Callable[..., No
     return check
 
 
+class Short(Protocol):
+    """Overrides that leave an experiment what it is and make its model and its data small."""
+
+    def __call__(self, experiment: str) -> tuple[str, ...]: ...
+
+
+@pytest.fixture
+def short(data_sets: Path, compose_config: ComposeConfig) -> Short:
+    """Overrides that leave an experiment what it is and make its model and its data small."""
+
+    def overrides(experiment: str) -> tuple[str, ...]:
+        config = compose_config(f"+experiment={experiment}")
+        found = {
+            "model.depth=1": "depth" in config["model"],
+            "data.context=16": "context" in config["data"],
+            "data=text": config["data"].get("tokenizer") == "bpe",
+            f"data.files=[{data_sets}/texts]": config["data"].get("tokenizer") == "bpe",
+            "data.vocabulary=300": config["data"].get("tokenizer") == "bpe",
+            f"data.data_dir={data_sets}": experiment.startswith("fashion"),
+        }
+        return tuple(word for word, fits in found.items() if fits)
+
+    return overrides
+
+
 @pytest.mark.parametrize("path", [p for p in FILES if group(p) not in NO_CHOICE], ids=choice)
-def test_every_file_composes_to_valid_settings(path: Path, compose_config: Any) -> None:
+def test_every_file_composes_to_valid_settings(path: Path, compose_config: ComposeConfig) -> None:
     settings = read_settings(compose_config(choice(path)))
     assert settings.model_dump(mode="json")
 
@@ -121,7 +150,7 @@ def test_every_quantizer_has_a_file() -> None:
 
 
 @pytest.mark.parametrize("word", options("data"))
-def test_data(word: str, trains: Any) -> None:
+def test_data(word: str, trains: Trains) -> None:
     if word in TEXT_DATA:
         trains(*TEXT, f"data={word}", "model.depth=1")
         return
@@ -130,52 +159,57 @@ def test_data(word: str, trains: Any) -> None:
 
 
 @pytest.mark.parametrize("word", options("model", SLOW_MODELS))
-def test_models(word: str, trains: Any, compose_config: Any) -> None:
+def test_models(word: str, trains: Trains, compose_config: ComposeConfig) -> None:
     reads_text = compose_config(f"model={word}")["model"]["name"] == "decoder"
     trains(*(TEXT if reads_text else ["data=cifar10"]), f"model={word}")
 
 
 @pytest.mark.parametrize("word", options("task"))
-def test_tasks(word: str, trains: Any) -> None:
+def test_tasks(word: str, trains: Trains) -> None:
     trains(*(TEXT if word == "language_modelling" else []), f"task={word}")
 
 
 @pytest.mark.parametrize("word", options("recipe"))
-def test_recipes(word: str, trains: Any) -> None:
+def test_recipes(word: str, trains: Trains) -> None:
     trains(*TEXT, f"+recipe={word}", "model.depth=1")
 
 
 @pytest.mark.parametrize("word", options("quantizer"))
-def test_quantizers(word: str, trains: Any) -> None:
+def test_quantizers(word: str, trains: Trains) -> None:
     trains(f"quantizer={word}", "model=vit", "model.depth=1")
 
 
 @pytest.mark.parametrize("word", options("optimizer"))
 @pytest.mark.parametrize("precision", ["32", "bf16-true"])
-def test_optimizers(word: str, precision: str, trains: Any) -> None:
+def test_optimizers(word: str, precision: str, trains: Trains) -> None:
     trains(f"optimizer={word}", f"trainer.precision='{precision}'")
 
 
 @pytest.mark.parametrize("word", options("scheduler"))
-def test_schedulers(word: str, trains: Any) -> None:
+def test_schedulers(word: str, trains: Trains) -> None:
     trains(f"scheduler={word}")
 
 
 @pytest.mark.parametrize("word", options("kernel"))
-def test_kernels(word: str, trains: Any) -> None:
+def test_kernels(word: str, trains: Trains) -> None:
     if word != "auto" and (reason := KERNELS.get(word).unavailable("cpu")):
         pytest.skip(reason)  # triton: tests/kernels/gpu/test_run.py
     trains(f"kernel={word}")
 
 
 @pytest.mark.parametrize("word", [p for p in options("trainer") if p.values != ("ddp",)])  # test_ranks.py
-def test_trainers(word: str, trains: Any) -> None:
+def test_trainers(word: str, trains: Trains) -> None:
     trains(f"trainer={word}")
 
 
 @pytest.mark.parametrize("word", options("experiment", ("fashion_mlp",)))
-def test_experiments(word: str, trains: Any) -> None:
-    trains(f"+experiment={word}", *SHRUNK.get(word, []))
+def test_experiments(word: str, trains: Trains, short: Short) -> None:
+    trains(f"+experiment={word}", *(short(word) if word == "lm_reloaded" else ()))
+
+
+@pytest.mark.slow  # byte pairs of all the source of Python
+def test_an_experiment_that_trains_its_own_tokenizer(trains: Trains) -> None:
+    trains("+experiment=lm_reloaded", "data.context=32", "data.vocabulary=300")
 
 
 @pytest.mark.parametrize("experiment", options("experiment", SLOW_SWEEPS))
@@ -183,33 +217,26 @@ def test_experiments(word: str, trains: Any) -> None:
 def test_sweeps(
     experiment: str,
     sweep: str,
-    data_sets: Path,
-    compose_config: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    short: Short,
+    compose_config: ComposeConfig,
+    in_process: InProcess,
 ) -> None:
-    words = ["-m", f"+experiment={experiment}", f"+sweeps={sweep}", *ONE_BATCH, "seed=0"]
-    words += SHRUNK.get(experiment, [])
+    words = ["-m", f"+experiment={experiment}", f"+sweeps={sweep}", *ONE_BATCH, *short(experiment), "seed=0"]
     if sweep in STUDIES:
         words += ["hydra.sweeper.n_trials=1", "quantizer=binary"]
     if sweep == "lr_weight_decay":
-        words += ["optimizer.lr=0.01", "optimizer.weight_decay=0.0,0.1"]
-    if experiment.startswith("fashion"):
-        words += [f"data.data_dir={data_sets}"]
+        words += ["optimizer.lr=0.01", "optimizer.weight_decay=0.1"]
     if not (CONF / "tuning" / f"{experiment}.yaml").exists():
         words += ["tuned=false"]
-    monkeypatch.setattr(sys, "argv", ["bitexp", *words])
-    with pytest.raises(SystemExit) as stop:
-        bitexp.__main__.main()
-    said, wrong = capsys.readouterr()
+    ended = in_process(bitexp.__main__.main, "bitexp")(*words)
     if sweep == "doubling" and "dim" not in compose_config(f"+experiment={experiment}")["model"]:
-        assert stop.value.code == 2
-        assert "unknown key 'model.dim'" in wrong
+        assert ended.code == 2
+        assert "unknown key 'model.dim'" in ended.err
         return
-    assert stop.value.code == 0, said + wrong
+    assert ended.code == 0, ended.out + ended.err
     if sweep in STUDIES:
-        assert ": 1 finished; budget 1. " in said
+        assert ": 1 finished; budget 1. " in ended.out
         return
     presets = len([path for path in FILES if group(path) == "quantizer"])
-    count = {"precisions": presets - 2, "doubling": 4, "lr_weight_decay": 8}[sweep]
-    assert f"{count} jobs: {count} trained, 0 finished before, 0 not finished" in said
+    count = {"precisions": presets - 2, "doubling": 4, "lr_weight_decay": 4}[sweep]
+    assert f"{count} jobs: {count} trained, 0 finished before, 0 not finished" in ended.out

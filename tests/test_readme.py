@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from PIL import Image
 
 import bitexp.run.road  # noqa: F401  (children that are forked do not import it again)
 from bitexp.cli.commands import COMMANDS
+from tests.support.processes import Command
+from tests.support.training import Train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 TINY = ("logger=csv", "trainer.epochs=1", "trainer.train_batches=1", "trainer.eval_batches=1")
+TINY += ("data.batch_size=4", "data.eval_batch_size=4")
+INTERPRETERS = ("hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra.launcher.gpus=")
 
 
 def blocks(language: str) -> list[str]:
@@ -62,15 +67,50 @@ def own_experiment(folder: Path) -> None:
     (place / "mine.yaml").write_text("# @package _global_\nname: mine\nmodel: {hidden: [16]}\n")
 
 
+@pytest.fixture(scope="module")
+def made(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The outputs of a short command, which runs once for all who read them."""
+
+    @cache
+    def make(*words: str) -> Path:
+        place = tmp_path_factory.mktemp("made") / "outputs"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("BITEXP_OUTPUTS", str(place))
+            ended = command(*words, *TINY)
+        assert ended.code == 0, ended.err
+        return place
+
+    return make
+
+
 def interrupt(seconds: float) -> None:
     """Ctrl-C while nothing happens."""
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("line", [c for c in commands() if "ddp" not in c])
+def is_slow(line: str) -> bool:
+    """Whether a command starts interpreter after interpreter; tests/sweep/test_launchers.py starts fewer."""
+    return any(words in line for words in INTERPRETERS)
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if is_slow(c)])
+def test_a_command_of_the_readme_that_starts_interpreters_composes(line: str, command: Command) -> None:
+    words = shlex.split(line)[3:]
+    words.remove("-m")  # does not go with --cfg
+    launcher = next(word for word in words if word.startswith("hydra/launcher=")).partition("=")[2]
+    ended = command(*words, "--cfg", "hydra")
+    assert ended.code == 0, ended.err
+    assert f"hydra/launcher: {launcher}" in ended.out
+
+
+@pytest.mark.parametrize(
+    "line",
+    [pytest.param(c, marks=[pytest.mark.slow] * is_slow(c)) for c in commands() if "ddp" not in c],
+)
 def test_a_command_of_the_readme_runs(
     line: str,
-    command: Callable[..., Any],
+    command: Command,
+    made: Callable[..., Path],
     data_sets: Path,
     tmp_path: Path,
     outputs: Path,
@@ -94,14 +134,12 @@ def test_a_command_of_the_readme_runs(
         )
         ended = command("bench", *words, "--rounds", "1", *(small or ["--batch", "2"]))
     elif word == "generate":
-        trained = command("+experiment=lm_ternary", "model.depth=1", *TINY)
-        assert trained.code == 0, trained.err
+        shutil.copytree(made("+experiment=lm_ternary", "model.depth=1"), outputs)
         words[0] = str(outputs / Path(words[0]).name)
         ended = command("generate", *words, "--tokens", "8")
         assert ended.out.startswith(words[words.index("--prompt") + 1])
     elif word == "report":
-        trained = command("-m", "+experiment=vit_ternary", "seed=0,1", "model.depth=1", *TINY)
-        assert trained.code == 0, trained.err
+        shutil.copytree(made("-m", "+experiment=vit_ternary", "seed=0,1", "model.depth=1"), outputs)
         words[0] = str(outputs) if words[0] == "outputs" else str(outputs / Path(words[0]).name)
         if "--watch" in words:
             monkeypatch.setattr("time.sleep", interrupt)
@@ -157,9 +195,7 @@ def test_the_core_works_in_a_notebook() -> None:
     assert names["model"](torch.randn(3, 64)).shape == (3, 10)
 
 
-def test_the_packed_file_is_loaded_as_shown(
-    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_packed_file_is_loaded_as_shown(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(train().folder)
     (code,) = [block for block in blocks("python") if "load_packed" in block]
     names: dict[str, Any] = {}
@@ -169,7 +205,7 @@ def test_the_packed_file_is_loaded_as_shown(
 
 
 def test_the_notebook_works_as_shown(
-    train: Callable[..., Any], outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     train("name=vit_ternary", "quantizer=full")

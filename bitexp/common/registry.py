@@ -11,7 +11,8 @@ things when it is imported (and brings its YAML in a folder `conf` beside it).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
@@ -52,6 +53,24 @@ class Registry(Generic[T]):
             known = ", ".join(self.names())
             raise UnknownName(f"unknown {self.kind} '{name}'.{nearest(name, self.names())} Known: {known}")
         return self._entries[name]
+
+    @contextmanager
+    def temporarily(self, name: str, entry: T) -> Iterator[T]:
+        """Has `entry` under `name` as long as the `with` block lasts, in place of what has that name.
+
+        For a test or a notebook that tries a thing out:
+
+            with QUANTIZERS.temporarily("mine", Mine):
+                ...
+        """
+        load_plugins()
+        before = {name: self._entries[name]} if name in self._entries else {}
+        self._entries[name] = entry
+        try:
+            yield entry
+        finally:
+            del self._entries[name]
+            self._entries.update(before)
 
     def names(self) -> list[str]:
         """All known words, sorted."""

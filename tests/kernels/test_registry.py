@@ -6,6 +6,7 @@ import builtins
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +40,19 @@ def test_auto_takes_the_first_that_runs_here() -> None:
     assert reason.startswith("auto: the fastest that runs here")
 
 
-def test_auto_says_why_faster_ones_were_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KERNELS._entries, PREFERENCE[0], Absent())
-    _, name, reason = choose_kernel("auto", "cpu")
+def test_auto_says_why_faster_ones_were_passed_over() -> None:
+    with KERNELS.temporarily(PREFERENCE[0], Absent()):
+        _, name, reason = choose_kernel("auto", "cpu")
     assert name != PREFERENCE[0]
     assert f"{PREFERENCE[0]}: no such chip beside cpu" in reason
 
 
-def test_where_nothing_runs_auto_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in PREFERENCE:
-        monkeypatch.setitem(KERNELS._entries, name, Absent())
-    with pytest.raises(ValueError, match=r"no kernel runs here: .*reference: no such chip"):
-        choose_kernel("auto", "cpu")
+def test_where_nothing_runs_auto_says_why() -> None:
+    with ExitStack() as stack:
+        for name in PREFERENCE:
+            stack.enter_context(KERNELS.temporarily(name, Absent()))
+        with pytest.raises(ValueError, match=r"no kernel runs here: .*reference: no such chip"):
+            choose_kernel("auto", "cpu")
 
 
 @pytest.mark.parametrize("name", KERNELS.names())
