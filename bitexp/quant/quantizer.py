@@ -1,98 +1,298 @@
-"""The registry of quantizers, and what a quantizer is: latent weights in, integer codes and a step out."""
+"""A quantizer: what is done to the weights and activations of which layer, at which share of the training."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitexp.common.registry import Registry
-from bitexp.quant.backend import Arithmetic
-from bitexp.quant.spec import EPS, Granularity, Norm
+from bitexp.common.signatures import keywords
+from bitexp.common.spelling import nearest
+from bitexp.quant.levels import Levels
+from bitexp.quant.parts import (
+    ACTIVATIONS,
+    ESTIMATORS,
+    SPARSIFIERS,
+    TRANSFORMS,
+    WEIGHTS,
+    ActivationQuantizer,
+    Estimator,
+    Sparsifier,
+    Transform,
+    WeightQuantizer,
+)
+from bitexp.quant.patterns import matches
+from bitexp.quant.spec import BiasRule, Norm, Part
+
+REGISTRIES: dict[str, Registry[Any]] = {
+    "weights": WEIGHTS,
+    "activations": ACTIVATIONS,
+    "transform": TRANSFORMS,
+    "sparsifier": SPARSIFIERS,
+    "estimator": ESTIMATORS,
+}
+"""The parts of a quantizer by the key that chooses them."""
 
 
-class Quantizer:
-    """How the weights and the activations of a layer are quantized, and what norm precedes them.
+STRAIGHT_THROUGH = "straight_through"
+NOTHING = {"activations": "none", "transform": "none", "sparsifier": "none", "estimator": STRAIGHT_THROUGH}
+"""What to write for a part that has nothing to do."""
 
-    A subclass says which integers its codes are (`low`, `high`), how many bits a weight carries, and
-    gives `step` and, where rounding is not its way, `codes`.
 
-    Args:
-        norm: parameter-free norm of the input: none, rms or layer, over the features of a token.
-        activations: `int8` (per-token absmax) or `none` (they stay floats).
-        act_qmax: an activation code is `rint(x * act_qmax / absmax)`: 127, or 128 (clipped at 127) as
-            PyPI `bitlinear` has it since 2.0.
-        granularity: one step per tensor, per output channel, or per group of inputs.
-        group_size: inputs per group; only with `granularity="group"`.
-        bias: `plain` adds the bias to the output; `scaled` adds it before the scales are applied, as
-            PyPI `bitlinear` does.
+@dataclass(frozen=True)
+class LayerOptions:
+    """All that is chosen for one layer. Without any part and norm it stays what it is.
+
+    Raises:
+        ValueError: an unknown part or option, or choices that do not go together.
     """
 
-    bits: ClassVar[float]
-    low: ClassVar[int]
-    high: ClassVar[int]
-    replaces_layers: ClassVar[bool] = True
-    quantizes_weights: ClassVar[bool] = True
+    weights: Part | None = None
+    activations: Part | None = None
+    transform: Part | None = None
+    sparsifier: Part | None = None
+    estimator: Part | None = None
+    norm: Norm = "none"
+    bias: BiasRule = "plain"
 
-    def __init__(
-        self,
-        *,
-        norm: Norm,
-        activations: Literal["int8", "none"],
-        act_qmax: Literal[127, 128],
-        granularity: Granularity,
-        group_size: int | None,
-        bias: Literal["plain", "scaled"],
-    ) -> None:
-        if (granularity == "group") != (group_size is not None):
-            raise ValueError(
-                f"granularity={granularity} and group_size={group_size} do not fit together: "
-                "a group size goes with granularity=group, and only with it"
-            )
-        if group_size is not None and group_size < 1:
-            raise ValueError(f"group_size={group_size} is no number of weights; use 1 or more")
-        if bias == "scaled" and (activations == "none" or granularity != "tensor"):
-            raise ValueError("bias=scaled needs activations=int8 and granularity=tensor")
-        self.norm: Norm = norm
-        self.activations = activations
-        self.act_qmax = act_qmax if activations == "int8" else 0
-        self.granularity: Granularity = granularity
-        self.group_size = group_size
-        self.bias = bias
-        self.arithmetic = Arithmetic()
-
-    def step(self, rows: Tensor) -> Tensor:
-        """The step of each row: `[rows, weights] -> [rows, 1]`, fp32."""
-        raise NotImplementedError
-
-    def codes(self, rows: Tensor, step: Tensor) -> Tensor:
-        """The int8 code of each weight: `round(W / step)` clamped to `low..high`, half to even."""
-        return self.arithmetic.rounded(rows, step, self.low, self.high)
-
-    def weights(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantizes latent weights `[out, ...]`, apart from any graph.
-
-        Returns:
-            int8 codes in the shape of `weight`, and the fp32 steps: `[]` per tensor, `[out]` per
-            channel, `[out, groups]` per group. `codes * step` is the dequantized weight.
-        """
-        latent = weight.detach().float()
-        if self.granularity == "tensor":
-            rows, shape = latent.reshape(1, -1), torch.Size()
-        elif self.granularity == "channel":
-            rows, shape = latent.flatten(1), latent.shape[:1]
-        else:
-            size = self.group_size or 1
-            if latent[0].numel() % size:
+    def __post_init__(self) -> None:
+        for key in REGISTRIES:
+            object.__setattr__(self, key, complete(key, getattr(self, key)))
+        if self.estimator is None:
+            object.__setattr__(self, "estimator", Part(STRAIGHT_THROUGH))
+        for key, known in (("norm", get_args(Norm)), ("bias", get_args(BiasRule))):
+            if (value := getattr(self, key)) not in known:
+                raise ValueError(f"{key}={value} should be one of {', '.join(known)}")
+        for key, nothing in NOTHING.items():
+            part = getattr(self, key)
+            if self.weights is None and part is not None and part.name != nothing:
                 raise ValueError(
-                    f"group_size={size} does not divide the {latent[0].numel()} inputs of a layer"
+                    f"{key}={part.name} would do nothing with weights=none: choose weights or {key}={nothing}"
                 )
-            rows = latent.reshape(-1, size)
-            shape = torch.Size((latent.shape[0], latent[0].numel() // size))
-        step = self.step(rows).clamp(min=EPS)
-        codes = self.codes(rows, step).to(torch.int8).reshape(latent.shape)
-        return codes, step.reshape(shape)
+        tensor = self.weights is not None and self.weights.options.get("granularity", "tensor") == "tensor"
+        if self.bias == "scaled" and (self.activations is None or not tensor):
+            raise ValueError("bias=scaled needs quantized activations and weights.granularity=tensor")
+        if self.weights is not None:
+            self.parts(torch.ones(1, 1))  # their constructors know what else cannot be
+
+    @property
+    def levels(self) -> Levels | None:
+        """What the codes of the weights may be; None for floats."""
+        return None if self.weights is None else self.parts(torch.ones(1, 1)).weights.levels
+
+    @property
+    def replaces_layers(self) -> bool:
+        """Whether a layer with these options is another than before."""
+        return self.weights is not None or self.norm != "none"
+
+    def changed(self, changes: Mapping[str, Any]) -> LayerOptions:
+        """With some of them replaced, each part as a whole. Raises `ValueError` for an unknown key."""
+        known = [field.name for field in fields(self)]
+        for key in changes:
+            if key not in known:
+                raise ValueError(f"unknown key '{key}'.{nearest(key, known)} Known: {', '.join(known)}")
+        new: dict[str, Any] = {k: Part.of(v) if k in REGISTRIES else v for k, v in changes.items()}
+        return replace(self, **new)
+
+    def parts(self, weight: Tensor) -> LayerParts:
+        """New parts for a layer with these latent weights."""
+        return LayerParts(self, weight)
+
+    def to_json(self) -> dict[str, Any]:
+        """As YAML has it, parts with all their options."""
+        return {
+            key: (value.to_json() if isinstance(value, Part) else value or "none")
+            for key, value in ((field.name, getattr(self, field.name)) for field in fields(self))
+        }
 
 
-QUANTIZERS: Registry[type[Quantizer]] = Registry("quantizer")
+def complete(key: str, part: Part | str | Mapping[str, Any] | None) -> Part | None:
+    """A part with all its options, the defaults are those of its class.
+
+    Raises:
+        ValueError: no such part, or it has no such option.
+    """
+    part = Part.of(part)
+    if part is None:
+        return None
+    target = REGISTRIES[key].get(part.name)
+    defaults = {
+        name: parameter.default
+        for name, parameter in keywords(target).items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for name in part.options:
+        if name not in defaults:
+            known = f"Known: {', '.join(defaults)}" if defaults else "It has none"
+            raise ValueError(f"{key}={part.name} has no option '{name}'.{nearest(name, defaults)} {known}")
+    options = defaults | dict(part.options)
+    if missing := [name for name, value in options.items() if value is inspect.Parameter.empty]:
+        raise ValueError(
+            f"{key}={part.name} needs {', '.join(missing)}: {{name: {part.name}, {missing[0]}: ...}}"
+        )
+    return Part(part.name, options)
+
+
+class LayerParts(nn.Module):
+    """The parts of one layer; `activations`, `transform` and `sparsifier` may be None."""
+
+    weights: WeightQuantizer
+    activations: ActivationQuantizer | None
+    transform: Transform | None
+    sparsifier: Sparsifier | None
+
+    def __init__(self, options: LayerOptions, weight: Tensor) -> None:
+        """Raises `ValueError` where an option of a part is out of its range."""
+        super().__init__()
+        self.weights = build("weights", options.weights, weight)
+        self.activations = build("activations", options.activations)
+        self.transform = build("transform", options.transform)
+        self.sparsifier = build("sparsifier", options.sparsifier)
+        estimator: Estimator | None = build("estimator", options.estimator)
+        if estimator is not None and not estimator.identity:
+            if self.weights.has_rule:
+                raise ValueError(
+                    f"weights={options.weights and options.weights.name} has a gradient of its own, so "
+                    f"estimator={options.estimator and options.estimator.name} would do nothing; leave it out"
+                )
+            self.weights.estimator = estimator
+
+
+def build(key: str, part: Part | None, *given: Tensor) -> Any:
+    """A part for one layer, or None."""
+    return None if part is None else REGISTRIES[key].get(part.name)(*given, **part.options)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Other options for the layers that a pattern matches; patterns are those of `include`."""
+
+    match: tuple[str, ...]
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Other options until a share of the training."""
+
+    until: float
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """What a preset in conf/quantizer says; a value that layers and models share.
+
+    Args:
+        name: the label, which is the preset's file.
+        options: of every layer; layers: rules for some, the last that matches wins; stages: options that
+            hold at
+            first, in the order of their ends.
+
+    Raises:
+        ValueError: see `LayerOptions`; or stages whose ends do not rise between 0 and 1.
+    """
+
+    name: str
+    options: LayerOptions
+    layers: tuple[Rule, ...] = ()
+    stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        ends = [stage.until for stage in self.stages]
+        if ends != sorted(set(ends)) or any(not 0 < end < 1 for end in ends):
+            raise ValueError(f"stages end at {ends}: the shares must rise, each above 0 and below 1")
+        for stage in self.stages:
+            fixed = sorted({"weights", "norm", "bias"} & set(stage.changes))
+            if fixed:
+                raise ValueError(f"stages cannot change {', '.join(fixed)}; use them for the other parts")
+        for rule in self.layers:
+            self.options.changed(rule.changes)
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> Quantizer:
+        """From the section `quantizer` of a config; what says which layers and when is not for us.
+
+        Raises:
+            ValueError: an unknown key, part or option, or what does not go together.
+        """
+        section = {key: value for key, value in config.items() if key not in SELECTION}
+        name = str(section.pop("name", "custom"))
+        layers = tuple(rule_of(rule) for rule in section.pop("layers", ()))
+        stages = tuple(stage_of(stage) for stage in section.pop("stages", ()))
+        return Quantizer(name, LayerOptions().changed(section), layers, stages)
+
+    def for_layer(self, name: str) -> LayerOptions:
+        """The options of a layer by its dotted name, at the end of training."""
+        options = self.options
+        for rule in self.layers:
+            if matches(name, rule.match):
+                options = options.changed(rule.changes)
+        return options
+
+    def staged(self, options: LayerOptions) -> list[tuple[float, LayerOptions]]:
+        """The earlier options of a layer, each with the share of the training until which they hold."""
+        if options.weights is None:
+            return []
+        return [(stage.until, options.changed(stage.changes)) for stage in self.stages]
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any layer gets quantized weights."""
+        return any(o.weights is not None for o in self.variants())
+
+    def variants(self) -> list[LayerOptions]:
+        """The options that layers may have: those of all, and those of each rule."""
+        return [self.options, *(self.options.changed(rule.changes) for rule in self.layers)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the section `quantizer` of a config, all options said."""
+
+        def plain(changes: Mapping[str, Any]) -> dict[str, Any]:
+            whole = self.options.changed(changes).to_json()
+            return {key: whole[key] for key in changes}
+
+        return {
+            "name": self.name,
+            **self.options.to_json(),
+            "layers": [{"match": list(rule.match), **plain(rule.changes)} for rule in self.layers],
+            "stages": [{"until": stage.until, **plain(stage.changes)} for stage in self.stages],
+        }
+
+
+SELECTION = ("include", "exclude", "lambda_schedule")
+"""Keys of the section that say which layers are quantized and when, and not how."""
+
+
+def rule_of(config: Mapping[str, Any]) -> Rule:
+    """From an entry of `quantizer.layers`. Raises `ValueError` where it has no `match`."""
+    changes = dict(config)
+    match = changes.pop("match", None)
+    if not match:
+        raise ValueError(f"a rule of layers needs a match: {{match: 'blocks.0.*', ...}}, got {dict(config)}")
+    return Rule((match,) if isinstance(match, str) else tuple(match), changes)
+
+
+def stage_of(config: Mapping[str, Any]) -> Stage:
+    """From an entry of `quantizer.stages`. Raises `ValueError` where it has no `until`."""
+    changes = dict(config)
+    until = changes.pop("until", None)
+    if until is None:
+        raise ValueError(f"a stage needs its end: {{until: 0.95, ...}}, got {dict(config)}")
+    return Stage(float(until), changes)
+
+
+def as_quantizer(value: Quantizer | Mapping[str, Any] | str) -> Quantizer:
+    """A quantizer itself, from its config, or a preset by name."""
+    if isinstance(value, Quantizer):
+        return value
+    if isinstance(value, str):
+        from bitexp.quant.presets import QUANTIZERS
+
+        return QUANTIZERS[value]
+    return Quantizer.of(value)

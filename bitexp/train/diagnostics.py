@@ -1,4 +1,4 @@
-"""What the quantizer does to the weights: zeros, flips and steps, by layer and over the body."""
+"""What the quantizer does to the weights: zeros, flips and scales, by layer and over the body."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Diagnostics(pl.Callback):
 
     The flip rate is the share of codes that differ from those at the last validation (at the start,
     for the first). Over the body, shares are weighted by layer size; by layer the names are
-    `quant/<measure>/<layer>`; `quant/scale_drift` is the mean ratio of the steps to the first ones.
+    `quant/<measure>/<layer>`; `quant/scale_drift` is the mean ratio of the scales to the first ones.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Diagnostics(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, layer in quantized_layers(pl_module.model).items():  # type: ignore[arg-type]
-            codes, scale = layer.quantizer.weights(layer.weight)
+            codes, scale, _ = layer.quantized()
             self.codes.setdefault(name, codes.cpu())
             self.first.setdefault(name, float(scale.mean()))
 
@@ -39,15 +39,15 @@ class Diagnostics(pl.Callback):
         total = zeros = flips = 0
         drift = 0.0
         for name, layer in layers.items():
-            codes, scale = (t.cpu() for t in layer.quantizer.weights(layer.weight))
+            quantized = layer.quantized()
+            codes, mean = quantized.codes.cpu(), float(quantized.scale.cpu().mean())
             zero = int((codes == 0).sum())
             flipped = int((codes != self.codes[name]).sum())
-            step = float(scale.mean())
             values[f"quant/zero_fraction/{name}"] = zero / codes.numel()
             values[f"quant/flip_rate/{name}"] = flipped / codes.numel()
-            values[f"quant/scale/{name}"] = step
+            values[f"quant/scale/{name}"] = mean
             total, zeros, flips = total + codes.numel(), zeros + zero, flips + flipped
-            drift += step / self.first[name] / len(layers)
+            drift += mean / self.first[name] / len(layers)
             self.codes[name] = codes
         values["quant/zero_fraction"] = zeros / total
         values["quant/flip_rate"] = flips / total
