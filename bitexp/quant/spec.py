@@ -95,6 +95,11 @@ class LayerSpec:
     shift: bool = False
     bias: BiasRule = "plain"
 
+    @property
+    def absmax(self) -> int | None:
+        """The code of a token's largest input, where kernels make the codes; None where they do not."""
+        return None if self.activations is None else self.activations.absmax
+
     @cached_property
     def wide(self) -> bool:
         """Whether a sum over codes can leave the integers that fp32 holds exactly."""
