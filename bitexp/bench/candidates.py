@@ -15,17 +15,14 @@ from torch import Tensor, nn
 
 from bitexp.bench.workloads import WORKLOADS, tokens
 from bitexp.common.errors import UserError
-from bitexp.config.arguments import keywords
+from bitexp.common.signatures import keywords
 from bitexp.config.compose import composed
-from bitexp.config.paths import CONF
 from bitexp.config.schema import Settings, read_settings
 from bitexp.deploy.cost import saved_bytes
 from bitexp.kernels import choose_kernel
 from bitexp.models import MODELS
-from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import matches, quantize
-from bitexp.quant.layers import QuantizedLayer, set_product
-from bitexp.report.compare import order
+from bitexp.quant.layers import QuantizedLayer, set_backend
 from bitexp.run.build import accepted
 
 PEER = "bitlinear 2.4.6"
@@ -55,20 +52,18 @@ class Workload:
 
 
 def candidates(options: argparse.Namespace) -> list[Candidate]:
-    """Every registered quantizer that has a YAML of its name, and the peer where it is installed.
+    """The precisions, and the peer where it is installed.
 
     Each of ours a second time under bf16 autocast, as `trainer.precision=bf16-mixed` has it.
     """
     work = bare(options) if options.model in WORKLOADS else configured(options)
     found = []
-    names = [name for name in QUANTIZERS.names() if (CONF / "quantizer" / f"{name}.yaml").exists()]
     kernel, _, _ = choose_kernel(options.kernel, "cpu")
     for dtype, suffix in ((None, ""), (torch.bfloat16, BF16)):
-        for name in sorted(names, key=order):
-            chosen = settings_of("mlp", name).quantizer
+        for name in options.quantizers:
             model = work.make()
-            quantize(model, QUANTIZERS.get(name)(**chosen.arguments), chosen.include, work.kept)
-            set_product(model, kernel.product, kernel.fused)
+            quantize(model, name, exclude=work.kept)
+            set_backend(model, kernel.backend)
             found.append(candidate(name + suffix, model, work, dtype))
     found += [candidate(name, model, work, None) for name, model in peers(work).items()]
     return found

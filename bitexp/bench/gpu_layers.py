@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitexp.common.errors import UserError
 from bitexp.kernels import KERNELS
-from bitexp.quant.activations.absmax import absmax_codes
+from bitexp.quant.activations.int8 import absmax_codes
 
 Layer = Callable[[Tensor], Tensor]
 Make = Callable[[Tensor, Tensor], Layer]
@@ -27,14 +27,14 @@ def packed(codes: Tensor, scale: Tensor) -> Layer:
     """The kernel `triton`: codes of activations, packed product, scales."""
     kernel = KERNELS.get("triton")
     prepared = kernel.prepare(codes, scale)
-    return lambda x: kernel.linear(x, prepared, None, 127, False, "none", torch.bfloat16)
+    return lambda x: kernel.forward(x, prepared, norm="none", dtype=torch.bfloat16)
 
 
 def packed_with_norm(codes: Tensor, scale: Tensor) -> Layer:
     """The same with an RMS norm before, in the same launches."""
     kernel = KERNELS.get("triton")
     prepared = kernel.prepare(codes, scale)
-    return lambda x: kernel.linear(x, prepared, None, 127, False, "rms", torch.bfloat16)
+    return lambda x: kernel.forward(x, prepared, norm="rms", dtype=torch.bfloat16)
 
 
 def int8_codes(codes: Tensor, scale: Tensor) -> Layer:

@@ -96,7 +96,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
         else:
             kernels.append(name)
     for name in options.quantizers:
-        if not getattr(QUANTIZERS.get(settings_of("mlp", name).quantizer.name), "quantizes_weights", False):
+        if not QUANTIZERS[name].quantizes:
             raise UserError(f"--quantizers {name} leaves the weights as they are: there is nothing to freeze")
     clock = "CPU time" if options.threads == 1 else "wall time"
     report.line(
@@ -134,9 +134,7 @@ def composed_model(name: str, quantizer: str, options: argparse.Namespace) -> nn
         raise UserError(f"unknown model '{name}'.{nearest(name, known)} Known: {', '.join(known)}")
     settings = settings_of(name, quantizer)
     model = build_model(settings, options)
-    chosen = settings.quantizer
-    one = QUANTIZERS.get(chosen.name)(**chosen.arguments)
-    quantize(model, one, chosen.include, chosen.exclude)
+    quantize(model, quantizer, settings.quantizer.include, settings.quantizer.exclude)
     return model
 
 

@@ -20,6 +20,9 @@ from bitexp.bench.candidates import Cost, candidates, measure
 from bitexp.common.console import Report
 from bitexp.common.format import size
 
+PRECISIONS = ("full", "full_norm", "binary", "ternary_mean", "ternary_median", "b158", "reloaded")
+"""What is measured where nothing else is asked for."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of `step`."""
@@ -35,6 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=40, help="steps of each candidate (default: 40)")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--quantizers", nargs="+", default=[*PRECISIONS], metavar="NAME",
+        help="names in conf/quantizer, full and full_norm among them (default: the published precisions)",
+    )  # fmt: skip
     parser.add_argument("--kernel", default="auto", help="which kernel trains (default: auto)")
 
 

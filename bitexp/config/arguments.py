@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from bitexp.common.errors import UserError
+from bitexp.common.signatures import keywords
 from bitexp.common.spelling import unknown_key
 from bitexp.config.explain import explain
 
@@ -47,22 +48,3 @@ def check_arguments(
     if problems:
         raise UserError("\n".join(problems))
     return checked
-
-
-def keywords(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The parameters of a function or class by name, their annotations evaluated.
-
-    Where a constructor hands `**options` on, those of the class above it count as well.
-    """
-    inits = [vars(cls)["__init__"] for cls in getattr(target, "__mro__", ()) if "__init__" in vars(cls)]
-    found: dict[str, inspect.Parameter] = {}
-    for function in inits or [target]:
-        parameters = list(inspect.signature(function).parameters.values())[bool(inits) :]
-        hints = get_type_hints(function, include_extras=True)
-        for parameter in parameters:
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                annotated = parameter.replace(annotation=hints.get(parameter.name, Any))
-                found.setdefault(parameter.name, annotated)
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-            break
-    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from bitexp.common.errors import UserError
 from bitexp.config.explain import explain
@@ -19,6 +19,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class Section(BaseModel):
@@ -52,10 +53,69 @@ class LambdaSchedule(Section):
     reset_optimizer: bool = False
 
 
-class QuantizerChoice(Named):
+def section(value: Any) -> Any:
+    """A bare word stands for a section with that name, null for none."""
+    return {"name": "none" if value is None else value} if value is None or isinstance(value, str) else value
+
+
+Part = Annotated[Named, BeforeValidator(section)]
+"""A part of a quantizer: `{name: int, bits: 4}`, or the bare word `int`."""
+
+
+class Parts(Section):
+    """What may be chosen for a layer; what is left out stays as it is elsewhere."""
+
+    weights: Part | None = None
+    activations: Part | None = None
+    transform: Part | None = None
+    sparsifier: Part | None = None
+    estimator: Part | None = None
+    norm: Literal["none", "rms", "layer"] | None = None
+    bias: Literal["plain", "scaled"] | None = None
+
+
+def patterns(value: Any) -> Any:
+    """A pattern stands for a list of one."""
+    return [value] if isinstance(value, str) else value
+
+
+class LayerRule(Parts):
+    """Other choices for the layers that a pattern matches."""
+
+    match: Annotated[list[str], BeforeValidator(patterns), Field(min_length=1)]
+
+
+class QuantizerStage(Parts):
+    """Other choices until a share of the training."""
+
+    until: Annotated[float, Field(gt=0, lt=1)]
+
+
+class QuantizerChoice(Section):
+    name: Label
+    weights: Part
+    activations: Part
+    transform: Part
+    sparsifier: Part
+    estimator: Part
+    norm: Literal["none", "rms", "layer"]
+    bias: Literal["plain", "scaled"]
+    layers: list[LayerRule]
+    stages: list[QuantizerStage]
     include: list[str]
     exclude: list[str]
     lambda_schedule: LambdaSchedule | None = None
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any layer may get quantized weights."""
+        chosen = [self.weights, *(rule.weights for rule in self.layers)]
+        return any(part is not None and part.name != "none" for part in chosen)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The section as YAML has it, without what was left out."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class Adam(Section):
@@ -140,9 +200,9 @@ class Kernel(Section):
 class Settings(Section):
     """The whole config of one run."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Label
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    packing: Literal["auto", "pack1", "pack2", "pack5", "pack4", "pack8"]
+    packing: Literal["auto", "pack1", "pack5", "pack2", "pack3", "pack4", "pack8"]
     tuned: bool
     rerun: bool
     task: Named

@@ -35,16 +35,16 @@ def operations(model: nn.Module, inputs: Tensor, body: Collection[str]) -> dict[
     def count(layer: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
         macs = output.numel() * layer.weight[0].numel()
         counts["body_macs"] += macs
-        if not (isinstance(layer, QuantizedLayer) and layer.quantizer.quantizes_weights):
+        spec = layer.spec if isinstance(layer, QuantizedLayer) else None
+        if spec is None or spec.weights is None:
             counts["fp32_add"] += macs
             counts["fp32_mul"] += macs
             return
-        quantizer = layer.quantizer
-        kind = "int8" if quantizer.act_qmax else "fp32"
+        kind = "fp32" if spec.activations is None else "int8"
         counts[f"{kind}_add"] += macs
-        if max(abs(quantizer.low), abs(quantizer.high)) > 1:
+        if spec.levels.largest > 1:
             counts[f"{kind}_mul"] += macs
-        counts["fp32_mul"] += output.numel() + (given[0].numel() if quantizer.act_qmax else 0)
+        counts["fp32_mul"] += output.numel() + (given[0].numel() if spec.activations else 0)
 
     hooks = [layer.register_forward_hook(count) for layer in layers.values()]
     try:

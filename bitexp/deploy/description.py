@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from bitexp.config.old import upgraded_description
 from bitexp.models import MODELS
-from bitexp.quant import QUANTIZERS
-from bitexp.quant.convert import quantize
+from bitexp.quant import Quantizer, quantize
 
 
 @dataclass(frozen=True)
 class Description:
-    """A model with its quantizer, the patterns of its layers, and how its inputs are prepared."""
+    """A model with its quantizer, the patterns of its layers, and how its inputs are prepared.
+
+    `quantizer` is the section of the config, with all options of its parts.
+    """
 
     model: str
     model_arguments: dict[str, Any]
-    quantizer: str
-    quantizer_arguments: dict[str, Any]
+    quantizer: dict[str, Any]
     include: list[str]
     exclude: list[str]
     preprocessing: dict[str, Any]
 
+    @staticmethod
+    def of(data: Mapping[str, Any]) -> Description:
+        """From a file, of whatever age. Raises `TypeError` where it is none."""
+        return Description(**upgraded_description(data))
+
     def build(self) -> nn.Module:
         """The model with its quantized layers, untrained."""
         model = MODELS.get(self.model)(**self.model_arguments)
-        quantizer = QUANTIZERS.get(self.quantizer)(**self.quantizer_arguments)
-        quantize(model, quantizer, self.include, self.exclude)
+        quantize(model, Quantizer.of(self.quantizer), self.include, self.exclude)
         return model

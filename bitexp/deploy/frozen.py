@@ -3,65 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from bitexp.deploy.packing import LAYOUTS, choose_layout
+from bitexp.deploy.packing import Layout, choose_layout, layout_of
+from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import Kernel
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.quant.norms import normalize
-from bitexp.quant.spec import ConvArgs, Geometry, Norm
+from bitexp.quant.options import build
+from bitexp.quant.parts import ActivationQuantizer, Sparsifier, Transform
+from bitexp.quant.spec import Geometry, LayerSpec
 
 
 @dataclass(frozen=True)
-class FrozenSpec:
-    """All that a frozen layer is besides its tensors; plain JSON values."""
+class Packing:
+    """How a layer's codes lie in bytes: the layout by name, and as it is with the layer's levels."""
 
-    shape: tuple[int, ...]
-    layout: str
-    norm: Norm
-    act_qmax: int
-    scaled_bias: bool
-    conv: ConvArgs | None
-
-    def to_json(self) -> dict[str, Any]:
-        """As a dict of JSON values."""
-        return asdict(self)
+    name: str
+    layout: Layout
 
     @staticmethod
-    def from_json(data: dict[str, Any]) -> FrozenSpec:
-        """Back from `to_json`, lists turned into tuples."""
-        conv = data["conv"]
-        args = None if conv is None else (*(tuple(c) for c in conv[:3]), conv[3])
-        return FrozenSpec(**{**data, "shape": tuple(data["shape"]), "conv": args})
+    def of(name: str, spec: LayerSpec) -> Packing:
+        """A layout by name, or `auto`, for a layer. Raises `ValueError` where it has too few digits."""
+        chosen = choose_layout(name, spec.levels)
+        return Packing(chosen, layout_of(chosen, spec.levels))
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"name": self.name, "low": self.layout.low, "stride": self.layout.stride}
 
 
 class FrozenLayer(nn.Module):
-    """A quantized layer with packed weights: buffers `packed` (uint8), `scale` and `bias`."""
+    """A quantized layer with packed weights: buffers `packed` (uint8), `scale`, `shift` and `bias`.
+
+    Of its parts it keeps those that the input goes through, with what they have learned.
+    """
 
     packed: Tensor
     scale: Tensor
+    shift: Tensor | None
     bias: Tensor | None
+    activations: ActivationQuantizer | None
+    transform: Transform | None
+    sparsifier: Sparsifier | None
 
     def __init__(
-        self, spec: FrozenSpec, packed: Tensor, scale: Tensor, bias: Tensor | None, kernel: Kernel
+        self,
+        spec: LayerSpec,
+        packing: Packing,
+        packed: Tensor,
+        scale: Tensor,
+        shift: Tensor | None,
+        bias: Tensor | None,
+        kernel: Kernel,
     ) -> None:
         super().__init__()
-        self.spec = spec
-        self.register_buffer("packed", packed)
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
+        self.spec, self.packing = spec, packing
+        for name, tensor in (("packed", packed), ("scale", scale), ("shift", shift), ("bias", bias)):
+            self.register_buffer(name, tensor)
+        self.activations = build("activations", spec.activations.part if spec.activations else None)
+        self.transform = build("transform", spec.transform)
+        self.sparsifier = build("sparsifier", spec.sparsifier)
         self.use(kernel)
 
     def use(self, kernel: Kernel) -> None:
         """Prepares the weights for a kernel; on the device where they lie now."""
         inputs = torch.Size(self.spec.shape[1:]).numel()
-        codes = LAYOUTS[self.spec.layout].unpack(self.packed, inputs).reshape(self.spec.shape)
+        codes = self.packing.layout.unpack(self.packed, inputs).reshape(self.spec.shape)
         self.kernel = kernel
-        self.prepared = kernel.prepare(codes, self.scale)
+        self.prepared = kernel.prepare(codes, self.scale, self.shift)
+        activations = self.spec.activations
+        self.kernel_makes_codes = activations is None or activations.absmax is not None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
@@ -85,50 +101,59 @@ class FrozenLayer(nn.Module):
         x = x.float()
         if spec.norm != "none":
             x = normalize(x, spec.norm, Geometry(spec.conv).feature_dim)[0]
-        if spec.conv is None:
-            return self.kernel.linear(x, self.prepared, self.bias, spec.act_qmax, spec.scaled_bias)
-        return self.kernel.conv2d(x, self.prepared, self.bias, spec.act_qmax, spec.scaled_bias, spec.conv)
+        if spec.transform is not None or spec.sparsifier is not None:
+            x = self._mapped(x)
+        if self.kernel_makes_codes:
+            return self.kernel.forward(x, self.prepared, self.bias, spec)
+        assert self.activations is not None
+        codes, scale = self.activations.codes(x, Geometry(spec.conv).scale_dims)
+        return self.kernel.forward_codes(codes, scale, self.prepared, self.bias, spec)
+
+    def _mapped(self, x: Tensor) -> Tensor:
+        dim = Geometry(self.spec.conv).feature_dim
+        x = x if self.transform is None else self.transform(x, dim)
+        return x if self.sparsifier is None else self.sparsifier(x, dim)
 
     def extra_repr(self) -> str:
-        return f"{list(self.spec.shape)}, {self.spec.layout}, norm={self.spec.norm}"
+        return f"{list(self.spec.shape)}, {self.packing.name}, norm={self.spec.norm}"
 
 
 def freeze_layer(layer: QuantizedLayer, layout: str, kernel: Kernel) -> FrozenLayer:
     """The frozen twin of a trained layer, in fp32; `layout` may be `auto`."""
-    codes, scale = layer.quantizer.weights(layer.weight)
-    name = choose_layout(layout, codes)
-    packed = LAYOUTS[name].pack(codes.flatten(1))
+    codes, scale, shift = layer.quantized()
+    packing = Packing.of(layout, layer.spec)
+    packed = packing.layout.pack(codes.flatten(1))
     bias = None if layer.bias is None else layer.bias.detach().float().clone()
-    return FrozenLayer(spec_of(layer, name), packed, scale.clone(), bias, kernel)
+    twin = FrozenLayer(layer.spec, packing, packed, scale.clone(), shift, bias, kernel)
+    for name in ("activations", "transform", "sparsifier"):
+        if (part := getattr(layer.active, name)) is not None:
+            getattr(twin, name).load_state_dict(part.state_dict())
+    return twin
 
 
-def blank_twin(layer: QuantizedLayer, layout: str, kernel: Kernel) -> FrozenLayer:
+def blank_twin(layer: QuantizedLayer, packing: Packing, kernel: Kernel) -> FrozenLayer:
     """A frozen twin that holds nothing yet, for `load_state_dict` to fill."""
-    codes, scale = layer.quantizer.weights(layer.weight)
-    shape = LAYOUTS[layout].packed_shape(*codes.flatten(1).shape)
+    codes, scale, shift = layer.quantized()
+    shape = packing.layout.packed_shape(*codes.flatten(1).shape)
     packed = torch.zeros(shape, dtype=torch.uint8, device=codes.device)
     bias = None if layer.bias is None else torch.zeros_like(layer.bias, dtype=torch.float32)
-    return FrozenLayer(spec_of(layer, layout), packed, torch.zeros_like(scale), bias, kernel)
+    return FrozenLayer(layer.spec, packing, packed, torch.zeros_like(scale), shift, bias, kernel)
 
 
-def spec_of(layer: QuantizedLayer, layout: str) -> FrozenSpec:
-    """What a layer's frozen twin is besides its tensors."""
-    return FrozenSpec(
-        shape=tuple(layer.weight.shape),
-        layout=layout,
-        norm=layer.norm,
-        act_qmax=layer.quantizer.act_qmax,
-        scaled_bias=layer.quantizer.bias == "scaled",
-        conv=layer.conv,
-    )
+def freeze(model: nn.Module, layout: str = "auto", kernel: Kernel | None = None) -> dict[str, FrozenLayer]:
+    """Replaces every quantized layer of the model, in place, by its frozen twin; returns them by name.
 
+    Args:
+        layout: a name in `bitexp.deploy.packing.LAYOUTS`, or `auto` for the densest that holds a layer's
+            codes. kernel: what multiplies; None for `reference`.
 
-def freeze(model: nn.Module, layout: str, kernel: Kernel) -> dict[str, FrozenLayer]:
-    """Replaces every quantized layer of the model, in place, by its frozen twin; returns them by name."""
+    Raises:
+        ValueError: the model is a single layer, or the layout cannot hold a layer's codes.
+    """
     layers = quantized_layers(model)
     if "" in layers:
         raise ValueError("the model is a single layer and cannot be replaced in place: wrap it in a module")
-    frozen = {name: freeze_layer(layer, layout, kernel) for name, layer in layers.items()}
+    frozen = {name: freeze_layer(layer, layout, kernel or Reference()) for name, layer in layers.items()}
     put_twins(model, {id(layers[name]): twin for name, twin in frozen.items()})
     return frozen
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bitexp.deploy.frozen import FrozenLayer, put_twins
 from bitexp.kernels.gpu.layout import Packed
-from bitexp.quant.layers import result_dtype
+from bitexp.quant.modes import result_dtype
+from bitexp.quant.spec import LayerSpec
 
 
 class FusedLinear(nn.Module):
@@ -22,9 +23,14 @@ class FusedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         layer, spec = self.layer, self.layer.spec
-        options = (layer.prepared, layer.bias, spec.act_qmax, spec.scaled_bias, spec.norm, result_dtype(x))
-        y: Tensor = layer.kernel.linear(x, *options)  # type: ignore[call-arg]
+        options = (layer.prepared, layer.bias, spec, spec.norm, result_dtype(x))
+        y: Tensor = layer.kernel.forward(x, *options)  # type: ignore[call-arg]
         return y
+
+
+def plain(spec: LayerSpec) -> bool:
+    """Whether nothing but the norm stands between a layer's input and codes that the kernel makes."""
+    return spec.absmax is not None and spec.transform is None and spec.sparsifier is None
 
 
 def fuse_norms(model: nn.Module) -> list[str]:
@@ -36,7 +42,7 @@ def fuse_norms(model: nn.Module) -> list[str]:
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, FrozenLayer) and isinstance(module.prepared, Packed) and module.spec.act_qmax
+        if isinstance(module, FrozenLayer) and isinstance(module.prepared, Packed) and plain(module.spec)
     }
     if "" in found:
         raise ValueError("the model is a single layer and cannot be replaced in place: wrap it in a module")

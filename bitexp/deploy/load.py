@@ -13,7 +13,7 @@ from bitexp.common.files import read_json
 from bitexp.deploy.description import Description
 from bitexp.deploy.packed_file import load_packed
 from bitexp.kernels import Kernel
-from bitexp.quant.layers import set_product
+from bitexp.quant.layers import set_backend
 from bitexp.track.folder import RunFolder
 
 
@@ -51,14 +51,14 @@ def load_from_checkpoint(
     if reason := damage(checkpoint):
         raise UserError(f"{checkpoint} cannot be used: {reason}")
     try:
-        description = Description(**(read_json(folder.model) or {}))
+        description = Description.of(read_json(folder.model) or {})
         model = description.build()
         state = load_checkpoint(checkpoint)["state_dict"]
         own = {name.removeprefix("model."): v for name, v in state.items() if name.startswith("model.")}
         model.load_state_dict(own)
     except Exception as error:  # whatever a damaged file can make the constructors of a model raise
         raise UserError(f"{folder.model} does not describe the model of {checkpoint}: {error}") from error
-    set_product(model, kernel.product, kernel.fused)
+    set_backend(model, kernel.backend)
     return model.float().eval(), description.preprocessing
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from torch import Tensor, nn
 from bitexp.common.errors import UserError
 from bitexp.common.files import write_atomic
 from bitexp.deploy.description import Description
-from bitexp.deploy.frozen import FrozenLayer, FrozenSpec, blank_twin, put_twins
+from bitexp.deploy.frozen import FrozenLayer, Packing, blank_twin, put_twins
+from bitexp.deploy.packing import FORMAT_1, LAYOUTS
 from bitexp.kernels import Kernel
 from bitexp.quant.layers import quantized_layers
+from bitexp.quant.spec import LayerSpec
 
-FORMAT = 1
+FORMAT = 2
+"""What is written; 1 is read as well."""
 PackedFile = tuple[dict[str, Any], dict[str, Tensor]]
 """Header and tensors."""
 PARTS = {"format": int, "body": list, "layers": dict, "description": dict, "crc32": int}
@@ -32,7 +36,7 @@ PARTS = {"format": int, "body": list, "layers": dict, "description": dict, "crc3
 
 def save_packed(path: Path, model: nn.Module, description: Description, body: list[str]) -> None:
     """Writes a frozen model; `body` names the layers a quantizer speaks for. Floats are stored in fp32."""
-    layers = {n: m.spec.to_json() for n, m in model.named_modules() if isinstance(m, FrozenLayer)}
+    layers = {n: layer_json(m) for n, m in model.named_modules() if isinstance(m, FrozenLayer)}
     state, owners = model.state_dict(), owner_names(model)
     tensors = {name: portable(state[name]) for name in sorted(set(owners.values()))}
     header = {
@@ -43,6 +47,11 @@ def save_packed(path: Path, model: nn.Module, description: Description, body: li
     }
     header["crc32"] = checksum(header, tensors)
     write_atomic(path, save(tensors, {"bitexp": json.dumps(header)}))
+
+
+def layer_json(layer: FrozenLayer) -> dict[str, Any]:
+    """A layer in the header: all that it is besides its tensors."""
+    return {**layer.spec.to_json(), "layout": layer.packing.to_json()}
 
 
 def owner_names(model: nn.Module) -> dict[str, str]:
@@ -83,9 +92,9 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
     """The same from what was read already; `path` is for errors."""
     header, tensors = file
     try:
-        description = Description(**header["description"])
+        description = Description.of(header["description"])
         model = description.build().float()
-        freeze_blank(model, header["layers"], kernel)
+        freeze_blank(model, header["layers"], header["format"], kernel)
         owners = owner_names(model)
         if unknown := set(tensors) - set(owners.values()):
             raise ValueError(f"the model has no place for {', '.join(sorted(unknown))}")
@@ -95,22 +104,45 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
     return model.eval(), description.preprocessing
 
 
-def freeze_blank(model: nn.Module, specs: Mapping[str, Any], kernel: Kernel) -> None:
-    """Replaces the quantized layers by frozen ones without content, as the header describes them.
+def freeze_blank(model: nn.Module, described: Mapping[str, Any], number: int, kernel: Kernel) -> None:
+    """Replaces the quantized layers by frozen ones without content, as a header of that format has them.
 
     Raises:
         ValueError: the header describes other layers than the model has.
     """
     layers = quantized_layers(model)
-    if set(layers) != set(specs):
-        raise ValueError(f"its packed layers are {sorted(specs)}, those of the model {sorted(layers)}")
+    if set(layers) != set(described):
+        raise ValueError(f"its packed layers are {sorted(described)}, those of the model {sorted(layers)}")
     twins = {}
     for name, layer in layers.items():
-        twin = blank_twin(layer, specs[name]["layout"], kernel)
-        if twin.spec != FrozenSpec.from_json(specs[name]):
-            raise ValueError(f"the layer {name} is {specs[name]}, in the model {twin.spec.to_json()}")
+        twin = blank_twin(layer, packing_of(described[name], layer.spec), kernel)
+        expected = layer_json(twin) if number == FORMAT else layer_json_1(twin)
+        if json.loads(json.dumps(expected)) != described[name]:
+            raise ValueError(f"the layer {name} is {described[name]}, in the model {expected}")
         twins[id(layer)] = twin
     put_twins(model, twins)
+
+
+def packing_of(described: Mapping[str, Any], spec: LayerSpec) -> Packing:
+    """How a layer's codes lie in the file. Raises `ValueError` where they cannot be this layer's."""
+    layout = described["layout"]
+    if isinstance(layout, str):  # format 1
+        low, stride = FORMAT_1[layout]
+        return Packing(layout, replace(LAYOUTS[layout], low=low, stride=stride))
+    return Packing.of(layout["name"], spec)
+
+
+def layer_json_1(layer: FrozenLayer) -> dict[str, Any]:
+    """A layer as the header of format 1 has it."""
+    spec = layer.spec
+    return {
+        "shape": spec.shape,
+        "layout": layer.packing.name,
+        "norm": spec.norm,
+        "act_qmax": 0 if spec.activations is None else spec.activations.absmax,
+        "scaled_bias": spec.bias == "scaled",
+        "conv": spec.conv,
+    }
 
 
 def read_packed(path: Path) -> PackedFile:
@@ -124,16 +156,17 @@ def read_packed(path: Path) -> PackedFile:
     except Exception as error:  # whatever a damaged file can make its readers raise
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
     parts = {key: type(part) for key, part in header.items()} if isinstance(header, dict) else {}
-    if parts != PARTS or header["format"] != FORMAT:
-        raise UserError(f"{path} is not a packed model of bitexp (format {FORMAT})")
+    if parts != PARTS or header["format"] not in (1, FORMAT):
+        raise UserError(f"{path} is not a packed model of bitexp (format 1 or {FORMAT})")
     if header.pop("crc32") != checksum(header, tensors):
         raise UserError(f"{path} is damaged: its contents are not those that were written")
     return header, tensors
 
 
 def sizes(file: PackedFile) -> dict[str, int]:
-    """Bytes of the tensors in a packed file: of the body (its layers' weights and scales) and of all."""
+    """Bytes of the tensors in a packed file: of the body (its layers but for the biases) and of all."""
     header, tensors = file
-    weights = {f"{name}.{part}" for name in header["body"] for part in ("weight", "packed", "scale")}
-    body = sum(tensor.nbytes for name, tensor in tensors.items() if name in weights)
+    outside = {f"{name}.bias" for name in header["body"]}
+    inside = tuple(f"{name}." for name in header["body"])
+    body = sum(t.nbytes for name, t in tensors.items() if name.startswith(inside) and name not in outside)
     return {"body_bytes": body, "total_bytes": sum(t.nbytes for t in tensors.values())}

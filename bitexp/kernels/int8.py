@@ -11,15 +11,15 @@ from torch import Tensor
 
 from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import KERNELS
-from bitexp.quant.backend import Product
-from bitexp.quant.product import float_product
-from bitexp.quant.spec import ConvArgs
+from bitexp.quant.backend import Backend, float_product
+from bitexp.quant.modes import batched
+from bitexp.quant.spec import LayerSpec
 
 
-def int8_product(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:
+def int8_product(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
     """Linear product of int8 codes by `torch._int_mm`; anything else by `float_product`."""
-    if conv is not None or x.dtype != torch.int8 or unfit(x, weight):
-        return float_product(x, weight, conv)
+    if spec.conv is not None or x.dtype != torch.int8 or unfit(x, weight):
+        return float_product(x, weight, spec)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     sums = torch._int_mm(rows, weight.t()).reshape(*x.shape[:-1], weight.shape[0])
     return sums.float()  # last, so that it is no view: autograd forbids in-place activations on one
@@ -27,14 +27,20 @@ def int8_product(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:
 
 def unfit(x: Tensor, weight: Tensor) -> bool:
     """Whether `torch._int_mm` fails: on nothing, under vmap, and on single inputs (2.13 misreads them)."""
-    batched = torch._C._functorch.is_batchedtensor
     return x.numel() == 0 or x.shape[-1] == 1 or batched(x) or batched(weight)
+
+
+class Int8Backend(Backend):
+    """Training by torch's operators, the sums of linear layers in integers."""
+
+    def product(self, x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+        return int8_product(x, weight, spec)
 
 
 class Int8(Reference):
     """Exact integer products on the CPU, about four times as fast as fp32 ones with VNNI."""
 
-    product: Product = staticmethod(int8_product)
+    backend = Int8Backend()
 
     def unavailable(self, device: str) -> str | None:
         if device != "cpu":

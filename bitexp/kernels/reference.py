@@ -2,62 +2,57 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from bitexp.kernels.registry import KERNELS
-from bitexp.quant.activations.absmax import absmax_codes
-from bitexp.quant.backend import FusedLinear, Product
-from bitexp.quant.product import float_product, scaled_product
-from bitexp.quant.spec import ConvArgs, Geometry
+from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.backend import TORCH, Backend
+from bitexp.quant.product import Quantized, scaled_product
+from bitexp.quant.spec import Geometry, LayerSpec
+
+PLAIN = LayerSpec()
 
 
 class Reference:
     """Keeps int8 codes and multiplies them as fp32 integers. The oracle of every other kernel."""
 
-    product: Product = staticmethod(float_product)
-    fused: FusedLinear | None = None
+    backend: Backend = TORCH
 
     def unavailable(self, device: str) -> str | None:
         return None
 
-    def prepare(self, codes: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-        return codes, scale
+    def prepare(self, codes: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
+        return Quantized(codes, scale, shift)
 
-    def linear(
-        self,
-        x: Tensor,
-        prepared: tuple[Tensor, Tensor],
-        bias: Tensor | None,
-        act_qmax: int,
-        scaled_bias: bool,
+    def forward(
+        self, x: Tensor, prepared: Any, bias: Tensor | None = None, spec: LayerSpec = PLAIN
     ) -> Tensor:
-        return self._product(x, prepared, bias, act_qmax, scaled_bias, None)
-
-    def conv2d(
-        self,
-        x: Tensor,
-        prepared: tuple[Tensor, Tensor],
-        bias: Tensor | None,
-        act_qmax: int,
-        scaled_bias: bool,
-        conv: ConvArgs,
-    ) -> Tensor:
-        return self._product(x, prepared, bias, act_qmax, scaled_bias, conv)
-
-    def _product(
-        self,
-        x: Tensor,
-        prepared: tuple[Tensor, Tensor],
-        bias: Tensor | None,
-        act_qmax: int,
-        scaled_bias: bool,
-        conv: ConvArgs | None,
-    ) -> Tensor:
-        codes, scale = prepared
         x_scale = None
-        if act_qmax:
-            x, x_scale = absmax_codes(x, act_qmax, Geometry(conv).scale_dims)
-        return scaled_product(x, x_scale, codes, scale, bias, conv, scaled_bias, self.product)
+        if spec.activations is not None:
+            if spec.activations.absmax is None:
+                raise ValueError(
+                    f"the codes of {spec.activations.part.name} activations are made by their quantizer: "
+                    "give them to forward_codes"
+                )
+            x, x_scale = absmax_codes(x, spec.activations.absmax, Geometry(spec.conv).scale_dims)
+        return scaled_product(x, x_scale, self.weights(prepared), bias, spec, self.backend)
+
+    def forward_codes(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        prepared: Any,
+        bias: Tensor | None = None,
+        spec: LayerSpec = PLAIN,
+    ) -> Tensor:
+        return scaled_product(codes, scale, self.weights(prepared), bias, spec, self.backend)
+
+    def weights(self, prepared: Any) -> Quantized:
+        """The integers of prepared weights."""
+        weights: Quantized = prepared
+        return weights
 
 
 KERNELS.register("reference")(Reference())

@@ -8,44 +8,46 @@ from torch import Tensor
 
 from bitexp.common.errors import Unusable
 from bitexp.common.registry import Registry
-from bitexp.quant.backend import FusedLinear, Product
-from bitexp.quant.spec import ConvArgs
+from bitexp.quant.backend import Backend
+from bitexp.quant.spec import LayerSpec
 
 
 class Kernel(Protocol):
-    """One implementation of a frozen layer's product, activation quantization included.
+    """One implementation of a frozen layer's product, for linear layers and convolutions.
 
-    `prepare` turns codes and steps into the kernel's own layout, once; what it returns goes into
-    `linear` and `conv2d`. Every kernel gives the bits of `reference` in fp32.
+    `prepare` turns codes, scale and shift into the kernel's own layout, once; what it returns goes into
+    `forward` and `forward_codes`. Every kernel gives the bits of `reference` in fp32.
     """
 
-    product: Product
-    """The sum over codes that the training forward uses with this kernel."""
-
-    fused: FusedLinear | None
-    """A whole training step of a linear layer, where this kernel has one."""
+    @property
+    def backend(self) -> Backend:
+        """What a layer in training holds of this kernel."""
 
     def unavailable(self, device: str) -> str | None:
         """Why it cannot run here on a device type (`cpu`, `cuda`), or None."""
 
-    def prepare(self, codes: Tensor, scale: Tensor) -> Any:
-        """int8 codes `[out, ...]`, steps `[]`, `[out]` or `[out, groups]` -> prepared weights."""
+    def prepare(self, codes: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
+        """int8 codes `[out, ...]`, scale `[]`, `[out]` or `[out, groups]` -> prepared weights."""
 
-    def linear(
-        self, x: Tensor, prepared: Any, bias: Tensor | None, act_qmax: int, scaled_bias: bool
-    ) -> Tensor:
-        """`[..., in]` floats (normed) -> `[..., out]`; `act_qmax` 0 leaves the activations floats."""
+    def forward(self, x: Tensor, prepared: Any, bias: Tensor | None = None, spec: LayerSpec = ...) -> Tensor:
+        """Normed floats `[..., in]` or `[B, in, H, W]` -> `[..., out]` or `[B, out, H', W']` in fp32.
 
-    def conv2d(
+        It makes the activation codes itself where `spec.activations` are by absmax; without activations the
+        input stays floats.
+
+        Raises:
+            ValueError: only their quantizer can make the codes of these activations.
+        """
+
+    def forward_codes(
         self,
-        x: Tensor,
+        codes: Tensor,
+        scale: Tensor,
         prepared: Any,
-        bias: Tensor | None,
-        act_qmax: int,
-        scaled_bias: bool,
-        conv: ConvArgs,
+        bias: Tensor | None = None,
+        spec: LayerSpec = ...,
     ) -> Tensor:
-        """`[B, in, H, W]` floats (normed) -> `[B, out, H', W']`."""
+        """The same from int8 activation codes and their scale, which has size 1 along what shares one."""
 
 
 KERNELS: Registry[Kernel] = Registry("kernel")

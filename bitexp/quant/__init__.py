@@ -1,13 +1,44 @@
-"""What a quantizer is, and the layers that use one. Imports torch only.
+"""What a quantizer is, and the layers that use one. Knows torch and nothing above it.
 
-Every module of this folder is loaded, so that a new quantizer is one file (or one class).
+from bitexp.quant import quantize
+quantize(model, "ternary_median", exclude=["head"])
 """
 
 from __future__ import annotations
 
 from bitexp.common.registry import load_modules
-from bitexp.quant.quantizer import QUANTIZERS, Quantizer
+from bitexp.quant.convert import Conversion, quantize
+from bitexp.quant.layers import (
+    BitConv2d,
+    BitLinear,
+    quantized_layers,
+    set_backend,
+    set_lambda,
+    set_progress,
+)
+from bitexp.quant.levels import Levels
+from bitexp.quant.parts import (
+    ACTIVATIONS,
+    ESTIMATORS,
+    SPARSIFIERS,
+    TRANSFORMS,
+    WEIGHTS,
+    ActivationQuantizer,
+    Estimator,
+    Sparsifier,
+    Transform,
+    WeightQuantizer,
+)
+from bitexp.quant.presets import QUANTIZERS
+from bitexp.quant.product import Quantized
+from bitexp.quant.quantizer import Quantizer
+from bitexp.quant.spec import LayerSpec, Part
 
 load_modules(__name__, __path__)
 
-__all__ = ["QUANTIZERS", "Quantizer"]
+__all__ = [
+    "ACTIVATIONS", "ESTIMATORS", "QUANTIZERS", "SPARSIFIERS", "TRANSFORMS", "WEIGHTS",
+    "ActivationQuantizer", "BitConv2d", "BitLinear", "Conversion", "Estimator", "LayerSpec", "Levels",
+    "Part", "Quantized", "Quantizer", "Sparsifier", "Transform", "WeightQuantizer",
+    "quantize", "quantized_layers", "set_backend", "set_lambda", "set_progress",
+]  # fmt: skip

@@ -1,77 +1,80 @@
-"""What a kernel gives to a layer in training: a product, a median, rounding, a whole fused step."""
+"""The backend: what a layer in training holds of a kernel. Here is torch's; the others give its bits."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitexp.quant.spec import ConvArgs, Norm
-
-Product = Callable[[Tensor, Tensor, ConvArgs | None], Tensor]
-"""(int8 codes or floats of the input, int8 codes of the weights, conv) -> the sum over them as fp32"""
+from bitexp.quant.levels import Levels
+from bitexp.quant.spec import LayerSpec
 
 
-class Arithmetic:
-    """What quantizing weights takes besides a mean, by torch; kernels may bring their own, bit for bit."""
+class Call(NamedTuple):
+    """What of one forward of a layer is no tensor.
 
-    def abs_median(self, rows: Tensor) -> Tensor:
-        """`[rows, weights] -> [rows, 1]`: the median of |W|, the lower of two middle values."""
-        return rows.abs().median(-1, keepdim=True).values
-
-    def rounded(self, rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        """int8 `round(W / step)` clamped to `low..high`, half to even; `step` is `[rows, 1]`."""
-        # times the reciprocal, as `bitlinear` and transformers do: a division flips a code in a million
-        # hardtanh_ is the clamp in place that vmap has a rule for
-        return F.hardtanh_((rows * step.reciprocal()).round_(), low, high).to(torch.int8)
-
-
-class Spec(NamedTuple):
-    """What of a layer is no tensor; `qmax` 0 leaves the activations floats.
-
-    `dtype` is that of the output; `grad_dtype`, fp32 or bf16, that of the factors in the backward's
-    two products. `fused` computes a whole linear layer where it is given, else torch does.
+    `dtype` is that of the output; `grad_dtype`, fp32 or bf16, that of the factors in the backward's two
+    products; `fused` says whether the backend computes the whole step, or torch with the backend's product.
     """
 
-    conv: ConvArgs | None
-    norm: Norm
-    qmax: int
-    scaled_bias: bool
-    product: Product
+    spec: LayerSpec
+    backend: Backend
     dtype: torch.dtype
     grad_dtype: torch.dtype
-    fused: FusedLinear | None
+    fused: bool
 
 
 Saved = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""activation codes, their step, and the mean and 1/std of the norm"""
+"""activation codes, their scale, and the mean and 1/std of the norm"""
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 """with respect to the input, the latent weights and the bias"""
 
 
-class FusedLinear(Arithmetic, ABC):
-    """A linear layer's training step by other means than torch's operators, on plain tensors.
+class Backend:
+    """How a layer sums over codes, rounds its weights and makes a training step. A kernel brings its own."""
 
-    It computes what `QuantizedProduct` computes, with the same codes for the same normed input; its norm
-    may round otherwise. Evaluation goes by `Product`, with torch's own norm.
-    """
+    def product(self, x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+        """The sum over int8 codes (or floats) of the input times int8 codes of the weights, as fp32."""
+        return float_product(x, weight, spec)
 
-    @abstractmethod
-    def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Spec) -> bool:
-        """Whether it can compute this layer on this input."""
+    def scaled_product(
+        self,
+        x: Tensor,
+        x_scale: Tensor | None,
+        weight: Tensor,
+        w_scale: Tensor,
+        bias: Tensor | None,
+        spec: LayerSpec,
+    ) -> Tensor | None:
+        """The whole output as `quant.product.scaled_product` defines it, or None to have it made there."""
+        return None
 
-    @abstractmethod
+    def abs_median(self, rows: Tensor) -> Tensor:
+        """`[rows, weights] -> [rows, 1]`: the median of |W|, the lower of two middle values."""
+        return rows.abs().median(-1, keepdim=True).values
+
+    def rounded(self, rows: Tensor, scale: Tensor, levels: Levels) -> Tensor:
+        """int8 `round(W / scale)` clamped to `low..high`, half to even; `scale` is `[rows, 1]`."""
+        # times the reciprocal, as `bitlinear` and transformers do: a division flips a code in a million
+        # hardtanh_ is the clamp in place that vmap has a rule for
+        return F.hardtanh_((rows * scale.reciprocal()).round_(), levels.low, levels.high).to(torch.int8)
+
+    def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: LayerSpec) -> bool:
+        """Whether `forward` and `backward` can compute this layer on this input of plain numbers."""
+        return False
+
     def forward(
-        self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, spec: Spec
+        self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, call: Call
     ) -> tuple[Tensor, *Saved]:
-        """The output in `spec.dtype`, no view of anything, and what the backward needs."""
+        """The output in `call.dtype`, no view of anything, and what the backward needs.
 
-    @abstractmethod
+        It has the same codes for the same normed input as torch; its norm may round otherwise.
+        """
+        raise NotImplementedError
+
     def backward(
         self,
         grad: Tensor,
@@ -79,7 +82,25 @@ class FusedLinear(Arithmetic, ABC):
         saved: Saved,
         w_codes: Tensor,
         w_scale: Tensor,
-        spec: Spec,
+        call: Call,
         needed: tuple[bool, bool, bool],
     ) -> Grads:
         """The gradients that are needed: x's in its own dtype or fp32, the others in fp32."""
+        raise NotImplementedError
+
+
+def float_product(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+    """The sum by torch's own linear or convolution in fp32: exact for codes while it stays within 2^24.
+
+    Wider sums go by fp64, which holds them exactly, and are rounded to fp32 once, as an int32 sum would be.
+    """
+    dtype = torch.float64 if spec.wide and x.dtype == torch.int8 else torch.float32
+    x, w = x.to(dtype), weight.to(dtype)
+    if spec.conv is None:
+        return F.linear(x, w).float()
+    stride, padding, dilation, groups = spec.conv
+    return F.conv2d(x, w, None, stride, padding, dilation, groups).float()
+
+
+TORCH = Backend()
+"""The backend of every layer that was given no other."""

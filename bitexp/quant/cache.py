@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor, is_grad_enabled, nn, uint8
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bitexp.quant.modes import transformed
-from bitexp.quant.quantizer import Quantizer
-
-_steps = 0
+from bitexp.quant.product import Quantized
 
 
-def _count(*_: Any) -> None:
-    global _steps
-    _steps += 1
+class Steps:
+    """How many steps all optimizers of this process have made since the first layer was quantized."""
+
+    count = 0
+    watched = False
+
+    @classmethod
+    def watch(cls) -> None:
+        """Begins to count."""
+        if not cls.watched:
+            cls.watched = True
+            register_optimizer_step_post_hook(cls.add)
+
+    @classmethod
+    def add(cls, *_: Any) -> None:
+        """One more step."""
+        cls.count += 1
 
 
-register_optimizer_step_post_hook(_count)
+class Key(NamedTuple):
+    """What has to be the same for weights to be the same numbers."""
+
+    source: object
+    address: int
+    versions: tuple[int, ...]
+    steps: int
+    sample: bytes
 
 
 class CodesCache:
-    """The codes and the step of one layer's latent weights, as long as these are the same numbers.
+    """What one layer's latent weights are as integers, as long as these are the same numbers.
 
-    The same are: the same parameter, at the same place in memory, of the same version (which every
+    The same are: the same parameters, at the same place in memory, of the same version (which every
     in-place operation, every optimizer and `load_state_dict` raise), with no step of any optimizer in
     between (some write to `.data`, which has no version), and equal in a sample of their values (other
     code that writes to `.data`). A layer's `train()` and `eval()` clear it. Nothing is kept while gradients
@@ -35,26 +54,35 @@ class CodesCache:
     """
 
     def __init__(self) -> None:
+        Steps.watch()
         self.clear()
 
     def clear(self) -> None:
         """Forgets."""
         self._weight: Tensor | None = None
         self._sampled: np.ndarray[Any, Any] | None = None
-        self._key: tuple[Any, ...] = ()
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._key: Key | None = None
+        self._kept: Quantized | None = None
 
-    def weights(self, quantizer: Quantizer, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """`quantizer.weights(weight)`, computed anew where the weights may have changed."""
-        lasting = not transformed() and type(weight) is nn.Parameter and torch.is_grad_enabled()
-        if not lasting or weight.is_inference():
-            return quantizer.weights(weight)
-        place = quantizer, weight.data_ptr(), weight.shape
-        if self._weight is not weight or self._key[0] != place:
+    def get(
+        self,
+        quantize: Callable[[Tensor], Quantized],
+        source: object,
+        weight: Tensor,
+        learned: tuple[Tensor, ...],
+    ) -> Quantized:
+        """`quantize(weight)`, computed anew where it, `source` or the learned parameters may be other."""
+        lasting = not transformed() and type(weight) is nn.Parameter and is_grad_enabled()
+        if not lasting or weight.is_inference() or any(type(p) is not nn.Parameter for p in learned):
+            return quantize(weight)
+        address = weight.data_ptr()
+        if self._weight is not weight or self._key is None or self._key.address != address:
             self._weight, self._sampled, self._kept = weight, sample(weight), None
-        key = place, weight._version, _steps, b"" if self._sampled is None else self._sampled.tobytes()
+        sampled = b"" if self._sampled is None else self._sampled.tobytes()
+        versions = (weight._version, *(p._version for p in learned))
+        key = Key(source, address, versions, Steps.count, sampled)
         if self._kept is None or self._key != key:
-            self._key, self._kept = key, quantizer.weights(weight)
+            self._key, self._kept = key, quantize(weight)
         return self._kept
 
     def __deepcopy__(self, memo: Any) -> CodesCache:
@@ -68,5 +96,5 @@ def sample(weight: Tensor) -> np.ndarray[Any, Any] | None:
     """A view of some bytes of the weights; None on a device that would have to be waited for."""
     if weight.device.type != "cpu" or not weight.is_contiguous():
         return None
-    memory = weight.detach().view(torch.uint8).numpy().reshape(-1)
+    memory = weight.detach().view(uint8).numpy().reshape(-1)
     return memory[:: memory.size // 256 | 1]  # an odd distance meets every byte of a float

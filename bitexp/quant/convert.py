@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
-from bitexp.common.spelling import nearest
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
-from bitexp.quant.quantizer import Quantizer
+from bitexp.quant.options import LayerOptions
+from bitexp.quant.patterns import check_patterns, matches
+from bitexp.quant.quantizer import Quantizer, as_quantizer
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class Conversion:
 
 
 def quantize(
-    model: nn.Module, quantizer: Quantizer, include: Sequence[str], exclude: Sequence[str]
+    model: nn.Module,
+    quantizer: Quantizer | Mapping[str, Any] | str = "ternary_mean",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
 ) -> Conversion:
     """Replaces, in place, every `nn.Linear` and `nn.Conv2d` that `include` names and `exclude` does not.
 
@@ -30,12 +34,17 @@ def quantize(
     declares `prenorm = {linear: norm}`, the norm right before a linear becomes the linear's own, and an
     identity takes its place. Parameters are taken over as they are, so ties survive.
 
+    Args:
+        quantizer: a preset of conf/quantizer by its name, a `Quantizer`, or a config of one.
+
     Raises:
         ValueError: a pattern that matches nothing, nothing to convert, a layer that cannot be converted,
             or weights of two and more dimensions that are neither converted nor excluded.
     """
+    quantizer = as_quantizer(quantizer)
     named = dict(model.named_modules(remove_duplicate=False))
-    check_patterns([*include, *exclude], [*named, *(n for n, _ in model.named_parameters())])
+    matched = [pattern for rule in quantizer.layers for pattern in rule.match]
+    check_patterns([*include, *exclude, *matched], [*named, *(n for n, _ in model.named_parameters())])
     body: dict[str, nn.Module] = {
         name: module
         for name, module in named.items()
@@ -49,35 +58,38 @@ def quantize(
     if "" in body:
         raise ValueError("the model is a single layer and cannot be replaced in place: wrap it in a module")
     kept = kept_weights(model, body, exclude)
-    if quantizer.replaces_layers:
-        replace(model, body, quantizer)
+    replace(model, {name: (layer, quantizer.for_layer(name)) for name, layer in body.items()}, quantizer)
     return Conversion(sorted(body), kept)
 
 
-def replace(model: nn.Module, body: dict[str, nn.Module], quantizer: Quantizer) -> None:
+def replace(
+    model: nn.Module, body: Mapping[str, tuple[nn.Module, LayerOptions]], quantizer: Quantizer
+) -> None:
     """Swaps the layers of the body for quantized ones, moving declared norms into them."""
     new: dict[int, nn.Module] = {}
-    for name, layer in body.items():  # all are made before the first is put in place
-        if id(layer) not in new:
-            new[id(layer)] = make(name, layer, quantizer)
+    for name, (layer, options) in body.items():  # all are made before the first is put in place
+        if id(layer) not in new and options.replaces_layers:
+            new[id(layer)] = make(name, layer, options, quantizer)
     for name, module in list(model.named_modules()):
         prenorm: dict[str, str] = getattr(module, "prenorm", {})
         for norm in set(prenorm.values()):
             fed = [f"{name}.{linear}".lstrip(".") for linear, n in prenorm.items() if n == norm]
-            if quantizer.norm != "none" and all(linear in body for linear in fed):
+            if all(linear in body and body[linear][1].norm != "none" for linear in fed):
                 setattr(module, norm, nn.Identity())
-    for name, layer in body.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, new[id(layer)])
+    for name, (layer, _) in body.items():
+        if id(layer) in new:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, new[id(layer)])
 
 
-def make(name: str, layer: nn.Module, quantizer: Quantizer) -> QuantizedLayer:
+def make(name: str, layer: nn.Module, options: LayerOptions, quantizer: Quantizer) -> QuantizedLayer:
     """The quantized twin of a layer; errors name the layer."""
     try:
+        stages = quantizer.staged(options)
         if isinstance(layer, nn.Linear):
-            return BitLinear(layer, quantizer)
+            return BitLinear(layer, options, stages)
         assert isinstance(layer, nn.Conv2d)
-        return BitConv2d(layer, quantizer)
+        return BitConv2d(layer, options, stages)
     except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from error
 
@@ -124,20 +136,3 @@ def prove(model: nn.Module, probe: Callable[[], object]) -> None:
             f"{', '.join(missed)}: the model reads these weights without calling the layer, so they would "
             "train in full precision; add them to model.full_precision (or to quantizer.exclude)"
         )
-
-
-def matches(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern covers the dotted name or one of the modules it lies in."""
-    parts = name.split(".")
-    prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(fnmatch.fnmatchcase(prefix, pattern) for pattern in patterns for prefix in prefixes)
-
-
-def check_patterns(patterns: Sequence[str], names: Sequence[str]) -> None:
-    """Raises `ValueError` for a pattern that matches no module and no parameter of the model."""
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"no layer of the model is called '{pattern}', as quantizer.include or quantizer.exclude "
-                f"has it.{nearest(pattern, names)}"
-            )

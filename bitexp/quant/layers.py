@@ -1,143 +1,254 @@
-"""BitLinear and BitConv2d: norm, quantize, multiply integers, scale; gradients go straight through.
+"""BitLinear and BitConv2d: norm, quantize, multiply integers, scale; gradients by the rules of the parts.
 
-x_n = norm(x);  x_q, s_x = int8 codes of x_n, one step per token
-w_q, s_w = the quantizer's codes of the latent weights, once per optimizer step
-y = (x_q @ w_q^T) * (s_x * s_w) + bias
+x   = sparsifier(transform(norm(input)))
+x_q, s_x = activations.codes(x)                one scale per token
+w_q, s_w, b_w = weights.quantize(latents)      once per optimizer step
+y = (x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w + bias
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitexp.quant.activations.absmax import absmax_codes
 from bitexp.quant.autograd import quantized_product
-from bitexp.quant.backend import Arithmetic, FusedLinear, Product, Spec
+from bitexp.quant.backend import TORCH, Backend, Call
 from bitexp.quant.cache import CodesCache
+from bitexp.quant.estimators import carried
 from bitexp.quant.modes import no_autocast, result_dtype
 from bitexp.quant.norms import normalize
-from bitexp.quant.product import dequantize, float_product
-from bitexp.quant.quantizer import Quantizer
-from bitexp.quant.spec import EXACT, ConvArgs, Geometry, Norm
+from bitexp.quant.options import LayerOptions, LayerParts
+from bitexp.quant.product import Quantized
+from bitexp.quant.quantizer import Quantizer, as_quantizer
+from bitexp.quant.spec import ConvArgs, Geometry, LayerSpec
+
+Chosen = Quantizer | Mapping[str, object] | str | LayerOptions
+"""A quantizer (or its config, or its name), or the options of a layer."""
+
+WIDEST = 2**31
+"""Where int32 sums end."""
 
 
 class QuantizedLayer(nn.Module):
-    """What BitLinear and BitConv2d share: latent weights, a quantizer, and lambda.
+    """What BitLinear and BitConv2d share: latent weights and the parts that quantize them and the input.
 
-    lambda in [0, 1] phases quantization in: activations and weights are `v + lambda * (Q(v) - v)`
-    with a straight-through gradient. At 1 the product is over integers; below, over floats.
+    `set_progress` chooses among the stages of the parts. lambda in [0, 1] phases quantization in:
+    activations and weights are `v + lambda * (Q(v) - v)` with a straight-through gradient. At 1 the product
+    is over integers.
     """
 
-    conv: ConvArgs | None = None
     mix: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, quantizer: Quantizer) -> None:
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        options: LayerOptions,
+        conv: ConvArgs | None,
+        stages: Sequence[tuple[float, LayerOptions]] = (),
+    ) -> None:
+        """`stages` are the options that hold at first, each until a share of the training."""
         super().__init__()
         self.weight: Tensor = weight  # parameters, both
         self.bias: Tensor | None = bias
-        self.quantizer = quantizer
-        self.norm: Norm = quantizer.norm
-        self.product: Product = float_product
-        self.fused: FusedLinear | None = None
+        self.options = options
+        self.backend: Backend = TORCH
         self.cache = CodesCache()
         self.phasing = False
         self.register_buffer("mix", torch.ones((), device=weight.device), persistent=False)
-        if quantizer.quantizes_weights:
-            check_exact(weight[0].numel(), quantizer)
+        self.stage = len(stages)
+        self.ends = tuple(until for until, _ in stages)
+        if options.weights is None:
+            self.specs = [LayerSpec(tuple(weight.shape), conv, options.norm, activations=None, weights=None)]
+            return
+        self.parts = options.parts(weight)
+        earlier = [earlier_parts(self.parts, options, o, weight) for _, o in stages]
+        if earlier:
+            self.earlier = nn.ModuleList(earlier)
+        everything = [*((o, p) for (_, o), p in zip(stages, earlier, strict=True)), (options, self.parts)]
+        self.specs = [spec_of(o, p, weight, conv) for o, p in everything]
+        self.inner = [replace(spec, norm="none") for spec in self.specs]  # for input that is normed already
+        check_exact(self.spec)
+
+    @property
+    def spec(self) -> LayerSpec:
+        """This layer without its tensors, as it is at this share of the training."""
+        return self.specs[self.stage]
+
+    @property
+    def active(self) -> LayerParts:
+        """The parts that hold at this share of the training."""
+        if self.stage == len(self.ends):
+            return self.parts
+        earlier: LayerParts = self.earlier[self.stage]  # type: ignore[assignment]
+        return earlier
+
+    def set_progress(self, share: float) -> None:
+        """Chooses the stage for a share of the training, 0 to 1."""
+        self.stage = sum(share >= end for end in self.ends)
 
     def set_lambda(self, value: float) -> None:
         """Sets lambda: 1 is fully quantized, 0 leaves the norm alone."""
         self.phasing = value != 1.0
         self.mix.fill_(value)
 
+    def set_backend(self, backend: Backend) -> None:
+        """Sets how this layer multiplies, rounds and makes a training step."""
+        self.backend = backend
+        if self.options.weights is not None:
+            self.parts.weights.backend = backend
+
+    def quantized(self) -> Quantized:
+        """The weights as integers, apart from any graph."""
+        return self._quantize(self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
-        if not self.quantizer.quantizes_weights:
+        if self.options.weights is None:
             return self._plain_forward(x)
         dtype = result_dtype(x)
         with no_autocast(x):
-            if self.phasing:
-                return self._mixed_forward(x).to(dtype)
-            return self._exact_forward(x, dtype)
+            return self._quantized_forward(x, dtype)
 
-    def _exact_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        quantizer, weight = self.quantizer, self.weight
-        codes, scale = self.cache.weights(quantizer, weight) if self.training else quantizer.weights(weight)
-        spec = Spec(
-            conv=self.conv,
-            norm=self.norm,
-            qmax=quantizer.act_qmax,
-            scaled_bias=quantizer.bias == "scaled",
-            product=self.product,
+    def _quantized_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        spec, parts, weight = self.spec, self.active, self.weight
+        learned = parts.weights.learned()
+        if self.training:
+            quantized = self.cache.get(self._quantize, parts.transform, weight, learned)
+        else:
+            quantized = self._quantize(weight)
+        call = Call(
+            spec=spec,
+            backend=self.backend,
             dtype=dtype,
             grad_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
-            fused=self.fused if self.training else None,
+            fused=self.training,
         )
-        return quantized_product(x, weight, self.bias, codes, scale, spec)
+        rotated = parts.transform is not None and parts.transform.on_weights
+        if parts.weights.has_rule or rotated:
+            latent = self._rotated(weight)
+            weight = carried(latent, parts.weights, quantized, self.mix if self.phasing else None)
+        if self.phasing:
+            return self._mixed(x, weight, quantized, call)
+        act, codes, scale = parts.activations, None, None
+        own_codes = act is not None and (act.spec.absmax is None or act.has_rule)
+        if own_codes or parts.transform is not None or parts.sparsifier is not None:
+            x, call = self._prepared(x), call._replace(spec=self.inner[self.stage])
+        if own_codes:
+            assert act is not None
+            codes, scale = act.codes(x.detach(), Geometry(spec.conv).scale_dims)
+            x = carried(x, act, Quantized(codes, scale))
+        return quantized_product(x, weight, self.bias, quantized, call, codes, scale)
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        """The input after norm, transform and sparsifier, in fp32, with a graph."""
+        parts, dim = self.active, Geometry(self.spec.conv).feature_dim
+        x = normalize(x.float(), self.spec.norm, dim)[0]
+        if parts.transform is not None:
+            x = parts.transform(x, dim)
+        return x if parts.sparsifier is None else parts.sparsifier(x, dim)
+
+    def _rotated(self, weight: Tensor) -> Tensor:
+        """The latent weights as they are quantized: mapped along their inputs where the transform says so."""
+        transform = self.active.transform
+        if transform is None or not transform.on_weights:
+            return weight
+        rotated: Tensor = transform(weight.float(), Geometry(self.spec.conv).feature_dim)
+        return rotated
+
+    def _quantize(self, weight: Tensor) -> Quantized:
+        return self.active.weights.quantize(self._rotated(weight.detach()))
+
+    def _mixed(self, x: Tensor, weight: Tensor, quantized: Quantized, call: Call) -> Tensor:
+        """The same product on floats: what is lambda of the way from `v` to `Q(v)`, on both sides."""
+        spec, act, at = call.spec, self.active.activations, Geometry(call.spec.conv)
+        x = self._prepared(x)
+        values, scaled_by = x.detach(), None
+        if act is not None:
+            codes, scaled_by = act.codes(values, at.scale_dims)
+            x = carried(x, act, Quantized(codes, scaled_by), self.mix)
+            values = values + self.mix * (codes * scaled_by - values)
+        latent = self._rotated(self.weight).detach().float()
+        mixed = Quantized(
+            latent + self.mix * (quantized.dequantized() - latent),
+            torch.ones_like(self.mix, dtype=torch.float32),
+        )
+        bias = self.bias if spec.bias == "plain" else None
+        call = call._replace(
+            spec=replace(spec, norm="none", activations=None, bias="plain"), dtype=torch.float32, fused=False
+        )
+        y = quantized_product(x, weight, bias, mixed, call, values)
+        if spec.bias == "scaled" and self.bias is not None:
+            assert scaled_by is not None
+            y = y + at.spread(self.bias.float()) * (scaled_by * quantized.scale)
+        return y
+
+    def _plain_forward(self, x: Tensor) -> Tensor:
+        """The ordinary layer after the norm, in the precision that the ordinary layer would have."""
+        conv = self.spec.conv
+        normed = normalize(x.float(), self.spec.norm, Geometry(conv).feature_dim)[0].to(x.dtype)
+        if conv is None:
+            return F.linear(normed, self.weight, self.bias)
+        stride, padding, dilation, groups = conv
+        return F.conv2d(normed, self.weight, self.bias, stride, padding, dilation, groups)
 
     def train(self, mode: bool = True) -> Self:
         self.cache.clear()  # between training and evaluation weights are swapped behind torch's back
         return super().train(mode)
 
-    def _mixed_forward(self, x: Tensor) -> Tensor:
-        at, quantizer = Geometry(self.conv), self.quantizer
-        normed, _, _ = normalize(x.float(), self.norm, at.feature_dim)
-        weight, bias = self.weight.float(), self.bias
-        codes, w_scale = quantizer.weights(self.weight)
-        weight = weight + self.mix * (dequantize(codes, w_scale) - weight).detach()
-        if bias is not None:
-            bias = at.spread(bias.float())
-        if quantizer.act_qmax:
-            x_codes, x_scale = absmax_codes(normed.detach(), quantizer.act_qmax, at.scale_dims)
-            normed = normed + self.mix * (x_codes * x_scale - normed).detach()
-            if bias is not None and quantizer.bias == "scaled":
-                bias = bias * (x_scale * w_scale)
-        y = float_product(normed, weight, self.conv)
-        return y if bias is None else y + bias
-
-    def _plain_forward(self, x: Tensor) -> Tensor:
-        """The ordinary layer after the norm, in the precision that the ordinary layer would have."""
-        dim = Geometry(self.conv).feature_dim
-        normed = normalize(x.float(), self.norm, dim)[0].to(x.dtype)
-        if self.conv is None:
-            return F.linear(normed, self.weight, self.bias)
-        stride, padding, dilation, groups = self.conv
-        return F.conv2d(normed, self.weight, self.bias, stride, padding, dilation, groups)
-
     def extra_repr(self) -> str:
-        return f"{list(self.weight.shape)}, bias={self.bias is not None}, norm={self.norm}"
+        return f"{list(self.weight.shape)}, bias={self.bias is not None}, norm={self.spec.norm}"
 
 
 class BitLinear(QuantizedLayer):
-    """A quantized `nn.Linear`: `[..., in] -> [..., out]`, one activation step per token.
+    """A quantized `nn.Linear`: `[..., in] -> [..., out]`, one activation scale per token.
 
     Takes over the parameters of `linear` (the same objects, so ties and optimizer state survive).
+
+    Args:
+        quantizer: a preset's name, a quantizer, its config, or the options of this layer.
+
+    Raises:
+        ValueError: the quantizer cannot be used for this layer.
     """
 
-    def __init__(self, linear: nn.Linear, quantizer: Quantizer) -> None:
-        super().__init__(linear.weight, linear.bias, quantizer)
+    def __init__(
+        self,
+        linear: nn.Linear,
+        quantizer: Chosen = "ternary_mean",
+        stages: Sequence[tuple[float, LayerOptions]] = (),
+    ) -> None:
+        super().__init__(linear.weight, linear.bias, options_of(quantizer), None, stages)
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
 
 class BitConv2d(QuantizedLayer):
-    """A quantized `nn.Conv2d`: the same on unfolded patches.
+    """A quantized `nn.Conv2d`: the same on unfolded patches. Arguments and errors as `BitLinear`.
 
-    The norm runs over the channels at each pixel and one activation step covers a whole sample, so
+    The norm runs over the channels at each pixel and one activation scale covers a whole sample, so
     that an image is quantized once and not once per patch.
     """
 
-    def __init__(self, conv: nn.Conv2d, quantizer: Quantizer) -> None:
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        quantizer: Chosen = "ternary_mean",
+        stages: Sequence[tuple[float, LayerOptions]] = (),
+    ) -> None:
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise ValueError(
                 f"BitConv2d pads with zeros by a number of pixels; padding={conv.padding!r} with "
                 f"padding_mode={conv.padding_mode!r} is not supported"
             )
-        if getattr(quantizer, "granularity", "tensor") == "group":
+        options = options_of(quantizer)
+        if options.weights is not None and options.weights.options.get("granularity") == "group":
             raise ValueError("granularity=group is for linear layers; use channel for convolutions")
-        super().__init__(conv.weight, conv.bias, quantizer)
-        self.conv = (pair(conv.stride), pair(conv.padding), pair(conv.dilation), conv.groups)
+        args = (pair(conv.stride), pair(conv.padding), pair(conv.dilation), conv.groups)
+        super().__init__(conv.weight, conv.bias, options, args, stages)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:
@@ -150,13 +261,49 @@ def pair(value: tuple[int, ...]) -> tuple[int, int]:
     return value[0], value[-1]
 
 
-def check_exact(inputs: int, quantizer: Quantizer) -> None:
-    """Raises `ValueError` where a sum over that many codes could leave the integers exact in fp32."""
-    largest = inputs * quantizer.act_qmax * max(abs(quantizer.low), abs(quantizer.high))
-    if largest > EXACT:
+def options_of(quantizer: Chosen) -> LayerOptions:
+    """The options of a layer without a name."""
+    return quantizer if isinstance(quantizer, LayerOptions) else as_quantizer(quantizer).options
+
+
+def earlier_parts(
+    parts: LayerParts, final: LayerOptions, options: LayerOptions, weight: Tensor
+) -> LayerParts:
+    """Parts for an earlier stage: those of the end where the options are the same, else their own."""
+    made = options.parts(weight)
+    made.weights = parts.weights
+    for key in ("activations", "transform", "sparsifier"):
+        if getattr(options, key) == getattr(final, key):
+            setattr(made, key, getattr(parts, key))
+    return made
+
+
+def spec_of(options: LayerOptions, parts: LayerParts, weight: Tensor, conv: ConvArgs | None) -> LayerSpec:
+    """What a layer with these parts is without its tensors."""
+    return LayerSpec(
+        shape=tuple(weight.shape),
+        conv=conv,
+        norm=options.norm,
+        transform=options.transform,
+        sparsifier=options.sparsifier,
+        activations=None if parts.activations is None else parts.activations.spec,
+        weights=options.weights,
+        levels=parts.weights.levels,
+        shift=parts.weights.has_shift,
+        bias=options.bias,
+    )
+
+
+def check_exact(spec: LayerSpec) -> None:
+    """Raises `ValueError` where a sum over that many codes could leave the integers of 32 bits."""
+    if spec.activations is None:
+        return
+    inputs = torch.Size(spec.shape[1:]).numel()
+    largest = inputs * spec.activations.levels.largest * spec.levels.largest
+    if largest >= WIDEST:
         raise ValueError(
-            f"a layer with {inputs:,} inputs can sum to {largest:,}, and fp32 holds integers exactly "
-            f"up to {EXACT:,}; keep this layer in full precision (quantizer.exclude)"
+            f"a layer with {inputs:,} inputs can sum to {largest:,}, more than 32 bits hold; keep this "
+            "layer in full precision (quantizer.exclude) or give it fewer bits"
         )
 
 
@@ -167,20 +314,24 @@ def set_lambda(model: nn.Module, value: float) -> None:
             module.set_lambda(value)
 
 
-def set_product(model: nn.Module, product: Product, fused: FusedLinear | None = None) -> None:
-    """Sets how every quantized layer of the model sums over codes, and what else does its training step."""
-    for layer in quantized_layers(model).values():
-        layer.product, layer.fused = product, fused
-        layer.quantizer.arithmetic = fused or Arithmetic()
+def set_progress(model: nn.Module, share: float) -> None:
+    """Chooses the stage for a share of the training, 0 to 1, in every quantized layer of the model."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            module.set_progress(share)
+
+
+def set_backend(model: nn.Module, backend: Backend) -> None:
+    """Sets how every quantized layer of the model multiplies, rounds and makes its training step."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLayer):
+            module.set_backend(backend)
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """The quantized layers of a model by dotted name, those without a weight quantizer left out."""
+    """The quantized layers of a model by dotted name, those with weights in full precision left out."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, QuantizedLayer) and module.quantizer.quantizes_weights
+        if isinstance(module, QuantizedLayer) and module.options.weights is not None
     }
-
-
-__all__ = ["BitConv2d", "BitLinear", "QuantizedLayer", "quantized_layers", "set_lambda", "set_product"]

@@ -1,95 +1,116 @@
 """The arithmetic of a quantized layer: the sum over integer codes, then the scales, then the bias.
 
-Sums of integers up to 2^24 are exact in fp32 in any order, so the packed kernels that add in int32
-give the same bits as the training forward. Each step is rounded by itself: sum, times (x step times
-weight step), plus bias; per-group sums are scaled and added in ascending order of the groups.
+The sum is defined as an int32 sum, rounded once to fp32. Up to 2^24 fp32 adds integers exactly in any
+order, so the packed kernels that add in int32 give the same bits as the training forward. Each step is
+rounded by itself: sum, times (activation scale times weight scale), plus (activation scale times sum of
+activation codes) times shift, plus bias; sums of groups are scaled and added in ascending order of the
+groups.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from bitexp.quant.backend import Product
-from bitexp.quant.spec import ConvArgs, Geometry, rows
+from bitexp.quant.backend import TORCH, Backend
+from bitexp.quant.spec import Geometry, LayerSpec, rows
 
 
-def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
-    """`codes * scale` in fp32, for steps `[]`, per output `[out]` or per group `[out, groups]`."""
-    if scale.dim() == 0:
-        return codes.float().mul_(scale)
-    rows = codes.float().reshape(*scale.shape, -1)
-    return rows.mul_(scale[..., None]).reshape(codes.shape)
+class Quantized(NamedTuple):
+    """Weights as integers: `codes * scale + shift` are the dequantized ones.
 
+    `codes` are int8 `[out, ...]`; `scale` is fp32 `[]`, `[out]` or `[out, groups]`; `shift` is `[]`,
+    `[out]` or None.
+    """
 
-def float_product(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:
-    """The sum in fp32 by torch's own linear or convolution; exact for codes within 2^24."""
-    x, w = x.float(), weight.float()
-    if conv is None:
-        return F.linear(x, w)
-    stride, padding, dilation, groups = conv
-    return F.conv2d(x, w, None, stride, padding, dilation, groups)
+    codes: Tensor
+    scale: Tensor
+    shift: Tensor | None = None
+
+    def dequantized(self) -> Tensor:
+        """In fp32."""
+        codes = self.codes.to(torch.float32, copy=True)
+        if self.scale.dim() == 0:
+            weights = codes.mul_(self.scale)
+        else:
+            grouped = codes.reshape(*self.scale.shape, -1)
+            weights = grouped.mul_(self.scale[..., None]).reshape(codes.shape)
+        if self.shift is None:
+            return weights
+        return weights.add_(self.shift.reshape(-1, *[1] * (weights.dim() - 1)))
 
 
 def grouped_product(
-    x: Tensor, x_scale: Tensor | None, weight: Tensor, w_scale: Tensor, product: Product
+    x: Tensor, x_scale: Tensor | None, weights: Quantized, spec: LayerSpec, backend: Backend
 ) -> Tensor:
-    """Scaled linear product with a step per group of inputs, groups added in ascending order."""
-    groups = w_scale.shape[1]
+    """Scaled linear product with a scale per group of inputs, groups added in ascending order."""
+    codes, scales, _ = weights
+    groups = scales.shape[1]
     parts = []
-    for g, (xg, wg) in enumerate(zip(x.chunk(groups, -1), weight.chunk(groups, -1), strict=True)):
-        scale = w_scale[:, g] if x_scale is None else x_scale * w_scale[:, g]
-        parts.append(product(xg, wg, None) * scale)
+    for g, (xg, wg) in enumerate(zip(x.chunk(groups, -1), codes.chunk(groups, -1), strict=True)):
+        scale = scales[:, g] if x_scale is None else x_scale * scales[:, g]
+        parts.append(backend.product(xg, wg, spec) * scale)
     return functools.reduce(torch.add, parts)
 
 
 def scaled_product(
     x: Tensor,
     x_scale: Tensor | None,
-    weight: Tensor,
-    w_scale: Tensor,
+    weights: Quantized,
     bias: Tensor | None,
-    conv: ConvArgs | None,
-    scaled_bias: bool,
-    product: Product = float_product,
+    spec: LayerSpec,
+    backend: Backend = TORCH,
 ) -> Tensor:
-    """The output of a layer from codes and steps.
+    """The output of a layer from codes and scales.
 
     Args:
         x: int8 codes of the input `[..., K]` or `[B, C, H, W]`; floats where there is no `x_scale`.
-        weight: int8 codes; `w_scale` their steps: `[]`, `[out]` or `[out, groups]`.
-        scaled_bias: add the bias to the sum, before the scales.
-        product: one with a method `scaled` may take all these steps itself, rounded alike.
+        x_scale: of size 1 along what shares a scale.
     """
-    fused = getattr(product, "scaled", None)
-    if fused and (y := fused(x, x_scale, weight, w_scale, bias, conv, scaled_bias)) is not None:
-        return y
-    at = Geometry(conv)
+    codes, w_scale, shift = weights
+    if shift is None:
+        whole = backend.scaled_product(x, x_scale, codes, w_scale, bias, spec)
+        if whole is not None:
+            return whole
+    at = Geometry(spec.conv)
     if w_scale.dim() == 2:
-        y = grouped_product(x, x_scale, weight, w_scale, product)
+        y = grouped_product(x, x_scale, weights, spec, backend)
     else:
-        y = product(x, weight, conv)
-        if scaled_bias and bias is not None:
+        y = backend.product(x, codes, spec)
+        if spec.bias == "scaled" and bias is not None:
             y = y.add_(at.spread(bias))
         scale = at.spread(w_scale)
         y = y.mul_(scale if x_scale is None else x_scale * scale)
-    if bias is not None and not scaled_bias:
+    if shift is not None:
+        y = y.add_(shifted(x, x_scale, codes, spec).mul(at.spread(shift)))
+    if bias is not None and spec.bias == "plain":
         y = y.add_(at.spread(bias))
     return y
 
 
+def shifted(x: Tensor, x_scale: Tensor | None, codes: Tensor, spec: LayerSpec) -> Tensor:
+    """What a shift of one adds to each output: the sum of the inputs that it sees, in fp32."""
+    if spec.conv is None:
+        sums = x.sum(-1, keepdim=True, dtype=torch.int32 if x_scale is not None else None).float()
+    else:
+        groups = spec.conv[3]
+        ones = torch.ones_like(codes[:groups])
+        sums = TORCH.product(x, ones, spec).repeat_interleave(len(codes) // groups, -3)
+    return sums if x_scale is None else sums * x_scale
+
+
 def product_grads(
-    grad: Tensor, x: Tensor, weight: Tensor, conv: ConvArgs | None, need_x: bool, need_w: bool
+    grad: Tensor, x: Tensor, weight: Tensor, spec: LayerSpec, need_x: bool, need_w: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of `product(x, weight)` with respect to both, for the output gradient `grad`."""
-    if conv is None:
+    """Gradients of the product of x and weight with respect to both, for the output gradient `grad`."""
+    if spec.conv is None:
         grad_x = grad @ weight if need_x else None
         grad_w = rows(grad).t() @ rows(x) if need_w else None
         return grad_x, grad_w
-    stride, padding, dilation, groups = conv
+    stride, padding, dilation, groups = spec.conv
     grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
         grad,
         x,

@@ -1,98 +1,140 @@
-"""The registry of quantizers, and what a quantizer is: latent weights in, integer codes and a step out."""
+"""A quantizer: what is done to the weights and activations of which layer, at which share of the training."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from bitexp.common.registry import Registry
-from bitexp.quant.backend import Arithmetic
-from bitexp.quant.spec import EPS, Granularity, Norm
+from bitexp.quant.options import LayerOptions
+from bitexp.quant.patterns import matches
 
 
+@dataclass(frozen=True)
+class Rule:
+    """Other options for the layers that a pattern matches; patterns are those of `include`."""
+
+    match: tuple[str, ...]
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Other options until a share of the training."""
+
+    until: float
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Quantizer:
-    """How the weights and the activations of a layer are quantized, and what norm precedes them.
-
-    A subclass says which integers its codes are (`low`, `high`), how many bits a weight carries, and
-    gives `step` and, where rounding is not its way, `codes`.
+    """What a preset in conf/quantizer says; a value that layers and models share.
 
     Args:
-        norm: parameter-free norm of the input: none, rms or layer, over the features of a token.
-        activations: `int8` (per-token absmax) or `none` (they stay floats).
-        act_qmax: an activation code is `rint(x * act_qmax / absmax)`: 127, or 128 (clipped at 127) as
-            PyPI `bitlinear` has it since 2.0.
-        granularity: one step per tensor, per output channel, or per group of inputs.
-        group_size: inputs per group; only with `granularity="group"`.
-        bias: `plain` adds the bias to the output; `scaled` adds it before the scales are applied, as
-            PyPI `bitlinear` does.
+        name: the label, which is the preset's file.
+        options: of every layer; layers: rules for some, the last that matches wins; stages: options that
+            hold at
+            first, in the order of their ends.
+
+    Raises:
+        ValueError: see `LayerOptions`; or stages whose ends do not rise between 0 and 1.
     """
 
-    bits: ClassVar[float]
-    low: ClassVar[int]
-    high: ClassVar[int]
-    replaces_layers: ClassVar[bool] = True
-    quantizes_weights: ClassVar[bool] = True
+    name: str
+    options: LayerOptions
+    layers: tuple[Rule, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
-    def __init__(
-        self,
-        *,
-        norm: Norm,
-        activations: Literal["int8", "none"],
-        act_qmax: Literal[127, 128],
-        granularity: Granularity,
-        group_size: int | None,
-        bias: Literal["plain", "scaled"],
-    ) -> None:
-        if (granularity == "group") != (group_size is not None):
-            raise ValueError(
-                f"granularity={granularity} and group_size={group_size} do not fit together: "
-                "a group size goes with granularity=group, and only with it"
-            )
-        if group_size is not None and group_size < 1:
-            raise ValueError(f"group_size={group_size} is no number of weights; use 1 or more")
-        if bias == "scaled" and (activations == "none" or granularity != "tensor"):
-            raise ValueError("bias=scaled needs activations=int8 and granularity=tensor")
-        self.norm: Norm = norm
-        self.activations = activations
-        self.act_qmax = act_qmax if activations == "int8" else 0
-        self.granularity: Granularity = granularity
-        self.group_size = group_size
-        self.bias = bias
-        self.arithmetic = Arithmetic()
+    def __post_init__(self) -> None:
+        ends = [stage.until for stage in self.stages]
+        if ends != sorted(set(ends)) or any(not 0 < end < 1 for end in ends):
+            raise ValueError(f"stages end at {ends}: the shares must rise, each above 0 and below 1")
+        for stage in self.stages:
+            fixed = sorted({"weights", "norm", "bias"} & set(stage.changes))
+            if fixed:
+                raise ValueError(f"stages cannot change {', '.join(fixed)}; use them for the other parts")
+        for rule in self.layers:
+            self.options.changed(rule.changes)
 
-    def step(self, rows: Tensor) -> Tensor:
-        """The step of each row: `[rows, weights] -> [rows, 1]`, fp32."""
-        raise NotImplementedError
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> Quantizer:
+        """From the section `quantizer` of a config; what says which layers and when is not for us.
 
-    def codes(self, rows: Tensor, step: Tensor) -> Tensor:
-        """The int8 code of each weight: `round(W / step)` clamped to `low..high`, half to even."""
-        return self.arithmetic.rounded(rows, step, self.low, self.high)
-
-    def weights(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Quantizes latent weights `[out, ...]`, apart from any graph.
-
-        Returns:
-            int8 codes in the shape of `weight`, and the fp32 steps: `[]` per tensor, `[out]` per
-            channel, `[out, groups]` per group. `codes * step` is the dequantized weight.
+        Raises:
+            ValueError: an unknown key, part or option, or what does not go together.
         """
-        latent = weight.detach().float()
-        if self.granularity == "tensor":
-            rows, shape = latent.reshape(1, -1), torch.Size()
-        elif self.granularity == "channel":
-            rows, shape = latent.flatten(1), latent.shape[:1]
-        else:
-            size = self.group_size or 1
-            if latent[0].numel() % size:
-                raise ValueError(
-                    f"group_size={size} does not divide the {latent[0].numel()} inputs of a layer"
-                )
-            rows = latent.reshape(-1, size)
-            shape = torch.Size((latent.shape[0], latent[0].numel() // size))
-        step = self.step(rows).clamp(min=EPS)
-        codes = self.codes(rows, step).to(torch.int8).reshape(latent.shape)
-        return codes, step.reshape(shape)
+        section = {key: value for key, value in config.items() if key not in SELECTION}
+        name = str(section.pop("name", "custom"))
+        layers = tuple(rule_of(rule) for rule in section.pop("layers", ()))
+        stages = tuple(stage_of(stage) for stage in section.pop("stages", ()))
+        return Quantizer(name, LayerOptions().changed(section), layers, stages)
+
+    def for_layer(self, name: str) -> LayerOptions:
+        """The options of a layer by its dotted name, at the end of training."""
+        options = self.options
+        for rule in self.layers:
+            if matches(name, rule.match):
+                options = options.changed(rule.changes)
+        return options
+
+    def staged(self, options: LayerOptions) -> list[tuple[float, LayerOptions]]:
+        """The earlier options of a layer, each with the share of the training until which they hold."""
+        if options.weights is None:
+            return []
+        return [(stage.until, options.changed(stage.changes)) for stage in self.stages]
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any layer gets quantized weights."""
+        return any(o.weights is not None for o in self.variants())
+
+    def variants(self) -> list[LayerOptions]:
+        """The options that layers may have: those of all, and those of each rule."""
+        return [self.options, *(self.options.changed(rule.changes) for rule in self.layers)]
+
+    def to_json(self) -> dict[str, Any]:
+        """As the section `quantizer` of a config, all options said."""
+
+        def plain(changes: Mapping[str, Any]) -> dict[str, Any]:
+            whole = self.options.changed(changes).to_json()
+            return {key: whole[key] for key in changes}
+
+        return {
+            "name": self.name,
+            **self.options.to_json(),
+            "layers": [{"match": list(rule.match), **plain(rule.changes)} for rule in self.layers],
+            "stages": [{"until": stage.until, **plain(stage.changes)} for stage in self.stages],
+        }
 
 
-QUANTIZERS: Registry[type[Quantizer]] = Registry("quantizer")
+SELECTION = ("include", "exclude", "lambda_schedule")
+"""Keys of the section that say which layers are quantized and when, and not how."""
+
+
+def rule_of(config: Mapping[str, Any]) -> Rule:
+    """From an entry of `quantizer.layers`. Raises `ValueError` where it has no `match`."""
+    changes = dict(config)
+    match = changes.pop("match", None)
+    if not match:
+        raise ValueError(f"a rule of layers needs a match: {{match: 'blocks.0.*', ...}}, got {dict(config)}")
+    return Rule((match,) if isinstance(match, str) else tuple(match), changes)
+
+
+def stage_of(config: Mapping[str, Any]) -> Stage:
+    """From an entry of `quantizer.stages`. Raises `ValueError` where it has no `until`."""
+    changes = dict(config)
+    until = changes.pop("until", None)
+    if until is None:
+        raise ValueError(f"a stage needs its end: {{until: 0.95, ...}}, got {dict(config)}")
+    return Stage(float(until), changes)
+
+
+def as_quantizer(value: Quantizer | Mapping[str, Any] | str) -> Quantizer:
+    """A quantizer itself, from its config, or a preset by name."""
+    if isinstance(value, Quantizer):
+        return value
+    if isinstance(value, str):
+        from bitexp.quant.presets import QUANTIZERS
+
+        return QUANTIZERS[value]
+    return Quantizer.of(value)

@@ -1,16 +1,130 @@
-"""What of a layer is no tensor: geometry, norm, granularity."""
+"""All that a quantized layer is besides its tensors: one value for training, kernels, files and reports."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from math import prod
+from typing import Any, Literal
 
 from torch import Tensor
 
+from bitexp.quant.levels import TERNARY, Levels
+
+Norm = Literal["none", "rms", "layer"]
+BiasRule = Literal["plain", "scaled"]
+Granularity = Literal["tensor", "channel", "group"]
+
+EPS = 1e-5  # floor of every scale, as in all BitNet code bases
 EXACT = 2**24
+"""Up to here every integer is an fp32 number."""
 
 ConvArgs = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
 """stride, padding, dilation, groups"""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A registered part of a quantizer by its name, with its options: what YAML says of it."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(value: str | Mapping[str, Any] | Part | None) -> Part | None:
+        """From a bare word or a section with a `name`; `none` is no part.
+
+        Raises:
+            ValueError: a section without a name.
+        """
+        if value is None or isinstance(value, Part):
+            return value
+        section = {"name": value} if isinstance(value, str) else dict(value)
+        name = section.pop("name", None)
+        if not isinstance(name, str):
+            raise ValueError(f"the section {section} has no name; write one of its group, or none")
+        return None if name == "none" else Part(name, section)
+
+    def to_json(self) -> dict[str, Any]:
+        """As a section of YAML."""
+        return {"name": self.name, **self.options}
+
+
+@dataclass(frozen=True)
+class ActivationSpec:
+    """How activations become codes, as far as kernels and files have to know.
+
+    Args:
+        part: the activation quantizer with all its options.
+        levels: what its codes may be.
+        absmax: codes are `rint(x * absmax / max|x|)`, clipped to the levels: kernels make these in their own
+            loops. None: torch makes the codes, another way.
+    """
+
+    part: Part
+    levels: Levels
+    absmax: int | None = None
+
+
+INT8 = ActivationSpec(Part("int8", {"qmax": 127}), Levels(-127, 127), absmax=127)
+"""The activations of BitNet b1.58: int8 by the largest value of a token."""
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A quantized layer without its tensors; by default BitNet b1.58's, linear, its input normed already.
+
+    Args:
+        shape: of the weights, `[out, in]` or `[out, in / groups, height, width]`; empty where it does not
+            matter. conv: of a convolution; None for a linear layer. norm: of the input, without parameters,
+            over its features. transform, sparsifier: of the normed input. activations: None leaves them
+            floats. weights: the weight quantizer; None leaves the weights floats, and then nothing is
+            quantized. levels: of the weights' codes. shift: whether dequantized weights have a constant
+            added to each row. bias: `plain` adds it to the output, `scaled` before the scales are applied.
+    """
+
+    shape: tuple[int, ...] = ()
+    conv: ConvArgs | None = None
+    norm: Norm = "none"
+    transform: Part | None = None
+    sparsifier: Part | None = None
+    activations: ActivationSpec | None = INT8
+    weights: Part | None = field(default_factory=lambda: Part("ternary_mean"))
+    levels: Levels = TERNARY
+    shift: bool = False
+    bias: BiasRule = "plain"
+
+    @property
+    def absmax(self) -> int | None:
+        """The code of a token's largest input, where kernels make the codes; None where they do not."""
+        return None if self.activations is None else self.activations.absmax
+
+    @cached_property
+    def wide(self) -> bool:
+        """Whether a sum over codes can leave the integers that fp32 holds exactly."""
+        if self.activations is None:
+            return False
+        return prod(self.shape[1:]) * self.activations.levels.largest * self.levels.largest > EXACT
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values, parts as sections of YAML."""
+
+        def section(part: Part | None) -> dict[str, Any] | None:
+            return None if part is None else part.to_json()
+
+        return {
+            "shape": list(self.shape),
+            "conv": self.conv,
+            "norm": self.norm,
+            "transform": section(self.transform),
+            "sparsifier": section(self.sparsifier),
+            "activations": section(self.activations.part if self.activations else None),
+            "weights": section(self.weights),
+            "levels": asdict(self.levels),
+            "shift": self.shift,
+            "bias": self.bias,
+        }
 
 
 @dataclass(frozen=True)
@@ -26,7 +140,7 @@ class Geometry:
 
     @property
     def scale_dims(self) -> tuple[int, ...]:
-        """What shares one activation step: a token; for a convolution a whole sample."""
+        """What shares one activation scale: a token; for a convolution a whole sample."""
         return (-1,) if self.conv is None else (-3, -2, -1)
 
     def spread(self, per_output: Tensor) -> Tensor:
@@ -41,9 +155,3 @@ class Geometry:
 def rows(x: Tensor) -> Tensor:
     """All tokens below each other, `[..., K] -> [tokens, K]`; one token may come as `[K]`."""
     return x.reshape(-1, x.shape[-1])
-
-
-Norm = Literal["none", "rms", "layer"]
-Granularity = Literal["tensor", "channel", "group"]
-
-EPS = 1e-5  # floor of every step, as in all BitNet code bases

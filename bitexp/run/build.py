@@ -12,16 +12,18 @@ from torch import nn
 from bitexp.common.errors import UserError
 from bitexp.common.randomness import derived_seed
 from bitexp.common.registry import Registry
-from bitexp.config.arguments import check_arguments, keywords
-from bitexp.config.schema import Settings
+from bitexp.common.signatures import keywords
+from bitexp.config.arguments import check_arguments
+from bitexp.config.schema import QuantizerChoice, Settings
 from bitexp.data import DATA
 from bitexp.data.base import Data
 from bitexp.deploy.description import Description
 from bitexp.kernels import choose_kernel
 from bitexp.models import MODELS
-from bitexp.quant import QUANTIZERS
+from bitexp.quant import Quantizer
 from bitexp.quant.convert import prove, quantize
-from bitexp.quant.layers import set_product
+from bitexp.quant.layers import set_backend
+from bitexp.quant.options import REGISTRIES
 from bitexp.run.checks import Problems, check, check_match, check_packing, device_type
 from bitexp.run.parts import Parts
 from bitexp.tasks import TASKS
@@ -39,7 +41,7 @@ def build(settings: Settings) -> Parts:
         kernel, kernel_name, reason = choose_kernel(settings.kernel.name, device_type(settings))
     with problems:
         chosen = settings.quantizer
-        quantizer = construct("quantizer", QUANTIZERS, chosen.name, chosen.arguments)
+        quantizer = build_quantizer(chosen)
         check_packing(settings, quantizer)
     with problems:
         check(settings)
@@ -61,7 +63,7 @@ def build(settings: Settings) -> Parts:
     problems.tell()
     with problems:
         conversion = quantize(model, quantizer, chosen.include, chosen.exclude)
-        set_product(model, kernel.product, kernel.fused)
+        set_backend(model, kernel.backend)
         prove_forward(model, data.example())
     given = {**facts, "model": model, "optimizer": settings.optimizer}
     with problems:
@@ -76,12 +78,47 @@ def describe(settings: Settings, parts: Parts) -> Description:
     return Description(
         model=settings.model.name,
         model_arguments={**settings.model.arguments, **accepted(MODELS.get(settings.model.name), facts)},
-        quantizer=chosen.name,
-        quantizer_arguments=chosen.arguments,
+        quantizer=parts.quantizer.to_json(),
         include=list(chosen.include),
         exclude=list(chosen.exclude),
         preprocessing=parts.data.preprocessing(),
     )
+
+
+def build_quantizer(chosen: QuantizerChoice) -> Quantizer:
+    """The quantizer of a config.
+
+    Raises:
+        UserError: unknown parts or options, values of the wrong type, or what does not go together.
+    """
+    config = chosen.config
+    places = {"quantizer": config}
+    places |= {f"quantizer.layers.{number}": rule for number, rule in enumerate(config["layers"])}
+    places |= {f"quantizer.stages.{number}": stage for number, stage in enumerate(config["stages"])}
+    problems = Problems()
+    for place, sections in places.items():
+        for key, registry in REGISTRIES.items():
+            section = sections.get(key)
+            if section is not None and section["name"] != "none":
+                options = {name: value for name, value in section.items() if name != "name"}
+                with problems:
+                    checked = check_arguments(
+                        f"{place}.{key}", registry.get(section["name"]), options, given=("weight",)
+                    )
+                    section |= checked
+    problems.tell()
+    try:
+        return Quantizer.of(config)
+    except ValueError as error:
+        raise UserError(f"quantizer: {error}") from error
+
+
+def completed(settings: Settings, quantizer: Quantizer) -> Settings:
+    """The settings with every option of the quantizer's parts said: what is hashed, stored and shown."""
+    chosen = settings.quantizer
+    rest = chosen.model_dump(mode="json", include={"include", "exclude", "lambda_schedule"})
+    whole = QuantizerChoice.model_validate({**quantizer.to_json(), **rest})
+    return settings.model_copy(update={"quantizer": whole})
 
 
 def construct(

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 
 from bitexp.common.errors import UserError
+from bitexp.common.signatures import keywords
 from bitexp.common.spelling import nearest
-from bitexp.config.arguments import keywords
 from bitexp.config.schema import LambdaSchedule, Settings
 from bitexp.deploy.packing import choose_layout
 from bitexp.models import MODELS
-from bitexp.quant import QUANTIZERS
 from bitexp.quant.quantizer import Quantizer
 from bitexp.run.parts import Parts
 from bitexp.tasks import TASKS
@@ -81,7 +80,7 @@ def check(settings: Settings) -> None:
 
 def check_phasing(settings: Settings, schedule: LambdaSchedule) -> None:
     """Raises `UserError` where there is nothing to phase in, or no training before it."""
-    if not QUANTIZERS.get(settings.quantizer.name).quantizes_weights:
+    if not settings.quantizer.quantizes:
         raise UserError(
             f"quantizer.lambda_schedule.name={schedule.name} phases quantization in, and "
             f"quantizer={settings.quantizer.name} quantizes nothing; leave it out or choose another quantizer"
@@ -114,17 +113,13 @@ def check_validation(settings: Settings, parts: Parts) -> None:
 
 def check_packing(settings: Settings, quantizer: Quantizer) -> None:
     """Raises `UserError` where the packed file could not hold what the quantizer gives."""
-    try:
-        choose_layout(settings.packing, possible_codes(quantizer))
-    except ValueError as error:
-        raise UserError(f"packing={settings.packing}: {error}; use packing=auto") from error
-
-
-def possible_codes(quantizer: Quantizer) -> torch.Tensor:
-    """Every code that a quantizer can give; none where it leaves the weights alone."""
-    if not quantizer.quantizes_weights:
-        return torch.empty(0, dtype=torch.int8)
-    return torch.arange(quantizer.low, quantizer.high + 1, 2 if quantizer.bits == 1 else 1)
+    for options in quantizer.variants():
+        if options.levels is None:
+            continue
+        try:
+            choose_layout(settings.packing, options.levels)
+        except ValueError as error:
+            raise UserError(f"packing={settings.packing}: {error}; use packing=auto") from error
 
 
 def device_type(settings: Settings) -> str:

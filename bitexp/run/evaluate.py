@@ -13,8 +13,8 @@ from bitexp.deploy.cost import costs
 from bitexp.deploy.frozen import freeze
 from bitexp.deploy.packed_file import read_packed, save_packed, sizes, unpack
 from bitexp.kernels.reference import Reference
-from bitexp.quant.layers import set_lambda, set_product
-from bitexp.quant.product import float_product
+from bitexp.quant.backend import TORCH
+from bitexp.quant.layers import set_backend, set_lambda, set_progress
 from bitexp.run.attempt import Attempt
 from bitexp.run.fit import test
 from bitexp.run.parts import Parts
@@ -35,6 +35,7 @@ def restore(parts: Parts, checkpoint: Path) -> None:
     parts.task.load_state_dict(load_checkpoint(checkpoint)["state_dict"])
     parts.task.float()
     set_lambda(parts.task, 1.0)
+    set_progress(parts.task, 1.0)
 
 
 def evaluate(attempt: Attempt) -> dict[str, float]:
@@ -66,7 +67,7 @@ def measured_costs(parts: Parts) -> dict[str, float]:
     """Operations, weights and memory of the trained model, on one sample of the test set."""
     inputs, targets = (tensor[:1] for tensor in next(iter(parts.data.test_dataloader())))
     model = copy.deepcopy(parts.task.model).cpu().eval()
-    set_product(model, float_product)  # the kernel's own may need a GPU
+    set_backend(model, TORCH)  # the kernel's own may need a GPU
     amount = parts.task.amount((inputs, targets))
     with torch.compiler.set_stance("force_eager"):
         return costs(model, inputs, parts.conversion.body, amount, parts.data.batch_size)

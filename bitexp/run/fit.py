@@ -55,9 +55,10 @@ class Fit:
         if options.ema_decay is not None:
             callbacks.append(pl.callbacks.EMAWeightAveraging(decay=options.ema_decay))
         phasing, max_steps = settings.quantizer.lambda_schedule, settings.trainer.max_steps
-        schedule = Schedule(settings.scheduler, optimizer, phasing, max_steps)
+        staged = bool(settings.quantizer.stages)
+        schedule = Schedule(settings.scheduler, optimizer, phasing, max_steps, staged)
         callbacks += [schedule, FiniteLoss(every)]
-        if options.diagnostics and parts.quantizer.quantizes_weights:
+        if options.diagnostics and parts.quantizer.quantizes:
             callbacks.append(Diagnostics())
         if (stopping := options.early_stopping) is not None:
             # at validation, since at the end of an epoch it would come after the checkpoint

@@ -22,7 +22,7 @@ from bitexp.common.logs import quiet_libraries
 from bitexp.common.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.config.schema import Settings, read_settings
 from bitexp.run.attempt import Attempt
-from bitexp.run.build import build
+from bitexp.run.build import build, completed
 from bitexp.run.checks import check_validation
 from bitexp.run.evaluate import evaluate, measured_costs, restore
 from bitexp.run.fit import Fit
@@ -72,6 +72,7 @@ def run(
     settings = config if isinstance(config, Settings) else read_settings(config)
     quiet_libraries(settings.trainer.threads)
     parts = build(settings)
+    settings = completed(settings, parts.quantizer)
     check_validation(settings, parts)
     data = parts.data.fingerprint()
     folder = RunFolder.of(settings, data)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 
 from bitexp.common.format import amount, size
 from bitexp.config.schema import Settings
 from bitexp.deploy.packing import LAYOUTS, choose_layout
-from bitexp.run.checks import possible_codes
+from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.run.parts import Parts
 
 
@@ -30,23 +30,55 @@ def model_line(settings: Settings, parts: Parts) -> str:
 
 def quantizer_line(settings: Settings, parts: Parts) -> str:
     """Bits per weight, and the body's bytes when packed."""
-    quantizer, full = parts.quantizer, 4 * body_weights(parts)
-    if not quantizer.quantizes_weights:
-        norm = "" if quantizer.norm == "none" else f", with the inner {quantizer.norm} norm"
-        return f"{settings.quantizer.name}: 32 bits per weight{norm}; body {size(full)}"
-    name = choose_layout(settings.packing, possible_codes(quantizer))
-    rows = [parts.model.get_parameter(f"{n}.weight") for n in parts.conversion.body]
-    packed = sum(w.shape[0] * math.ceil(w[0].numel() / LAYOUTS[name].per_byte) for w in rows)
+    layers, full = quantized_layers(parts.model), 4 * body_weights(parts)
+    name, norms = settings.quantizer.name, inner_norms(parts)
+    if not layers:
+        norm = f", with the inner {norms} norm" if norms else ""
+        return f"{name}: 32 bits per weight{norm}; body {size(full)}"
+    packings = {layer: choose_layout(settings.packing, layer.spec.levels) for layer in layers.values()}
+    packed = sum(
+        layer.weight.shape[0] * LAYOUTS[packings[layer]].row_bytes(layer.weight[0].numel())
+        for layer in layers.values()
+    )
+    weights = sum(layer.weight.numel() for layer in layers.values())
+    packed += full - 4 * weights  # layers that a rule leaves in full precision
+    bits = sum(bits_per_weight(layer) * layer.weight.numel() for layer in layers.values()) / weights
+    chosen = Counter(label(layer) for layer in layers.values())
+    mixture = ""
+    if len(chosen) > 1:
+        mixture = f" ({', '.join(f'{what} in {number} layers' for what, number in chosen.items())})"
+    activations = sorted(
+        {layer.spec.activations.part.name if layer.spec.activations else "none" for layer in layers.values()}
+    )
     return (
-        f"{settings.quantizer.name}: {quantizer.bits:.3g} bits per weight, activations "
-        f"{quantizer.activations}, norm {quantizer.norm}; body {size(packed)} as {name} "
+        f"{name}: {bits:.3g} bits per weight{mixture}, activations {', '.join(activations)}, norm "
+        f"{norms or 'none'}; body {size(packed)} as {', '.join(sorted(set(packings.values())))} "
         f"(full: {size(full)}, {full / packed:.1f}x)"
     )
 
 
+def bits_per_weight(layer: QuantizedLayer) -> float:
+    """Bits of information in a weight."""
+    weights = layer.parts.weights
+    return weights.levels.bits if weights.bits is None else weights.bits
+
+
+def label(layer: QuantizedLayer) -> str:
+    """The weight quantizer of a layer, with its bits where it can have others."""
+    part = layer.options.weights
+    assert part is not None
+    return f"{part.name} of {part.options['bits']} bits" if "bits" in part.options else part.name
+
+
+def inner_norms(parts: Parts) -> str:
+    """The norms that layers of the body bring, or nothing."""
+    norms = {m.spec.norm for m in parts.model.modules() if isinstance(m, QuantizedLayer)} - {"none"}
+    return ", ".join(sorted(norms))
+
+
 def kernel_line(parts: Parts) -> str:
     """Which kernel multiplies codes, and why."""
-    if not parts.quantizer.quantizes_weights:
+    if not parts.quantizer.quantizes:
         return "none: no layer has codes to multiply"
     return f"{parts.kernel_name} ({parts.kernel_reason})"
 

@@ -23,7 +23,7 @@ from bitexp.common.files import read_json, read_yaml, write_json, write_yaml
 from bitexp.config.schema import Settings
 
 UNIMPORTANT = (
-    "name", "tuned", "rerun", "logger",
+    "name", "tuned", "rerun", "logger", "quantizer.name",
     "data.data_dir", "data.download", "data.workers",
     "trainer.log_every",
     "callbacks.progress", "callbacks.checkpoint.every_steps", "callbacks.checkpoint.every_minutes",

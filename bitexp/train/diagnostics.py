@@ -26,7 +26,7 @@ class Diagnostics(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, layer in quantized_layers(pl_module.model).items():  # type: ignore[arg-type]
-            codes, scale = layer.quantizer.weights(layer.weight)
+            codes, scale, _ = layer.quantized()
             self.codes.setdefault(name, codes.cpu())
             self.first.setdefault(name, float(scale.mean()))
 
@@ -39,10 +39,10 @@ class Diagnostics(pl.Callback):
         total = zeros = flips = 0
         drift = 0.0
         for name, layer in layers.items():
-            codes, scale = (t.cpu() for t in layer.quantizer.weights(layer.weight))
+            quantized = layer.quantized()
+            codes, mean_scale = quantized.codes.cpu(), float(quantized.scale.cpu().mean())
             zero = int((codes == 0).sum())
             flipped = int((codes != self.codes[name]).sum())
-            mean_scale = float(scale.mean())
             values[f"quant/zero_fraction/{name}"] = zero / codes.numel()
             values[f"quant/flip_rate/{name}"] = flipped / codes.numel()
             values[f"quant/scale/{name}"] = mean_scale

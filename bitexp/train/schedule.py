@@ -6,13 +6,14 @@ from typing import Any
 
 from bitexp.common.lightning import pl
 from bitexp.config.schema import Adam, Constant, Cosine, LambdaSchedule, Sgd, TwoStage
-from bitexp.quant.layers import set_lambda
+from bitexp.quant.layers import set_lambda, set_progress
 from bitexp.train.optimizers import forget
 from bitexp.train.rates import lambda_at, lr_factor, switch_step, weight_decay_at
 
 
 class Schedule(pl.Callback):
-    """Sets learning rate, weight decay and lambda before every batch, and lambda before a validation.
+    """Sets learning rate, weight decay, lambda and the quantizer's stage before every batch; the last two
+    also before a validation.
 
     It comes after the averaging of weights, which averages lambda too. It also ends a run after
     `max_steps`: Lightning's own option forgets the rest of a run that resumes at the end of an epoch.
@@ -24,11 +25,13 @@ class Schedule(pl.Callback):
         optimizer: Adam | Sgd,
         quantization: LambdaSchedule | None,
         max_steps: int | None = None,
+        staged: bool = False,
     ) -> None:
+        """`staged` says that the quantizer has stages."""
         self.scheduler, self.optimizer = scheduler, optimizer
         constant = quantization is None or quantization.name == "constant"
         self.quantization = None if constant else quantization  # a lambda of 1 is what layers begin with
-        self.max_steps = max_steps
+        self.max_steps, self.staged = max_steps, staged
         self._switch: int | None = None
         self.lr = optimizer.lr
 
@@ -46,7 +49,7 @@ class Schedule(pl.Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = self.lr
             group["weight_decay"] = decay if group["decays"] else 0.0
-        self._set_lambda(trainer, pl_module)
+        self._set_progress(trainer, pl_module)
         if self.quantization is not None and self.quantization.reset_optimizer:
             if self._switch is None:
                 self._switch = switch_step(self.quantization, total)
@@ -58,9 +61,11 @@ class Schedule(pl.Callback):
             trainer.should_stop = True
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._set_lambda(trainer, pl_module)
+        self._set_progress(trainer, pl_module)
 
-    def _set_lambda(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _set_progress(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.staged:
+            set_progress(pl_module, trainer.global_step / max(1, self.total(trainer)))
         if self.quantization is not None:
             share = lambda_at(self.quantization, trainer.global_step, self.total(trainer))
             set_lambda(pl_module, share)

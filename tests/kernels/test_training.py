@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from bitexp.kernels import KERNELS
 from bitexp.kernels.cpu.training import CpuTraining, width
 from bitexp.quant import Quantizer
-from bitexp.quant.activations.absmax import absmax_codes
+from bitexp.quant.activations.int8 import absmax_codes
 from bitexp.quant.backend import Spec
 from bitexp.quant.layers import BitConv2d, BitLinear, dequantize, quantized_layers, set_product
 from bitexp.quant.norms import normalize

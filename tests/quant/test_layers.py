@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bitexp.kernels.int8 import int8_product
 from bitexp.quant import QUANTIZERS, Quantizer
-from bitexp.quant.activations.absmax import absmax_codes
+from bitexp.quant.activations.int8 import absmax_codes
 from bitexp.quant.backend import Product
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer, dequantize, set_lambda
 from bitexp.quant.product import float_product

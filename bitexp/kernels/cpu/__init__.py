@@ -25,11 +25,12 @@ from torch.nn import Parameter
 from bitexp.kernels.cpu import layout, memory, threads
 from bitexp.kernels.cpu.jit import missing
 from bitexp.kernels.cpu.threads import in_threads, scratch
-from bitexp.kernels.cpu.training import CpuTraining
+from bitexp.kernels.cpu.training import CpuBackend
 from bitexp.kernels.int8 import Int8
-from bitexp.kernels.reference import Reference
+from bitexp.kernels.reference import PLAIN, Reference
 from bitexp.kernels.registry import KERNELS
-from bitexp.quant.spec import EXACT, ConvArgs
+from bitexp.quant.product import Quantized
+from bitexp.quant.spec import EXACT, LayerSpec
 
 
 class Packed:
@@ -63,8 +64,8 @@ class Packed:
         """The int8 codes `[outputs, inputs]`."""
         return layout.unpack(self.weights, self.bits, self.outputs, self.inputs)
 
-    def linear(self, x: Tensor, bias: Tensor | None, act_qmax: int, scaled_bias: bool) -> Tensor:
-        """`[..., inputs]` floats -> `[..., outputs]`."""
+    def forward(self, x: Tensor, bias: Tensor | None, absmax: int, scaled_bias: bool) -> Tensor:
+        """`[..., inputs]` floats -> `[..., outputs]`; `absmax` is the code of a token's largest value."""
         *lead, inputs = x.shape
         x = x.contiguous()
         y = x.new_empty(*lead, self.outputs)  # not as one tuple, which takes torch half as long again
@@ -72,7 +73,7 @@ class Packed:
         if bias is not None:
             bias = bias.contiguous()  # alive by this name while its address is used
             address = bias.data_ptr()
-        given = act_qmax, address, scaled_bias, x.data_ptr(), y.data_ptr()
+        given = absmax, address, scaled_bias, x.data_ptr(), y.data_ptr()
         tokens = x.numel() // inputs
         if tokens < self.worth or get_num_threads() == 1:
             self.run(*given, scratch(self.scratch), 0, tokens, 0, self.streams)
@@ -90,54 +91,58 @@ class Cpu(Reference):
 
     def __init__(self, isa: str | None = None) -> None:
         self.isa = isa
-        self.other: Reference = Int8() if torch.cpu._is_vnni_supported() else Reference()
-        self.product = self.other.product
-        self.fused = CpuTraining() if torch.cpu._is_vnni_supported() else None
+        vnni = torch.cpu._is_vnni_supported()
+        self.other: Reference = Int8() if vnni else Reference()
+        self.backend = CpuBackend() if vnni else self.other.backend
 
     def unavailable(self, device: str) -> str | None:
         if device != "cpu":
             return f"it runs on the CPU, not on {device}"
         return missing()
 
-    def prepare(self, codes: Tensor, scale: Tensor) -> Any:
+    def prepare(self, codes: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
         if codes.dim() != 2 or scale.dim() == 2 or codes.device.type != "cpu" or not codes.numel():
-            return self.other.prepare(codes, scale)
+            return self.other.prepare(codes, scale, shift)
         outputs, inputs = codes.shape
         if scale.dim() and scale.shape != (outputs,):
-            raise ValueError(f"{list(scale.shape)} steps do not fit {outputs} outputs")
-        found = layout.digits_of(codes)
-        if found is None or inputs * 127 * int(codes.abs().max()) > EXACT:
-            return self.other.prepare(codes, scale)
+            raise ValueError(f"a scale of shape {list(scale.shape)} does not fit {outputs} outputs")
+        coded = layout.digits_of(codes)
+        if coded is None or shift is not None or inputs * 127 * int(codes.abs().max()) > EXACT:
+            return self.other.prepare(codes, scale, shift)
         from bitexp.kernels.cpu.dots import supported
 
-        bits, digits = found
+        bits, digits = coded
         weights = layout.pack(digits, bits)
         return Packed(weights, scale, bits, outputs, inputs, self.isa or supported()[0])
 
-    def linear(
-        self, x: Tensor, prepared: Any, bias: Tensor | None, act_qmax: int, scaled_bias: bool
+    def forward(
+        self, x: Tensor, prepared: Any, bias: Tensor | None = None, spec: LayerSpec = PLAIN
     ) -> Tensor:
         if not isinstance(prepared, Packed):
-            return self.other.linear(x, prepared, bias, act_qmax, scaled_bias)
+            return self.other.forward(x, prepared, bias, spec)
         if (x.shape or [0])[-1] != prepared.inputs:
             raise ValueError(f"inputs of shape {list(x.shape)} do not end in {prepared.inputs} features")
         if bias is not None and bias.shape != (prepared.outputs,):
             raise ValueError(f"a bias of shape {list(bias.shape)} does not fit {prepared.outputs} outputs")
-        if act_qmax and runs_by_address(x) and (bias is None or runs_by_address(bias)):
-            return prepared.linear(x, bias, act_qmax, scaled_bias)
-        codes = prepared.codes(), prepared.scale
-        return self.other.linear(x, codes, bias, act_qmax, scaled_bias)
+        absmax = spec.absmax
+        if absmax is not None and runs_by_address(x) and (bias is None or runs_by_address(bias)):
+            return prepared.forward(x, bias, absmax, spec.bias == "scaled")
+        return self.other.forward(x, self.weights(prepared), bias, spec)
 
-    def conv2d(
+    def forward_codes(
         self,
-        x: Tensor,
+        codes: Tensor,
+        scale: Tensor,
         prepared: Any,
-        bias: Tensor | None,
-        act_qmax: int,
-        scaled_bias: bool,
-        conv: ConvArgs,
+        bias: Tensor | None = None,
+        spec: LayerSpec = PLAIN,
     ) -> Tensor:
-        return self.other.conv2d(x, prepared, bias, act_qmax, scaled_bias, conv)
+        return self.other.forward_codes(codes, scale, self.weights(prepared), bias, spec)
+
+    def weights(self, prepared: Any) -> Quantized:
+        if isinstance(prepared, Packed):
+            return Quantized(prepared.codes(), prepared.scale)
+        return super().weights(prepared)
 
 
 def runs_by_address(x: Tensor) -> bool:

@@ -193,7 +193,7 @@ def emit_tile(
 
 @intrinsic
 def quantize(context, x, count, q, qmax, sum_at, step_at):  # type: ignore[no-untyped-def]
-    """Codes of `count` floats at x as `bitexp.quant.activations.absmax.absmax_codes` has them.
+    """Codes of `count` floats at x as `bitexp.quant.activations.int8.absmax_codes` has them.
 
     Writes whole sixteens of codes, zero behind the last; absmax below 1e-5 counts as 1e-5.
     """

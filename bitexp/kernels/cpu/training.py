@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from bitexp.kernels.cpu.threads import pool, shares
-from bitexp.quant.backend import FusedLinear, Grads, Saved, Spec
+from bitexp.kernels.int8 import Int8Backend
+from bitexp.quant.backend import Call, Grads, Saved
+from bitexp.quant.levels import Levels
 from bitexp.quant.modes import plain
-from bitexp.quant.spec import rows
+from bitexp.quant.spec import LayerSpec, rows
 
 F32 = torch.float32  # said everywhere, since the default may be bf16
 
@@ -62,7 +64,7 @@ def flat(x: Tensor | None) -> Any:
 
 
 def per_output(w_scale: Tensor, outputs: int) -> Any:
-    """The step of each output as an array."""
+    """The scale of each output as an array."""
     return np.full(outputs, w_scale.numpy())
 
 
@@ -79,37 +81,39 @@ def share(function: Callable[..., None], rows: tuple[Any, ...], *rest: Any) -> N
         future.result()
 
 
-class CpuTraining(FusedLinear):
-    """See `bitexp.quant.backend.FusedLinear`."""
+class CpuBackend(Int8Backend):
+    """See `bitexp.quant.backend.Backend`."""
 
-    def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Spec) -> bool:
-        linear = spec.conv is None and spec.qmax > 0 and w_scale.dim() < 2
+    def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: LayerSpec) -> bool:
+        linear = spec.conv is None and spec.absmax is not None and w_scale.dim() < 2
         return linear and x.device.type == "cpu" and x.numel() > 0 and x.shape[-1] > 1
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, spec: Spec
+        self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, call: Call
     ) -> tuple[Tensor, *Saved]:
         from bitexp.kernels.cpu.norm_quant import norm_quantize, quantize, rescale
 
+        spec = call.spec
+        qmax, scaled = np.float32(spec.absmax), spec.bias == "scaled"
         outputs, inputs = w_codes.shape
-        y = torch.empty(*x.shape[:-1], outputs, dtype=spec.dtype)
+        y = torch.empty(*x.shape[:-1], outputs, dtype=call.dtype)
         codes = torch.empty(x.shape, dtype=torch.int8)
         scale, mean, rstd = (torch.empty(*x.shape[:-1], 1, dtype=F32) for _ in range(3))
-        result = rows(y) if spec.dtype == F32 else torch.empty(width(inputs, outputs), outputs, dtype=F32)
+        result = rows(y) if call.dtype == F32 else torch.empty(width(inputs, outputs), outputs, dtype=F32)
         of_x, q, sums, out = Rows(rows(x.detach())), rows(codes), result.view(torch.int32), rows(y)
         q_array, sums_array = q.numpy(), sums.numpy()
         s, m, r = flat(scale), flat(mean), flat(rstd)
-        steps = per_output(w_scale, outputs)
+        scales = per_output(w_scale, outputs)
         offsets = (torch.empty(0, dtype=F32) if bias is None else bias.detach()).numpy()
         for part in parts(len(q), inputs, outputs):
             if spec.norm == "none":
-                share(quantize, (of_x.array(part), q_array[part], s[part]), np.float32(spec.qmax))
+                share(quantize, (of_x.array(part), q_array[part], s[part]), qmax)
             else:
                 arrays = of_x.array(part), q_array[part], s[part], m[part], r[part]
-                share(norm_quantize, arrays, np.float32(spec.qmax), spec.norm == "layer")
+                share(norm_quantize, arrays, qmax, spec.norm == "layer")
             place = part if out.dtype == result.dtype else slice(0, part.stop - part.start)
             torch._int_mm(q[part], w_codes.t(), out=sums[place])
-            share(rescale, (sums_array[place], s[part]), steps, offsets, spec.scaled_bias)
+            share(rescale, (sums_array[place], s[part]), scales, offsets, scaled)
             if out.dtype != result.dtype:
                 out[part] = result[place]
         return (y, codes, scale, None, None) if spec.norm == "none" else (y, codes, scale, mean, rstd)
@@ -121,7 +125,7 @@ class CpuTraining(FusedLinear):
         saved: Saved,
         w_codes: Tensor,
         w_scale: Tensor,
-        spec: Spec,
+        call: Call,
         needed: tuple[bool, bool, bool],
     ) -> Grads:
         from bitexp.kernels.cpu.norm_quant import add_rows, dequantize_rows, norm_backward
@@ -129,7 +133,7 @@ class CpuTraining(FusedLinear):
         codes, (scale, mean, rstd) = rows(saved[0]).numpy(), (flat(t) for t in saved[1:])
         need_x, need_w, need_b = needed
         outputs, inputs = w_codes.shape
-        dtype, latent = spec.grad_dtype, torch.empty(outputs, inputs, dtype=F32)
+        dtype, latent = call.grad_dtype, torch.empty(outputs, inputs, dtype=F32)
         dequantize_rows(w_codes.numpy(), per_output(w_scale, outputs), latent.numpy())
         weights = latent.to(dtype)
         of_grad, of_x = Rows(rows(grad)), None if x is None else Rows(rows(x.detach()))
@@ -146,7 +150,7 @@ class CpuTraining(FusedLinear):
             here = slice(0, len(g))
             if grad_b is not None:
                 sums = grad_b if part.start == 0 else torch.zeros(outputs, dtype=F32)
-                per_token = scale[part] * w_scale.numpy() if spec.scaled_bias else scale[:0]
+                per_token = scale[part] * w_scale.numpy() if call.spec.bias == "scaled" else scale[:0]
                 add_rows(of_grad.array(part), per_token, sums.numpy())
                 if sums is not grad_b:
                     grad_b += sums
@@ -163,7 +167,7 @@ class CpuTraining(FusedLinear):
                     else:
                         scratch.tensor[here] = g @ weights
                     arrays = of_normed, of_x.array(part), mean[part], rstd[part], of_grad_x.array(part)
-                    share(norm_backward, arrays, spec.norm == "layer")
+                    share(norm_backward, arrays, call.spec.norm == "layer")
         return grad_x, grad_w, grad_b
 
     def abs_median(self, rows: Tensor) -> Tensor:
@@ -175,13 +179,13 @@ class CpuTraining(FusedLinear):
         medians(rows.contiguous().view(torch.int32).numpy(), out.view(torch.int32).view(-1).numpy())
         return out
 
-    def rounded(self, rows: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        if not (readable(rows) and readable(step)):
-            return super().rounded(rows, step, low, high)
+    def rounded(self, rows: Tensor, scale: Tensor, levels: Levels) -> Tensor:
+        if not (readable(rows) and readable(scale)):
+            return super().rounded(rows, scale, levels)
         from bitexp.kernels.cpu.norm_quant import round_rows
 
         codes = torch.empty(rows.shape, dtype=torch.int8)
-        round_rows(rows.contiguous().numpy(), flat(step), low, high, codes.numpy())
+        round_rows(rows.contiguous().numpy(), flat(scale), levels.low, levels.high, codes.numpy())
         return codes
 
 

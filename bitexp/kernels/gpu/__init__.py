@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from bitexp.kernels.gpu.layout import Packed, bits_for, pack, unpack
-from bitexp.kernels.gpu.product import Int8Product, launchable
-from bitexp.kernels.gpu.training import GpuTraining
-from bitexp.kernels.reference import Reference
+from bitexp.kernels.gpu.product import launchable
+from bitexp.kernels.gpu.training import GpuBackend
+from bitexp.kernels.reference import PLAIN, Reference
 from bitexp.kernels.registry import KERNELS
-from bitexp.quant.backend import FusedLinear, Product
-from bitexp.quant.spec import ConvArgs, Norm
+from bitexp.quant.backend import Backend
+from bitexp.quant.product import Quantized
+from bitexp.quant.spec import LayerSpec, Norm
 
 CAPABILITY = (8, 0)
 """The first with int8 tensor cores that Triton compiles for (Ampere)."""
@@ -28,8 +29,7 @@ CAPABILITY = (8, 0)
 class Triton(Reference):
     """Exact integer products on GPUs since Ampere."""
 
-    product: Product = Int8Product()
-    fused: FusedLinear | None = GpuTraining()
+    backend: Backend = GpuBackend()
 
     def unavailable(self, device: str) -> str | None:
         if device != "cuda":
@@ -45,43 +45,34 @@ class Triton(Reference):
             )
         return None
 
-    def prepare(self, codes: Tensor, scale: Tensor) -> Any:
-        if codes.dim() == 2 and codes.numel() and scale.dim() < 2 and (bits := bits_for(codes)):
+    def prepare(self, codes: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
+        matrix = codes.dim() == 2 and codes.numel() and scale.dim() < 2 and shift is None
+        if matrix and (bits := bits_for(codes)):
             return pack(codes, scale, bits)
-        return codes, scale
+        return Quantized(codes, scale, shift)
 
-    def linear(
+    def forward(
         self,
         x: Tensor,
-        prepared: Packed | tuple[Tensor, Tensor],
-        bias: Tensor | None,
-        act_qmax: int,
-        scaled_bias: bool,
+        prepared: Any,
+        bias: Tensor | None = None,
+        spec: LayerSpec = PLAIN,
         norm: Norm = "none",
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """As in the protocol; with `norm` x is not normed yet, and the norm is taken in the same launch."""
-        if isinstance(prepared, Packed) and act_qmax and launchable(x):
+        if isinstance(prepared, Packed) and spec.absmax is not None and launchable(x):
             from bitexp.kernels.gpu.linear import packed_linear
 
-            return packed_linear(x, prepared, bias, act_qmax, scaled_bias, norm, dtype)
+            return packed_linear(x, prepared, bias, spec.absmax, spec.bias == "scaled", norm, dtype)
         if norm != "none":
             raise ValueError(f"norm={norm} is fused only on a GPU, with packed weights and int8 activations")
-        if isinstance(prepared, Packed):
-            prepared = unpack(prepared), prepared.scale
-        return super().linear(x, prepared, bias, act_qmax, scaled_bias).to(dtype)
+        return super().forward(x, prepared, bias, spec).to(dtype)
 
-    def conv2d(
-        self,
-        x: Tensor,
-        prepared: Packed | tuple[Tensor, Tensor],
-        bias: Tensor | None,
-        act_qmax: int,
-        scaled_bias: bool,
-        conv: ConvArgs,
-    ) -> Tensor:
-        assert not isinstance(prepared, Packed)  # codes of a convolution have four dimensions
-        return super().conv2d(x, prepared, bias, act_qmax, scaled_bias, conv)
+    def weights(self, prepared: Any) -> Quantized:
+        if isinstance(prepared, Packed):
+            return Quantized(unpack(prepared), prepared.scale)
+        return super().weights(prepared)
 
 
 KERNELS.register("triton")(Triton())

@@ -16,7 +16,7 @@ def packed_linear(
     x: Tensor,
     w: Packed,
     bias: Tensor | None,
-    qmax: int,
+    absmax: int,
     scaled_bias: bool,
     norm: Norm = "none",
     dtype: torch.dtype = torch.float32,
@@ -35,7 +35,7 @@ def packed_linear(
     if tokens.stride(-1) != 1:
         tokens = tokens.contiguous()
     if 0 < len(tokens) <= ROWS:
-        y = gemv(tokens, w, bias, kind, qmax, norm, dtype)
+        y = gemv(tokens, w, bias, kind, absmax, norm, dtype)
     else:
-        y = packed_gemm(quantize(tokens, qmax, w.padded, norm), w, bias, kind, dtype)
+        y = packed_gemm(quantize(tokens, absmax, w.padded, norm), w, bias, kind, dtype)
     return y.reshape(*x.shape[:-1], w.outputs)

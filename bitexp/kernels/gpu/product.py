@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitexp.quant.product import float_product
-from bitexp.quant.spec import ConvArgs
+from bitexp.quant.backend import Backend, float_product
+from bitexp.quant.modes import batched
+from bitexp.quant.spec import ConvArgs, LayerSpec
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -51,34 +52,32 @@ def int8_gemm(
     return launch(x, w, x_scale, w_scale, bias, bias_kind)
 
 
-class Int8Product:
-    """A `Product` that can also apply the steps itself, with the roundings of `scaled_product`."""
+class Int8GpuBackend(Backend):
+    """Training by torch's operators, products by the kernel, which also applies the scales."""
 
-    def __call__(self, x: Tensor, weight: Tensor, conv: ConvArgs | None) -> Tensor:
-        if unfit(x, weight, conv):
-            return float_product(x, weight, conv)
-        if conv is None:
+    def product(self, x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+        if unfit(x, weight, spec.conv):
+            return float_product(x, weight, spec)
+        if spec.conv is None:
             return int8_gemm(x, weight, None, None, None, "none")
-        patches = unfolded(x, weight.shape[-2:], conv)
+        patches = unfolded(x, weight.shape[-2:], spec.conv)
         return folded(int8_gemm(patches, weight.flatten(1), None, None, None, "none"))
 
-    def scaled(
+    def scaled_product(
         self,
         x: Tensor,
         x_scale: Tensor | None,
         weight: Tensor,
         w_scale: Tensor,
         bias: Tensor | None,
-        conv: ConvArgs | None,
-        scaled_bias: bool,
+        spec: LayerSpec,
     ) -> Tensor | None:
-        """The output of a layer as `scaled_product` defines it, or None where this kernel cannot."""
-        if x_scale is None or w_scale.dim() == 2 or unfit(x, weight, conv):
+        if x_scale is None or w_scale.dim() == 2 or unfit(x, weight, spec.conv):
             return None
-        kind = "none" if bias is None else "scaled" if scaled_bias else "plain"
-        if conv is None:
+        kind = "none" if bias is None else spec.bias
+        if spec.conv is None:
             return int8_gemm(x, weight, x_scale.reshape(-1), w_scale, bias, kind)
-        patches = unfolded(x, weight.shape[-2:], conv)
+        patches = unfolded(x, weight.shape[-2:], spec.conv)
         per_patch = x_scale.reshape(-1, 1, 1).expand(patches.shape[:3]).reshape(-1)
         return folded(int8_gemm(patches, weight.flatten(1), per_patch, w_scale, bias, kind))
 
@@ -87,7 +86,6 @@ def unfit(x: Tensor, weight: Tensor, conv: ConvArgs | None) -> bool:
     """Whether this is no product of int8 matrices on a GPU: floats, grouped convolutions, nothing, vmap."""
     if not launchable(x):
         return True
-    batched = torch._C._functorch.is_batchedtensor
     grouped = conv is not None and conv[3] != 1
     return x.dtype != torch.int8 or grouped or x.numel() == 0 or batched(x) or batched(weight)
 

@@ -10,29 +10,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitexp.quant.backend import FusedLinear, Grads, Saved, Spec
-from bitexp.quant.product import dequantize
-from bitexp.quant.spec import rows
+from bitexp.kernels.gpu.product import Int8GpuBackend
+from bitexp.quant.backend import Call, Grads, Saved
+from bitexp.quant.product import Quantized
+from bitexp.quant.spec import LayerSpec, rows
 
 
-class GpuTraining(FusedLinear):
-    """See `bitexp.quant.backend.FusedLinear`."""
+class GpuBackend(Int8GpuBackend):
+    """See `bitexp.quant.backend.Backend`."""
 
-    def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: Spec) -> bool:
-        """Whether this is a linear layer on a GPU with int8 activations and no steps per group."""
-        return bool(spec.conv is None and spec.qmax and w_scale.dim() < 2 and x.is_cuda and x.numel())
+    def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: LayerSpec) -> bool:
+        """Whether this is a linear layer on a GPU with int8 activations and no scales per group."""
+        linear = spec.conv is None and spec.absmax is not None and w_scale.dim() < 2
+        return bool(linear and x.is_cuda and x.numel())
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, spec: Spec
+        self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, call: Call
     ) -> tuple[Tensor, *Saved]:
-        """`[..., K]` -> `[..., N]` in `spec.dtype`, and what the backward needs."""
+        """`[..., K]` -> `[..., N]` in `call.dtype`, and what the backward needs."""
         from bitexp.kernels.gpu.int8 import int8_gemm
         from bitexp.kernels.gpu.quantize import quantize
 
-        q = quantize(token_rows(x), spec.qmax, x.shape[-1], spec.norm, save=True)
-        kind = "none" if bias is None else "scaled" if spec.scaled_bias else "plain"
+        spec = call.spec
+        assert spec.absmax is not None
+        q = quantize(token_rows(x), spec.absmax, x.shape[-1], spec.norm, save=True)
+        kind = "none" if bias is None else spec.bias
         codes = q.codes.view(x.shape)
-        y = int8_gemm(codes, w_codes, q.scale, w_scale, bias, kind, spec.dtype)
+        y = int8_gemm(codes, w_codes, q.scale, w_scale, bias, kind, call.dtype)
         scale, mean, rstd = (
             None if v is None else v.view(*x.shape[:-1], 1) for v in (q.scale, q.mean, q.rstd)
         )
@@ -45,7 +49,7 @@ class GpuTraining(FusedLinear):
         saved: Saved,
         w_codes: Tensor,
         w_scale: Tensor,
-        spec: Spec,
+        call: Call,
         needed: tuple[bool, bool, bool],
     ) -> Grads:
         """The needed gradients with respect to x (in its dtype), the latent weights and the bias (fp32)."""
@@ -53,20 +57,21 @@ class GpuTraining(FusedLinear):
 
         codes, scale, mean, rstd = saved
         assert scale is not None
-        tokens, factor = rows(grad), spec.grad_dtype
+        tokens, factor = rows(grad), call.grad_dtype
         g = tokens.to(factor)
         grad_x = grad_w = grad_b = None
         if needed[2]:
-            per_output = tokens.float() * (scale.view(-1, 1) * w_scale) if spec.scaled_bias else tokens
+            scaled = call.spec.bias == "scaled"
+            per_output = tokens.float() * (scale.view(-1, 1) * w_scale) if scaled else tokens
             grad_b = per_output.sum(0, dtype=torch.float32)
         if needed[1]:
             inputs = torch.empty(codes.shape, dtype=factor, device=codes.device)
             torch.mul(codes, scale, out=inputs)
             grad_w = (g.t() @ rows(inputs)).float()
         if needed[0]:
-            grad_x = g @ dequantize(w_codes, w_scale).to(factor)
+            grad_x = g @ Quantized(w_codes, w_scale).dequantized().to(factor)
             if x is not None:
-                grad_x = norm_backward(grad_x, token_rows(x), spec.norm, flat(mean), flat(rstd))
+                grad_x = norm_backward(grad_x, token_rows(x), call.spec.norm, flat(mean), flat(rstd))
             grad_x = grad_x.view(codes.shape)
         return grad_x, grad_w, grad_b
 

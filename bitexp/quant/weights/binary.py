@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitexp.quant.quantizer import QUANTIZERS, Quantizer
+from bitexp.quant.levels import BINARY
+from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 
 
-@QUANTIZERS.register("binary")
-class Binary(Quantizer):
-    """Signs around the mean, sign(0) = -1; step mean|W| (BitNet, arXiv 2310.11453, eq. 1-3 and 11)."""
+@WEIGHTS.register("binary")
+class Binary(WeightQuantizer):
+    """Signs around the mean, sign(0) = -1; scale mean|W| (BitNet, arXiv 2310.11453, eq. 1-3 and 11)."""
 
-    bits = 1
-    low, high = -1, 1
+    levels = BINARY
 
-    def step(self, rows: Tensor) -> Tensor:
+    def scale(self, rows: Tensor) -> Tensor:
         return rows.abs().mean(-1, keepdim=True)
 
-    def codes(self, rows: Tensor, step: Tensor) -> Tensor:
+    def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
         return torch.where(rows > rows.mean(-1, keepdim=True), 1.0, -1.0)

@@ -1,0 +1,190 @@
+"""The parts of a quantizer, and their registries: a new method is one class here below and one YAML.
+
+    weights      latent weights -> integer codes, scale, shift
+    activations  normed input -> integer codes, scale
+    transform    of the normed input (and of the weights) before they are quantized
+    sparsifier   which inputs count
+    estimator    the gradient through rounding
+
+A layer has parts of its own, which may own one-dimensional fp32 parameters; these are trained like any other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bitexp.common.registry import Registry
+from bitexp.quant.backend import TORCH, Backend
+from bitexp.quant.levels import Levels
+from bitexp.quant.product import Quantized
+from bitexp.quant.spec import EPS, ActivationSpec, Granularity
+
+
+class LayerPart(nn.Module):
+    """A part of one layer. What it learns stays in fp32, whatever the layer is converted to."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LayerPart:
+        def kept(tensor: Tensor) -> Tensor:
+            moved: Tensor = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(kept, recurse)
+        return self
+
+    def learned(self) -> tuple[nn.Parameter, ...]:
+        """The parameters of this part, in the order in which `gradients` gives their gradients."""
+        return tuple(p for p in self._parameters.values() if p is not None)
+
+
+class WeightQuantizer(LayerPart):
+    """How the latent weights of one layer become integers.
+
+    A subclass gives `levels` and `scale`; where rounding is not its way, `codes`; where its gradient is not
+    the estimator's, `gradients`. It makes its parameters from `weight` in its constructor.
+
+    Args:
+        weight: the latent weights `[out, ...]`.
+        granularity: one scale per tensor, per output channel, or per group of inputs.
+        group_size: inputs per group; only with `granularity="group"`.
+    """
+
+    levels: Levels
+    bits: float | None = None
+    """Bits per weight where these are not what the levels say."""
+    has_shift: bool = False
+    """Whether `shift` gives a constant."""
+    estimator: Estimator | None = None
+    """None is the straight-through estimator."""
+
+    def __init__(
+        self, weight: Tensor, *, granularity: Granularity = "tensor", group_size: int | None = None
+    ) -> None:
+        super().__init__()
+        if (granularity == "group") != (group_size is not None):
+            raise ValueError(
+                f"granularity={granularity} and group_size={group_size} do not fit together: "
+                "a group size goes with granularity=group, and only with it"
+            )
+        if group_size is not None and group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {group_size}")
+        self.granularity: Granularity = granularity
+        self.group_size = group_size
+        self.backend: Backend = TORCH
+
+    def scale(self, rows: Tensor) -> Tensor:
+        """The scale of each row: `[rows, weights] -> [rows, 1]`, fp32."""
+        raise NotImplementedError
+
+    def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
+        """The code of each weight: `round(W / scale)` clamped to the levels, half to even."""
+        return self.backend.rounded(rows, scale, self.levels)
+
+    def shift(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor | None:
+        """A constant added to the dequantized weights, `[]` or `[out]`, where `has_shift` says so."""
+        return None
+
+    def rows(self, weight: Tensor) -> tuple[Tensor, torch.Size]:
+        """Latent weights in fp32, what shares a scale below each other, and the shape of the scales.
+
+        Raises:
+            ValueError: the group size does not divide the inputs.
+        """
+        latent = weight.detach().float()
+        if self.granularity == "tensor":
+            return latent.reshape(1, -1), torch.Size()
+        if self.granularity == "channel":
+            return latent.flatten(1), latent.shape[:1]
+        size, inputs = self.group_size or 1, latent[0].numel()
+        if inputs % size:
+            raise ValueError(f"group_size={size} does not divide the {inputs} inputs of a layer")
+        return latent.reshape(-1, size), torch.Size((latent.shape[0], inputs // size))
+
+    def quantize(self, weight: Tensor) -> Quantized:
+        """The integers for latent weights `[out, ...]`, apart from any graph."""
+        with torch.no_grad():
+            rows, shape = self.rows(weight)
+            scale = self.scale(rows).clamp(min=EPS)
+            codes = self.codes(rows, scale).to(torch.int8)
+            shift = self.shift(rows, codes, scale)
+            return Quantized(codes.reshape(weight.shape), scale.reshape(shape), shift)
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether gradients are other than the identity, or parameters want one."""
+        return self.estimator is not None or type(self).gradients is not WeightQuantizer.gradients
+
+    def gradients(
+        self, grad: Tensor, weight: Tensor, quantized: Quantized, *learned: Tensor
+    ) -> tuple[Tensor, ...]:
+        """With respect to the latent weights and to each learned parameter.
+
+        Args:
+            grad: the exact gradient at the dequantized weights; weight: the latents; learned: the parameters.
+        """
+        if self.estimator is None:
+            return (grad,)
+        return (self.estimator(grad, weight, quantized.dequantized()),)
+
+
+class ActivationQuantizer(LayerPart):
+    """How the normed input of one layer becomes integers. A subclass gives its spec and `codes`."""
+
+    def __init__(self, spec: ActivationSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def codes(self, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """int8 codes of fp32 x, and their fp32 scale, of size 1 along `dims` (what shares one)."""
+        raise NotImplementedError
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether gradients are other than the identity, or parameters want one."""
+        return type(self).gradients is not ActivationQuantizer.gradients
+
+    def gradients(
+        self, grad: Tensor, x: Tensor, quantized: Quantized, *learned: Tensor
+    ) -> tuple[Tensor, ...]:
+        """With respect to x and to each learned parameter, from that at the dequantized activations."""
+        return (grad,)
+
+
+class Transform(LayerPart):
+    """A linear map of the features before they are quantized.
+
+    A subclass says whether it maps the weights along their inputs as well (`on_weights`).
+    """
+
+    on_weights = False
+
+    def forward(self, x: Tensor, dim: int) -> Tensor:
+        """x with its features, which lie along `dim`, mapped; differentiable."""
+        raise NotImplementedError
+
+
+class Sparsifier(LayerPart):
+    """Which inputs of a token count; the others are zero."""
+
+    def forward(self, x: Tensor, dim: int) -> Tensor:
+        """x with zeros where an input does not count; differentiable."""
+        raise NotImplementedError
+
+
+class Estimator:
+    """A rule for the gradient through rounding, for weights whose quantizer has none of its own."""
+
+    identity: ClassVar[bool] = False
+
+    def __call__(self, grad: Tensor, value: Tensor, quantized: Tensor) -> Tensor:
+        """The gradient at `value`, from that at `quantized`, its dequantized form."""
+        raise NotImplementedError
+
+
+WEIGHTS: Registry[type[WeightQuantizer]] = Registry("weight quantizer")
+ACTIVATIONS: Registry[type[ActivationQuantizer]] = Registry("activation quantizer")
+TRANSFORMS: Registry[type[Transform]] = Registry("transform")
+SPARSIFIERS: Registry[type[Sparsifier]] = Registry("sparsifier")
+ESTIMATORS: Registry[type[Estimator]] = Registry("estimator")
