@@ -46,11 +46,12 @@ class Layout:
 
     def pack(self, codes: Tensor) -> Tensor:
         """int8 codes `[rows, K]` -> uint8 `[rows, bytes]`. Raises `ValueError` on codes out of range."""
-        high = self.low + self.stride * (self.base - 1)
-        above = codes.to(torch.int32) - self.low
-        if codes.numel() and bool(((above < 0) | (codes > high) | (above % self.stride != 0)).any()):
+        span = self.stride * (self.base - 1)
+        above = codes.to(torch.int32) - self.low  # compared in int32: the highest digit may be no int8
+        if codes.numel() and bool(((above < 0) | (above > span) | (above % self.stride != 0)).any()):
             raise ValueError(
-                f"codes {int(codes.min())}..{int(codes.max())} do not fit a layout for {self.low}..{high}"
+                f"codes {int(codes.min())}..{int(codes.max())} do not fit a layout for "
+                f"{self.low}..{self.low + span}"
                 + (f" in steps of {self.stride}" if self.stride > 1 else "")
             )
         digits = torch.nn.functional.pad(above // self.stride, (0, -codes.shape[1] % self.digits))

@@ -20,7 +20,7 @@ from bitexp.kernels import KERNELS
 from bitexp.quant import QUANTIZERS, Quantizer
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
 
-Make = Callable[..., Quantizer]
+Make = MakeQuantizer
 
 QUANTIZING = [name for name in QUANTIZERS.names() if QUANTIZERS.get(name).quantizes_weights]
 AVAILABLE = [name for name in KERNELS.names() if not KERNELS.get(name).unavailable("cpu")]
@@ -44,11 +44,11 @@ ROWS = st.sampled_from(["normal", "saturating", "zero", "one large", "mixed"])
 CHANGES = st.sampled_from(
     [
         {},
-        {"act_qmax": 128},
+        {"activations": {"qmax": 128}},
         {"bias": "scaled"},
-        {"act_qmax": 128, "bias": "scaled"},
+        {"activations": {"qmax": 128}, "bias": "scaled"},
         {"activations": "none"},
-        {"granularity": "channel"},
+        {"weights": {"granularity": "channel"}},
     ]
 )
 NORMS = st.sampled_from(["none", "rms", "layer"])
@@ -128,7 +128,7 @@ def test_a_frozen_linear_with_groups_gives_the_bits_of_training(
     make_quantizer: Make, name: str, kernel: str, batch: int, size: int, groups: int, kind: str, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    quantizer = make_quantizer(name, granularity="group", group_size=size)
+    quantizer = make_quantizer(name, weights={"granularity": "group", "group_size": size})
     layer = BitLinear(nn.Linear(size * groups, 11), quantizer)
     assert_frozen_is_exact(layer, values(kind, (batch, size * groups), seed), kernel)
 
@@ -259,10 +259,10 @@ def numpy_linear(layer: BitLinear, x: Tensor) -> NDArray[Any]:
     changes=st.sampled_from(
         [
             {},
-            {"act_qmax": 128},
+            {"activations": {"qmax": 128}},
             {"bias": "scaled"},
-            {"granularity": "channel"},
-            {"granularity": "group"},
+            {"weights": {"granularity": "channel"}},
+            {"weights": {"granularity": "group"}},
         ]
     ),
     bias=st.booleans(),
@@ -330,7 +330,7 @@ CONVS: list[dict[str, Any]] = [
 
 @every_kernel
 @pytest.mark.parametrize("options", CONVS)
-@pytest.mark.parametrize("changes", [{}, {"act_qmax": 128, "bias": "scaled"}, {"granularity": "channel"}])
+@pytest.mark.parametrize("changes", [{}, {"activations": {"qmax": 128}, "bias": "scaled"}, {"weights": {"granularity": "channel"}}])
 @pytest.mark.parametrize("kind", ["normal", "saturating", "mixed"])
 def test_a_convolution_equals_int64_sums_and_the_fixed_order_of_roundings(
     make_quantizer: Make, kernel: str, options: dict[str, Any], changes: dict[str, Any], kind: str

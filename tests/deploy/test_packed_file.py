@@ -117,9 +117,9 @@ def test_a_loaded_model_gives_the_bits_of_the_trained_one(path: Path, quantizer:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"granularity": "channel"},
-        {"granularity": "group", "group_size": 8},
-        {"act_qmax": 128, "bias": "scaled"},
+        {"weights": {"granularity": "channel"}},
+        {"weights": {"granularity": "group", "group_size": 8}},
+        {"activations": {"qmax": 128}, "bias": "scaled"},
         {"activations": "none", "norm": "none"},
     ],
 )
@@ -144,7 +144,7 @@ def test_sizes_count_the_bytes_of_the_body_and_of_all(path: Path) -> None:
         write(path, describe(quantizer=control))
         body = (64 * 24 + 24 * 17) * 4
         assert sizes(path) == {"body_bytes": body, "total_bytes": body + bias + head}
-    write(path, describe(granularity="channel"))
+    write(path, describe(weights={"granularity": "channel"}))
     assert sizes(path)["body_bytes"] == 24 * 13 + 17 * 5 + (24 + 17) * 4
 
 

@@ -19,28 +19,28 @@ from torch.utils.checkpoint import checkpoint
 
 from bitexp.kernels.int8 import int8_product
 from bitexp.quant import QUANTIZERS, Quantizer
-from bitexp.quant.activations.absmax import absmax_codes
+from bitexp.quant.activations.int8 import absmax_codes
 from bitexp.quant.backend import Product
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer, dequantize, set_lambda
 from bitexp.quant.product import float_product
 
-Make = Callable[..., Quantizer]
+Make = MakeQuantizer
 
 NORMS = ["none", "rms", "layer"]
 PRODUCTS = [float_product, int8_product]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "128 levels": {"act_qmax": 128},
+    "128 levels": {"activations": {"qmax": 128}},
     "scaled bias": {"bias": "scaled"},
     "float activations": {"activations": "none"},
-    "step per channel": {"granularity": "channel"},
+    "step per channel": {"weights": {"granularity": "channel"}},
     "binary": {"name": "binary"},
     "median": {"name": "ternary_median"},
 }
 """changes of conf/quantizer/ternary_mean.yaml that every kind of layer takes"""
 
-LINEAR = {**VARIANTS, "step per group": {"granularity": "group", "group_size": 6}}
+LINEAR = {**VARIANTS, "step per group": {"weights": {"granularity": "group", "group_size": 6}}}
 
 CONVS: dict[str, dict[str, Any]] = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -384,7 +384,7 @@ def test_gradients_per_sample_by_vmap_equal_those_of_a_loop(
     make_quantizer: Make, name: str, sample: tuple[int, ...], product: Product
 ) -> None:
     conv = len(sample) == 3
-    layer, _ = small(make_quantizer(name, act_qmax=128), conv)
+    layer, _ = small(make_quantizer(name, activations={"qmax": 128}), conv)
     layer.product = product
     x = torch.randn(5, *sample)
     parameters = dict(layer.named_parameters())
@@ -552,7 +552,7 @@ def test_set_lambda_reaches_every_layer_of_a_model(make_quantizer: Make) -> None
 def test_more_inputs_than_fp32_can_sum_exactly_are_refused(
     make_quantizer: Make, name: str, qmax: int, largest: int
 ) -> None:
-    quantizer = make_quantizer(name, act_qmax=qmax)
+    quantizer = make_quantizer(name, activations={"qmax": qmax})
     BitLinear(nn.Linear(largest, 1, device="meta"), quantizer)
     with pytest.raises(ValueError, match="exactly"):
         BitLinear(nn.Linear(largest + 1, 1, device="meta"), quantizer)
@@ -578,7 +578,7 @@ def test_padding_that_is_not_zeros_by_number_is_refused(make_quantizer: Make, wr
 
 
 def test_groups_of_inputs_are_refused_for_convolutions(make_quantizer: Make) -> None:
-    quantizer = make_quantizer("ternary_mean", granularity="group", group_size=2)
+    quantizer = make_quantizer("ternary_mean", weights={"granularity": "group", "group_size": 2})
     with pytest.raises(ValueError, match="use channel"):
         BitConv2d(nn.Conv2d(2, 2, 1), quantizer)
 
