@@ -110,9 +110,9 @@ def test_each_weight_goes_to_the_nearest_value_that_the_codes_allow(
     name: str, granularity: str, weight: Tensor
 ) -> None:
     part = made(name, weight, granularity)
-    codes, step, _ = found = part.quantize(weight)
+    found = part.quantize(weight)
     allowed = torch.arange(part.levels.low, part.levels.high + 1, part.levels.stride, dtype=torch.float64)
-    steps = step.double().reshape(-1, 1, 1)
+    steps = found.scale.double().reshape(-1, 1, 1)
     distance = (weight.double()[..., None] - allowed * steps).abs().amin(-1)
     ours = (weight.double() - found.dequantized().double()).abs()
     assert bool((ours <= distance + 1e-6 * steps[..., 0]).all())
