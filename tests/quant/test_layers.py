@@ -154,6 +154,15 @@ def test_groups_of_inputs_are_refused_for_convolutions(make_quantizer: Make) -> 
         BitConv2d(nn.Conv2d(2, 2, 1), quantizer)
 
 
+def test_a_rotation_of_both_sides_is_refused_where_it_would_mix_the_groups(make_quantizer: Make) -> None:
+    conv = nn.Conv2d(8, 8, 1, groups=4)
+    both = make_quantizer("ternary_mean", transform={"name": "hadamard", "applies_to": "both"})
+    with pytest.raises(ValueError, match="mixes the groups of a convolution"):
+        BitConv2d(conv, both)
+    BitConv2d(conv, make_quantizer("ternary_mean", transform="hadamard"))
+    BitConv2d(nn.Conv2d(8, 8, 1), both)
+
+
 @pytest.mark.parametrize("name", ["ternary_mean", "full_norm"])
 def test_a_single_image_is_taken_without_a_batch(make_quantizer: Make, name: str) -> None:
     layer, x = small(make_quantizer(name), conv=True)

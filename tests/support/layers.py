@@ -125,3 +125,18 @@ def ordinary(layer: QuantizedLayer) -> Callable[[Tensor], Tensor]:
     if conv is None:
         return lambda x: F.linear(x, layer.weight, layer.bias)
     return lambda x: F.conv2d(x, layer.weight, layer.bias, *conv)
+
+
+def values(kind: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Inputs of a kind; `saturating` rows have the codes +-127 throughout."""
+    draw = torch.Generator().manual_seed(seed)
+    normal = torch.randn(shape, generator=draw)
+    if kind == "saturating":
+        return normal.sign() * 3.7
+    if kind == "zero":
+        return torch.zeros(shape)
+    if kind == "one large":
+        return normal * (torch.rand(shape, generator=draw) < 0.01) * 1e4
+    if kind == "mixed" and shape[0] > 2:
+        normal[0], normal[1], normal[2] = 0, 5, normal[2].sign()
+    return normal

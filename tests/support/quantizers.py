@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+from hypothesis import strategies as st
 
 from bitexp.config.schema import QuantizerChoice
 from bitexp.quant import Quantizer
@@ -39,10 +42,15 @@ def merged(old: Any, change: object) -> object:
     return change
 
 
-def fits(preset: str, changes: Mapping[str, Any]) -> bool:
-    """Whether a preset can be changed so."""
+@functools.cache
+def _fits(preset: str, changes: str) -> bool:
     try:
-        make_quantizer(preset, **changes)
+        make_quantizer(preset, **json.loads(changes))
     except ValueError:
         return False
     return True
+
+
+def fitting(preset: str, changes: Sequence[Mapping[str, Any]]) -> st.SearchStrategy[Mapping[str, Any]]:
+    """Those of some changes that go together with a preset."""
+    return st.sampled_from([change for change in changes if _fits(preset, json.dumps(change))])
