@@ -14,7 +14,7 @@ import yaml
 import bitexp.__main__
 from bitexp.config.schema import read_settings
 from bitexp.kernels import KERNELS
-from bitexp.quant import QUANTIZERS
+from bitexp.quant import QUANTIZERS, WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -116,8 +116,13 @@ def test_only_hydra_callbacks_are_instantiated() -> None:
 
 
 def test_every_quantizer_has_a_file() -> None:
-    files = {yaml.safe_load(p.read_text()).get("name") for p in FILES if group(p) == "quantizer"}
-    assert files - {None} == set(QUANTIZERS.names())
+    files = [path for path in FILES if group(path) == "quantizer"]
+    assert [yaml.safe_load(path.read_text())["name"] for path in files] == [path.stem for path in files]
+    assert {path.stem for path in files} == set(QUANTIZERS)
+    chosen = {
+        options.weights.name for q in QUANTIZERS.values() for options in q.variants() if options.weights
+    }
+    assert chosen == set(WEIGHTS.names())
 
 
 @pytest.mark.parametrize("word", options("data"))
