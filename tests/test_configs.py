@@ -21,7 +21,7 @@ CONF = ROOT / "conf"
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path != CONF / "config.yaml")
 FILES += sorted((ROOT / "sweeps").glob("*.yaml"))
 TEXT_DATA = ("stdlib", "text", "huggingface")
-NO_CHOICE = ("tuning",)  # read by tuned=true
+NO_CHOICE = ("tuning", "base")  # read by tuned=true; what presets begin with
 ADDED = ("experiment", "recipe", "sweeps")  # chosen with a +
 TEXT = ("task=language_modelling", "data=stdlib", "model=decoder", "data.context=16")  # what reads text
 ONE_BATCH = ("logger=csv", "callbacks.progress=none", "trainer.epochs=1", "trainer.train_batches=1")
