@@ -20,9 +20,6 @@ CORE = ("quant", "kernels", "models")
 OUTSIDE_OF_THE_CORE = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "optuna"}
 
 STILL_LONG = {
-    "tests/deploy/test_frozen.py",
-    "tests/deploy/test_packed_file.py",
-    "tests/quant/test_layers.py",
     "tests/run/test_road.py",
     "tests/sweep/test_command.py",
     "tests/sweep/test_postgres.py",
@@ -46,10 +43,10 @@ PRIVATE = {
             "_len_torch_dispatch_stack",
         },
         "bitexp/kernels/cpu/training.py": {"_int_mm"},
-        "bitexp/kernels/gpu/product.py": {"_C", "_functorch"},
-        "bitexp/kernels/int8.py": {"_C", "_functorch", "_int_mm", "_is_vnni_supported"},
+        "bitexp/kernels/int8.py": {"_int_mm", "_is_vnni_supported"},
         "bitexp/quant/cache.py": {"_version"},
-        "bitexp/quant/modes.py": {"_C", "_are_functorch_transforms_active", "_has_storage"},
+        "bitexp/quant/modes.py": {"_C", "_are_functorch_transforms_active", "_functorch", "_has_storage"},
+        "bitexp/quant/parts.py": {"_parameters"},
         "bitexp/run/evaluate.py": {"_modules"},
     },
     "wandb_workspaces": {"bitexp/report/dashboard.py": {"_to_model"}},

@@ -12,7 +12,7 @@ import yaml
 import bitexp.__main__
 from bitexp.config.schema import read_settings
 from bitexp.kernels import KERNELS
-from bitexp.quant import QUANTIZERS
+from bitexp.quant import QUANTIZERS, WEIGHTS
 from tests.support.configs import ComposeConfig
 from tests.support.processes import InProcess
 from tests.support.training import Train
@@ -22,7 +22,7 @@ CONF = ROOT / "conf"
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path != CONF / "config.yaml")
 FILES += sorted((ROOT / "sweeps").glob("*.yaml"))
 TEXT_DATA = ("stdlib", "text", "huggingface")
-NO_CHOICE = ("tuning",)  # read by tuned=true
+NO_CHOICE = ("tuning", "base")  # read by tuned=true; what presets begin with
 ADDED = ("experiment", "recipe", "sweeps")  # chosen with a +
 TEXT = ("task=language_modelling", "data=stdlib", "model=decoder", "data.context=16")  # what reads text
 ONE_BATCH = ("logger=csv", "callbacks.progress=none", "trainer.epochs=1", "trainer.train_batches=1")
@@ -145,8 +145,13 @@ def test_only_hydra_callbacks_are_instantiated() -> None:
 
 
 def test_every_quantizer_has_a_file() -> None:
-    files = {yaml.safe_load(p.read_text()).get("name") for p in FILES if group(p) == "quantizer"}
-    assert files - {None} == set(QUANTIZERS.names())
+    files = [path for path in FILES if group(path) == "quantizer"]
+    assert [yaml.safe_load(path.read_text())["name"] for path in files] == [path.stem for path in files]
+    assert {path.stem for path in files} == set(QUANTIZERS)
+    chosen = {
+        options.weights.name for q in QUANTIZERS.values() for options in q.variants() if options.weights
+    }
+    assert chosen == set(WEIGHTS.names())
 
 
 @pytest.mark.parametrize("word", options("data"))

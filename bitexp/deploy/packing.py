@@ -56,12 +56,11 @@ class Layout:
     def pack(self, codes: Tensor) -> Tensor:
         """int8 codes `[rows, K]` -> uint8 `[rows, bytes]`. Raises `ValueError` on codes out of range."""
         span = self.stride * (self.used - 1)
-        above = codes.to(torch.int32) - self.low
+        above = codes.to(torch.int32) - self.low  # compared in int32: the highest digit may be no int8
         if codes.numel() and bool(((above < 0) | (above > span) | (above % self.stride != 0)).any()):
-            high = self.low + span
             raise ValueError(
-                f"codes {int(codes.min())}..{int(codes.max())} do not fit a layout for {self.low}..{high}"
-                + (f" in steps of {self.stride}" if self.stride > 1 else "")
+                f"codes {int(codes.min())}..{int(codes.max())} do not fit a layout for "
+                f"{self.low}..{self.low + span}" + (f" in steps of {self.stride}" if self.stride > 1 else "")
             )
         digits = torch.nn.functional.pad(above // self.stride, (0, -codes.shape[1] % self.digits))
         numbers = (digits.unflatten(1, (-1, self.digits)) * self._powers(codes.device)).sum(-1)

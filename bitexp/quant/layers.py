@@ -249,6 +249,9 @@ class BitConv2d(QuantizedLayer):
             raise ValueError("granularity=group is for linear layers; use channel for convolutions")
         args = (pair(conv.stride), pair(conv.padding), pair(conv.dilation), conv.groups)
         super().__init__(conv.weight, conv.bias, options, args, stages)
+        transform = self.active.transform if options.weights is not None else None
+        if conv.groups > 1 and transform is not None and transform.on_weights:
+            raise ValueError("a transform of activations and weights mixes the groups of a convolution")
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == 3:

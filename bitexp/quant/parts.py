@@ -69,7 +69,7 @@ class WeightQuantizer(LayerPart):
                 "a group size goes with granularity=group, and only with it"
             )
         if group_size is not None and group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {group_size}")
+            raise ValueError(f"group_size={group_size} must be at least 1")
         self.granularity: Granularity = granularity
         self.group_size = group_size
         self.backend: Backend = TORCH

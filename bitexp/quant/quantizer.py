@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bitexp.quant.options import LayerOptions
+from bitexp.quant.options import REGISTRIES, LayerOptions, complete
 from bitexp.quant.patterns import matches
 
 
@@ -53,8 +53,8 @@ class Quantizer:
             fixed = sorted({"weights", "norm", "bias"} & set(stage.changes))
             if fixed:
                 raise ValueError(f"stages cannot change {', '.join(fixed)}; use them for the other parts")
-        for rule in self.layers:
-            self.options.changed(rule.changes)
+        for options in self.variants():
+            self.staged(options)
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> Quantizer:
@@ -96,8 +96,8 @@ class Quantizer:
         """As the section `quantizer` of a config, all options said."""
 
         def plain(changes: Mapping[str, Any]) -> dict[str, Any]:
-            whole = self.options.changed(changes).to_json()
-            return {key: whole[key] for key in changes}
+            parts = {key: complete(key, value) for key, value in changes.items() if key in REGISTRIES}
+            return {**changes, **{key: part.to_json() if part else "none" for key, part in parts.items()}}
 
         return {
             "name": self.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
@@ -95,17 +94,18 @@ class LayerSpec:
     shift: bool = False
     bias: BiasRule = "plain"
 
+    wide: bool = field(init=False, compare=False, repr=False)
+    """Whether a sum over codes can leave the integers that fp32 holds exactly."""
+
+    def __post_init__(self) -> None:
+        largest = 0 if self.activations is None else self.activations.levels.largest * self.levels.largest
+        # not a cached property: Dynamo cannot trace its lock
+        object.__setattr__(self, "wide", prod(self.shape[1:]) * largest > EXACT)
+
     @property
     def absmax(self) -> int | None:
         """The code of a token's largest input, where kernels make the codes; None where they do not."""
         return None if self.activations is None else self.activations.absmax
-
-    @cached_property
-    def wide(self) -> bool:
-        """Whether a sum over codes can leave the integers that fp32 holds exactly."""
-        if self.activations is None:
-            return False
-        return prod(self.shape[1:]) * self.activations.levels.largest * self.levels.largest > EXACT
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, parts as sections of YAML."""

@@ -66,7 +66,9 @@ PRECISIONS = [f"quantizer={name}" for name in ("full", "ternary_mean", "ternary_
 OTHERS = [
     "quantizer=b158 model.sub_norm=true model.activation=relu2 model.kv_heads=1",
     "model.tied=true model.full_precision=[embed] trainer.precision=bf16-true",
-    "callbacks.ema_decay=0.9 quantizer.granularity=channel",
+    "quantizer=lsq callbacks.ema_decay=0.9",
+    "quantizer=ternary_hadamard",
+    "callbacks.ema_decay=0.9 quantizer.weights.granularity=channel",
 ]
 
 
@@ -87,7 +89,7 @@ def test_the_packed_file_gives_the_tokens_of_the_trained_model(
     assert load_tokenizer(how["tokenizer"], folder).size == 256
     quantizes = "quantizer=full" not in overrides
     assert any(isinstance(module, FrozenLayer) for module in packed.modules()) == quantizes
-    assert all(layer.product is chosen.product for layer in quantized_layers(latent).values())
+    assert all(layer.backend is chosen.backend for layer in quantized_layers(latent).values())
     assert bool(quantized_layers(latent)) == quantizes
     for model in (packed, latent):
         assert isinstance(model, Decoder)

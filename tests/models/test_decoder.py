@@ -327,7 +327,7 @@ def test_quantized_layers_take_the_place_of_the_norms_that_feed_them(
             kept = {name for name in NORMS if isinstance(block.get_submodule(name), nn.RMSNorm)}
             assert kept == (set() if norm != "none" else set(NORMS) if sub_norm else set(NORMS[:2]))
             layers = [*block.attn.children(), *block.ffn.children()]
-            assert [layer.norm for layer in layers if isinstance(layer, BitLinear)] == [norm] * 7
+            assert [layer.spec.norm for layer in layers if isinstance(layer, BitLinear)] == [norm] * 7
         assert isinstance(model.norm, nn.RMSNorm)
 
 
@@ -339,15 +339,7 @@ def test_a_tied_head_freezes_packs_and_loads_exactly_kept_or_quantized(
     description = Description(
         model="decoder",
         model_arguments={**TINY, "tied": tied},
-        quantizer="ternary_mean",
-        quantizer_arguments={
-            "norm": "layer",
-            "activations": "int8",
-            "act_qmax": 127,
-            "granularity": "tensor",
-            "group_size": None,
-            "bias": "plain",
-        },
+        quantizer=make_quantizer("ternary_mean").to_json(),
         include=["*"],
         exclude=exclude,
         preprocessing={},

@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from bitexp.quant import Quantizer
 from bitexp.quant.layers import BitLinear
-
-Make = Callable[..., Quantizer]
+from bitexp.quant.product import Quantized
+from tests.support.quantizers import MakeQuantizer as Make
 
 
 class Counted:
@@ -25,13 +25,14 @@ class Counted:
         torch.manual_seed(0)
         self.times = 0
         self.layer = BitLinear(nn.Linear(64, 32), quantizer)
-        weights = quantizer.weights
+        part = self.layer.parts.weights
+        quantize = part.quantize
 
-        def count(weight: Tensor) -> tuple[Tensor, Tensor]:
+        def count(weight: Tensor) -> Quantized:
             self.times += 1
-            return weights(weight)
+            return quantize(weight)
 
-        quantizer.weights = count  # type: ignore[method-assign]
+        part.quantize = count  # type: ignore[method-assign]
         self.x = torch.randn(5, 64)
 
     def forward(self) -> Tensor:
@@ -143,6 +144,40 @@ CHANGES = [
     in_place, copied, data_in_place, data_replaced, loaded, assigned, replaced, swapped, initialized,
     averaged,
 ]  # fmt: skip
+
+
+@torch.no_grad()
+def learned_in_place(layer: nn.Module, other: Tensor) -> None:
+    layer.parts.weights.step_size.mul_(1.5)
+
+
+def learned_loaded(layer: nn.Module, other: Tensor) -> None:
+    state = layer.state_dict()
+    layer.load_state_dict({**state, "parts.weights.step_size": state["parts.weights.step_size"] * 1.5})
+
+
+@pytest.mark.parametrize("change", [in_place, replaced, learned_in_place, learned_loaded])
+def test_learned_scales_that_were_changed_count_like_weights(
+    make_quantizer: Make, change: Callable[[nn.Module, Tensor], None]
+) -> None:
+    counted = Counted(make_quantizer("lsq"))
+    before = counted.forward().detach()
+    counted.forward()
+    assert counted.times == 1
+    change(counted.layer, torch.randn(32, 64))
+    assert not torch.equal(counted.forward(), before)
+    counted.forward()
+    assert counted.times == 2
+
+
+def test_a_step_of_an_optimizer_that_has_only_the_learned_scales_is_noticed(make_quantizer: Make) -> None:
+    counted = Counted(make_quantizer("lsq"))
+    optimizer = torch.optim.SGD(counted.layer.parts.weights.parameters(), lr=0.1)
+    before = counted.forward()
+    before.square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(counted.forward(), before)
+    assert counted.times == 2
 
 
 @pytest.mark.parametrize("change", CHANGES)

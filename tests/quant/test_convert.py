@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
@@ -11,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitexp.quant import Quantizer
-from bitexp.quant.convert import matches, prove, quantize
+from bitexp.quant.convert import prove, quantize
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer, quantized_layers
-
-Make = Callable[..., Quantizer]
+from bitexp.quant.patterns import matches
+from tests.support.quantizers import MakeQuantizer as Make
 
 
 class Block(nn.Module):
@@ -203,10 +201,10 @@ def test_weights_that_would_silently_stay_in_full_precision_are_refused(make_qua
 @pytest.mark.parametrize("exclude", [[], ["embed"]])
 def test_a_refused_conversion_leaves_the_model_as_it_was(make_quantizer: Make, exclude: list[str]) -> None:
     model = Network()
-    model.head = nn.Sequential(nn.Linear(8, 131_105), nn.Linear(131_105, 5, device="meta"))
+    model.head = nn.Sequential(nn.Linear(8, 132_105), nn.Linear(132_105, 5, device="meta"))
     modules = dict(model.named_modules())
     with pytest.raises(ValueError, match=r"^embed|^layer head\.1: "):
-        quantize(model, make_quantizer("ternary_mean", act_qmax=128), ["*"], exclude)
+        quantize(model, make_quantizer("int", weights={"bits": 8}, activations={"qmax": 128}), ["*"], exclude)
     assert dict(model.named_modules()) == modules
 
 

@@ -21,14 +21,7 @@ RANKS = 2
 def build() -> nn.Module:
     """A convolution and a linear layer, the same in every process."""
     torch.manual_seed(0)
-    quantizer = QUANTIZERS.get("ternary_mean")(
-        norm="layer",
-        activations="int8",
-        act_qmax=127,
-        granularity="tensor",
-        group_size=None,
-        bias="plain",
-    )
+    quantizer = QUANTIZERS["ternary_mean"]
     conv, linear = nn.Conv2d(3, 4, 3), nn.Linear(4 * 4 * 4, 5)
     return nn.Sequential(BitConv2d(conv, quantizer), nn.Flatten(), BitLinear(linear, quantizer))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import bitlinear
 import pytest
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
 from bitexp.quant.layers import BitLinear, set_lambda
+from tests.support.quantizers import MakeQuantizer
 
 SHAPES = [(7, 48), (3, 5, 48)]
 
@@ -45,15 +45,15 @@ def assert_same_step(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
 
 @pytest.mark.parametrize("lambda_", [1.0, 0.3, 0.0])
 @pytest.mark.parametrize(
-    ("changed", "theirs_changed"), [({}, {}), ({"name": "ternary_mean"}, {"weight_measure": "AbsMean"})]
+    ("changed", "theirs_changed"), [({}, {}), ({"weights": "ternary_mean"}, {"weight_measure": "AbsMean"})]
 )
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_reloaded_equals_bitlinear(
-    make_quantizer: Callable[..., Quantizer],
+    make_quantizer: MakeQuantizer,
     shape: tuple[int, ...],
     bias: bool,
-    changed: dict[str, str],
+    changed: dict[str, object],
     theirs_changed: dict[str, str],
     lambda_: float,
 ) -> None:
@@ -68,7 +68,7 @@ def test_reloaded_equals_bitlinear(
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_b158_equals_autobitlinear_of_transformers(
-    make_quantizer: Callable[..., Quantizer], shape: tuple[int, ...], bias: bool
+    make_quantizer: MakeQuantizer, shape: tuple[int, ...], bias: bool
 ) -> None:
     from transformers.integrations.bitnet import AutoBitLinear
 
@@ -80,7 +80,7 @@ def test_b158_equals_autobitlinear_of_transformers(
 
 @pytest.mark.parametrize("lambda_", [1.0, 0.5])
 def test_a_training_step_of_a_converted_model_equals_that_of_bitlinearize(
-    make_quantizer: Callable[..., Quantizer], lambda_: float
+    make_quantizer: MakeQuantizer, lambda_: float
 ) -> None:
     torch.manual_seed(2)
     base = nn.Sequential(

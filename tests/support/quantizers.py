@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from typing import Protocol
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from hypothesis import strategies as st
 
 from bitexp.config.schema import QuantizerChoice
-from bitexp.quant import QUANTIZERS, Quantizer
+from bitexp.quant import Quantizer
 from tests.support.configs import compose_config
 
 
@@ -23,8 +28,29 @@ def choice(preset: str) -> QuantizerChoice:
 
 
 def make_quantizer(preset: str, **changes: object) -> Quantizer:
-    """The quantizer of a preset, with some of its keys changed."""
-    chosen = choice(preset)
-    arguments = {"name": chosen.name, **chosen.arguments, **changes}
-    quantizer: Quantizer = QUANTIZERS.get(arguments.pop("name"))(**arguments)
-    return quantizer
+    """The quantizer of a preset, with some of its keys changed; the options of a part one by one."""
+    section = copy.deepcopy(choice(preset).config)
+    for key, change in changes.items():
+        section[key] = merged(section.get(key), change)
+    return Quantizer.of(section)
+
+
+def merged(old: Any, change: object) -> object:
+    """A section with other options; another part, or a word, takes its place whole."""
+    if isinstance(old, Mapping) and isinstance(change, Mapping) and change.get("name") in (None, old["name"]):
+        return {**old, **change}
+    return change
+
+
+@functools.cache
+def _fits(preset: str, changes: str) -> bool:
+    try:
+        make_quantizer(preset, **json.loads(changes))
+    except ValueError:
+        return False
+    return True
+
+
+def fitting(preset: str, changes: Sequence[Mapping[str, Any]]) -> st.SearchStrategy[Mapping[str, Any]]:
+    """Those of some changes that go together with a preset."""
+    return st.sampled_from([change for change in changes if _fits(preset, json.dumps(change))])

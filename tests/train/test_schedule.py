@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bitexp.config.schema import Adam, Constant, Cosine, LambdaSchedule, TwoStage
-from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
 from bitexp.train.optimizers import build_optimizer
 from bitexp.train.rates import lambda_at, lr_factor, switch_step, weight_decay_at
@@ -161,7 +159,7 @@ def test_without_a_schedule_lambda_is_1() -> None:
 @pytest.mark.parametrize("hook", ["on_train_batch_start", "on_validation_epoch_start"])
 @pytest.mark.parametrize("step", [0, 3, 6, 8])
 def test_the_callback_sets_what_the_functions_say(
-    make_quantizer: Callable[..., Quantizer], step: int, hook: str
+    make_quantizer: MakeQuantizer, step: int, hook: str
 ) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     quantize(model, make_quantizer("ternary_mean"), ["*"], [])
@@ -196,7 +194,7 @@ def test_the_switch_is_the_first_step_that_is_quantized(name: str, begins: int) 
 
 @pytest.mark.parametrize("reset", [False, True])
 def test_the_optimizer_forgets_at_the_switch_and_only_there(
-    make_quantizer: Callable[..., Quantizer], reset: bool
+    make_quantizer: MakeQuantizer, reset: bool
 ) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
     quantize(model, make_quantizer("ternary_mean"), ["*"], [])
