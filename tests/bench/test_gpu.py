@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,14 +13,15 @@ from bitexp.bench.gpu_layers import BASE, CANDIDATES, Make, bf16, int_mm
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.quant.activations.absmax import absmax_codes
+from tests.support.processes import InProcess, Program
 
 
 @pytest.fixture
-def bench(in_process: Callable[..., Callable[..., Any]]) -> Callable[..., Any]:
+def bench(in_process: InProcess) -> Program:
     return in_process(gpu.main, "python -m bitexp.bench.gpu")
 
 
-def test_without_a_gpu_it_says_so(bench: Callable[..., Any]) -> None:
+def test_without_a_gpu_it_says_so(bench: Program) -> None:
     ended = bench()
     assert ended.code == 2
     assert ended.err == "bitexp: this benchmark needs a GPU: torch sees no GPU\n"
@@ -30,7 +29,7 @@ def test_without_a_gpu_it_says_so(bench: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("layer", ["25", "25x", "x7", "0x7", "axb", "2x3x4"])
-def test_a_layer_that_is_none_is_refused(bench: Callable[..., Any], layer: str) -> None:
+def test_a_layer_that_is_none_is_refused(bench: Program, layer: str) -> None:
     ended = bench("--layers", layer)
     assert ended.code == 2
     assert f"--layers {layer}: a layer is written OUTPUTSxINPUTS, as in 2560x6912" in ended.err
@@ -65,7 +64,7 @@ def test_layers_of_torch_are_the_layer(make: Make) -> None:
 
 
 @pytest.mark.gpu
-def test_a_small_run(bench: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_small_run(bench: Program, tmp_path: Path) -> None:
     ended = bench("--layers", "128x192", "--tokens", 1, 32, "--rounds", 2, "--save", tmp_path / "out.csv")
     assert ended.code == 0
     with (tmp_path / "out.csv").open() as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,13 @@ from bitexp.bench import layers
 from bitexp.bench.__main__ import main
 from bitexp.bench.peers import PEERS
 from bitexp.kernels.cpu.jit import missing
+from tests.support.processes import InProcess, Program
 
 SMALL = ("layers", "--shapes", "64x256", "--rounds", "1", "--cache", "hot")
 
 
 @pytest.fixture
-def bench(in_process: Callable[..., Any]) -> Callable[..., Any]:
+def bench(in_process: InProcess) -> Program:
     return in_process(main, "bitexp.bench")
 
 
@@ -42,7 +42,7 @@ def test_an_implementation_computes_the_layer(name: str, tokens: int) -> None:
     assert torch.equal(got, again)
 
 
-def test_a_table_and_files(bench: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_table_and_files(bench: Program, tmp_path: Path) -> None:
     ended = bench(*SMALL, "--tokens", "1", "2", "--only", "int8", "cpu", "--output", tmp_path / "new")
     assert ended.code == 0, ended.err
     assert "64 x 256, weights hot" in ended.out
@@ -72,9 +72,7 @@ def test_wrong_numbers_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> No
         layers.prepare({"one": wrong}, "hot", 8, 256, 2, 1)
 
 
-def test_what_is_not_installed_is_said_once(
-    bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_installed_is_said_once(bench: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*_: Any) -> None:
         raise ImportError("no module named 'int8'")
 
@@ -98,21 +96,21 @@ def test_what_is_not_installed_is_said_once(
         (["models", "--quantizers", "ternary"], "unknown quantizer 'ternary'"),
     ],
 )
-def test_a_typo_is_told_in_words(bench: Callable[..., Any], words: list[str], said: str) -> None:
+def test_a_typo_is_told_in_words(bench: Program, words: list[str], said: str) -> None:
     ended = bench(*words)
     assert ended.code == 2
     assert said in ended.err
     assert "Traceback" not in ended.err
 
 
-def test_a_folder_that_cannot_be_written(bench: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(bench: Program, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     ended = bench(*SMALL, "--only", "int8", "--tokens", "1", "--output", tmp_path / "file" / "x")
     assert ended.code == 2
     assert "cannot write to" in ended.err
 
 
-def test_help_lists_the_benchmarks(bench: Callable[..., Any]) -> None:
+def test_help_lists_the_benchmarks(bench: Program) -> None:
     ended = bench("--help")
     assert ended.code == 0
     for name in ("step", "layers", "models"):

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bitexp.bench.__main__ import main
+from tests.support.processes import InProcess, Program
 
 
 @pytest.fixture
-def bench(in_process: Callable[..., Any]) -> Callable[..., Any]:
+def bench(in_process: InProcess) -> Program:
     return in_process(main, "bitexp.bench")
 
 
-def test_a_text_and_an_image_model(bench: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_text_and_an_image_model(bench: Program, tmp_path: Path) -> None:
     words = (
         "models",
         "--models",
@@ -49,7 +48,7 @@ def test_a_text_and_an_image_model(bench: Callable[..., Any], tmp_path: Path) ->
     assert sizes["binary, reference"] < sizes["ternary_mean, reference"] < sizes["full, fp32"] / 5
 
 
-def test_more_tokens_than_the_context_holds(bench: Callable[..., Any]) -> None:
+def test_more_tokens_than_the_context_holds(bench: Program) -> None:
     ended = bench("models", "--models", "decoder", "--tokens", "9", "--context", "8", "--rounds", "1")
     assert ended.code == 2
     assert "--tokens=9 must be below --context=8" in ended.err

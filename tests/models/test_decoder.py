@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from bitexp.deploy.frozen import FrozenLayer, freeze
 from bitexp.deploy.packed_file import load_packed, save_packed, sizes
 from bitexp.kernels import KERNELS
 from bitexp.models.decoder import Cache, Decoder, rotate, rotation
-from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
 from bitexp.quant.layers import BitLinear
+from tests.support.quantizers import MakeQuantizer
 
 TINY: dict[str, Any] = {
     "vocabulary": 37,
@@ -149,7 +148,7 @@ def test_logits_loss_and_every_gradient_equal_those_of_transformers(
 
 
 def test_b158_on_the_decoder_equals_bitnet_with_autobitlinear(
-    make_quantizer: Callable[..., Quantizer],
+    make_quantizer: MakeQuantizer,
 ) -> None:
     """The two round in another order before they round to codes, so that now and then a code is another.
 
@@ -175,7 +174,7 @@ def test_b158_on_the_decoder_equals_bitnet_with_autobitlinear(
     assert max(worst) < 0.1, worst
 
 
-def quantized(make_quantizer: Callable[..., Quantizer], preset: str, norm: str, **changes: Any) -> Decoder:
+def quantized(make_quantizer: MakeQuantizer, preset: str, norm: str, **changes: Any) -> Decoder:
     """A small decoder in a precision, its embedding and head kept."""
     model = build(**changes)
     if preset != "full":
@@ -191,7 +190,7 @@ PRECISIONS = [("full", ""), ("ternary_mean", "layer"), ("ternary_mean", "rms"), 
 @settings(max_examples=20)
 @given(data=st.data())
 def test_logits_with_a_cache_equal_those_of_one_pass_whatever_the_pieces(
-    make_quantizer: Callable[..., Quantizer], kv_heads: int, preset: str, norm: str, data: st.DataObject
+    make_quantizer: MakeQuantizer, kv_heads: int, preset: str, norm: str, data: st.DataObject
 ) -> None:
     model = quantized(make_quantizer, preset, norm, kv_heads=kv_heads, context=9)
     model.double()  # what is not quantized then differs by so little that no code does
@@ -220,7 +219,7 @@ def test_more_tokens_than_the_context_are_refused_with_a_cache_and_without() -> 
 @pytest.mark.parametrize(("preset", "norm"), PRECISIONS)
 @pytest.mark.parametrize("place", [1, 17, 39])
 def test_a_token_changes_no_earlier_logit(
-    make_quantizer: Callable[..., Quantizer], preset: str, norm: str, place: int
+    make_quantizer: MakeQuantizer, preset: str, norm: str, place: int
 ) -> None:
     model = quantized(make_quantizer, preset, norm)
     tokens = draw(model, 40)
@@ -265,9 +264,7 @@ def test_a_bf16_model_computes_its_angles_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("preset", ["full", "ternary_mean"])
-def test_mixed_precision_trains_and_stays_near_fp32(
-    make_quantizer: Callable[..., Quantizer], preset: str
-) -> None:
+def test_mixed_precision_trains_and_stays_near_fp32(make_quantizer: MakeQuantizer, preset: str) -> None:
     model = quantized(make_quantizer, preset, "layer")
     tokens = draw(model, 17)
     expected = model(tokens)
@@ -322,7 +319,7 @@ NORMS = ("attn.norm", "ffn.norm", "attn.sub_norm", "ffn.sub_norm")
 
 @pytest.mark.parametrize("sub_norm", [False, True])
 def test_quantized_layers_take_the_place_of_the_norms_that_feed_them(
-    make_quantizer: Callable[..., Quantizer], sub_norm: bool
+    make_quantizer: MakeQuantizer, sub_norm: bool
 ) -> None:
     for norm in ("layer", "rms", "none"):
         model = quantized(make_quantizer, "ternary_mean", norm, sub_norm=sub_norm)
@@ -337,7 +334,7 @@ def test_quantized_layers_take_the_place_of_the_norms_that_feed_them(
 @pytest.mark.parametrize("exclude", [["embed", "head"], ["embed"]], ids=str)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_head_freezes_packs_and_loads_exactly_kept_or_quantized(
-    make_quantizer: Callable[..., Quantizer], tmp_path: Path, tied: bool, exclude: list[str]
+    make_quantizer: MakeQuantizer, tmp_path: Path, tied: bool, exclude: list[str]
 ) -> None:
     description = Description(
         model="decoder",

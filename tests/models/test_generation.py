@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from bitexp.models.decoder import Decoder
 from bitexp.models.generation import Sampling, generate
-from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
+from tests.support.quantizers import MakeQuantizer
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12)
 TIED = st.lists(st.sampled_from([-1.0, 0.0, 2.0]), min_size=1, max_size=12)
@@ -156,7 +155,7 @@ def followed(model: Decoder, prompt: list[int], count: int) -> list[int]:
 @example(context=9, prompt=[3], count=24)
 @example(context=4, prompt=[1, 2, 3, 4, 5, 6], count=9)
 def test_generation_equals_a_whole_pass_for_every_token_beyond_the_context_too(
-    make_quantizer: Callable[..., Quantizer], preset: str, context: int, prompt: list[int], count: int
+    make_quantizer: MakeQuantizer, preset: str, context: int, prompt: list[int], count: int
 ) -> None:
     model = build(context)
     if preset != "full":

@@ -1,0 +1,101 @@
+"""What the compiled kernel does not compute: torch computes it, torch sees it, or it is refused."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bitexp.kernels.cpu import Cpu, Packed
+from tests.support.cpu_kernel import REFERENCE, case
+
+
+@pytest.mark.parametrize(
+    ("shape", "bias", "said"),
+    [
+        ((3, 41), None, r"\[3, 41\] do not end in 40 features"),
+        ((), None, r"\[\] do not end in 40"),
+        ((3, 40), 23, r"a bias of shape \[23\] does not fit 24 outputs"),
+        ((3, 40), 1, r"a bias of shape \[1\] does not fit 24 outputs"),
+    ],
+)
+def test_a_wrong_shape_is_refused(shape: tuple[int, ...], bias: int | None, said: str) -> None:
+    kernel = Cpu()
+    prepared = kernel.prepare(torch.ones(24, 40, dtype=torch.int8), torch.tensor(1.0))
+    added = None if bias is None else torch.zeros(bias)
+    for x in (torch.zeros(shape), torch.zeros(shape, dtype=torch.bfloat16)):  # compiled, and not
+        with pytest.raises(ValueError, match=said):
+            kernel.linear(x, prepared, added, 127, False)
+
+
+def test_steps_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[3\] steps do not fit 24 outputs"):
+        Cpu().prepare(torch.ones(24, 40, dtype=torch.int8), torch.ones(3))
+
+
+WIDE = torch.arange(-100, 100, dtype=torch.int8).reshape(10, 20)
+TERNARY = (WIDE % 3 - 1).to(torch.int8)
+
+
+@pytest.mark.parametrize("codes", [TERNARY, WIDE])
+@pytest.mark.parametrize("qmax", [0, 127])
+def test_what_is_not_compiled_is_computed_all_the_same(codes: Tensor, qmax: int) -> None:
+    """Float activations, wide codes, steps per group, gradients, other dtypes, transforms."""
+    kernel, steps, x = Cpu(), torch.tensor(0.3), torch.randn(4, 20)
+    prepared = kernel.prepare(codes, steps)
+    assert isinstance(prepared, Packed) == (codes is TERNARY)
+    ours = functools.partial(kernel.linear, prepared=prepared, bias=None, act_qmax=qmax, scaled_bias=False)
+    theirs = functools.partial(
+        REFERENCE.linear, prepared=(codes, steps), bias=None, act_qmax=qmax, scaled_bias=False
+    )
+    assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(torch.vmap(ours)(x[:, None]), torch.vmap(theirs)(x[:, None]))
+    grads = []
+    for function in (ours, theirs):
+        leaf = x.clone().requires_grad_()
+        function(leaf).sum().backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+    groups = torch.rand(10, 2)
+    grouped = kernel.linear(x, kernel.prepare(codes, groups), None, qmax, False)
+    assert torch.equal(grouped, REFERENCE.linear(x, (codes, groups), None, qmax, False))
+
+
+class Function(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.forward = function
+
+
+def test_what_follows_the_operations_of_torch_sees_them() -> None:
+    """Traces, graphs, fake tensors and derivatives: a product past torch would be missing there."""
+    x, codes, steps, bias = case("ternary", 3, 20, 70, True, True)
+    kernel = Cpu()
+    prepared = kernel.prepare(codes, steps)
+
+    def function(x: Tensor) -> Tensor:
+        return kernel.linear(x, prepared, bias, 127, False)
+
+    other = torch.randn(3, 20)
+    expected = function(other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is old, and shapes are fixed in a trace
+        traced = torch.jit.trace(function, (x,), check_trace=False)
+    assert torch.equal(traced(other), expected)
+    assert torch.equal(make_fx(function)(x)(other), expected)
+    assert torch.equal(torch.compile(function, backend="eager", fullgraph=True)(other), expected)
+    exported = torch.export.export(Function(function), (x,), strict=False)
+    assert torch.equal(exported.module()(other), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert function(mode.from_tensor(x)).shape == (3, 70)
+    leaf = x.clone().requires_grad_()
+    function(leaf).sum().backward()
+    assert torch.equal(torch.func.grad(lambda x: function(x).sum())(x), leaf.grad)

@@ -1,0 +1,92 @@
+"""The threads of the compiled kernel: they share the work, change no bit, and survive errors and forks."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitexp.kernels.cpu import Cpu, threads
+from bitexp.kernels.cpu.dots import supported
+from tests.support.cpu_kernel import REFERENCE, assert_same, case
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 700])
+def test_several_threads_give_the_same_bits(
+    tokens: int, three_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "WORTH", 0)
+    x, codes, steps, bias = case("ternary", tokens, 300, 330, True, True)
+    assert_same(supported()[0], x, codes, steps, bias, 127, False)
+
+
+def test_a_small_product_wakes_no_thread(three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "pool", lambda count: pytest.fail("it asks for threads"))
+    x, codes, steps, bias = case("ternary", 8, 64, 64, True, True)
+    assert_same(supported()[0], x, codes, steps, bias, 127, False)
+
+
+def test_calls_from_several_threads_at_once(three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "WORTH", 0)
+    kernel = Cpu()
+    x, codes, steps, bias = case("binary", 400, 100, 200, False, True)
+    prepared = kernel.prepare(codes, steps)
+    expected = REFERENCE.linear(x, (codes, steps), bias, 127, False)
+    same: list[bool] = []
+
+    def work() -> None:
+        same.extend(torch.equal(kernel.linear(x, prepared, bias, 127, False), expected) for _ in range(20))
+
+    callers = [threading.Thread(target=work) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert same == [True] * 80
+
+
+def test_an_error_in_a_thread_is_raised(three_threads: None) -> None:
+    def fails(*ranges: int) -> None:
+        if ranges[3]:
+            raise ArithmeticError(f"{ranges}")
+
+    with pytest.raises(ArithmeticError):
+        threads.in_threads(fails, (), 1, 1, 3)
+
+
+@given(count=st.integers(0, 50), among=st.integers(1, 9))
+def test_shares_make_up_the_whole(count: int, among: int) -> None:
+    found = threads.shares(count, among)
+    assert [n for a, b in found for n in range(a, b)] == list(range(count))
+    assert len(found) == min(count, among)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_its_own_threads(
+    start: Callable[..., Any], three_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "WORTH", 0)
+    x, codes, steps, bias = case("ternary", 5, 100, 200, True, True)
+    kernel = Cpu()
+    prepared = kernel.prepare(codes, steps)
+    expected = kernel.linear(x, prepared, bias, 127, False)
+    assert any(thread.name.startswith("bitexp") for thread in threading.enumerate())
+
+    def work() -> int:  # torch's own threads would hang in a fork, so it compares without them
+        return kernel.linear(x, prepared, bias, 127, False).tolist() != expected.tolist()
+
+    ended = start(work).wait()
+    assert ended.code == 0, ended.err

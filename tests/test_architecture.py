@@ -1,0 +1,145 @@
+"""The architecture, read from the imports in the source: a failure names the arrow that breaks it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+
+import pytest
+
+from tests.support.source import PACKAGE, ROOT, Arrow, arrows, foreign_privates, room
+
+ROOMS = (
+    "common", "config", "quant", "kernels", "models", "data", "track", "train", "tasks", "deploy", "report",
+    "run", "sweep", "plugins", "cli", "bench",
+)  # fmt: skip
+"""From the ground up: a room imports from those before it."""
+DOORS = ("bitexp", "__main__")  # they open every room, and no room opens them
+CORE = ("quant", "kernels", "models")
+OUTSIDE_OF_THE_CORE = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "optuna"}
+
+STILL_LONG = {
+    "tests/deploy/test_frozen.py",
+    "tests/deploy/test_packed_file.py",
+    "tests/quant/test_layers.py",
+    "tests/run/test_road.py",
+    "tests/sweep/test_command.py",
+    "tests/sweep/test_postgres.py",
+    "tests/sweep/test_study.py",
+}
+"""Files of more than 400 lines that are not cut yet: the list only shrinks."""
+
+PRIVATE = {
+    "concurrent.futures": {"bitexp/kernels/cpu/threads.py": {"_max_workers"}},
+    "hydra": {"bitexp/plugins/hydra_plugins/bitexp/sweeper.py": {"_return_value", "_launcher_util"}},
+    "litespark_inference": {"bitexp/bench/peers.py": {"_load"}},
+    "optuna": {
+        "bitexp/sweep/samplers.py": {"_find_sample_id", "_storage", "_study_id"},
+        "bitexp/sweep/study.py": {"_storage", "_trial_id"},
+        "bitexp/sweep/trial_reporter.py": {"_trial_id"},
+    },
+    "torch": {
+        "bitexp/bench/gpu_layers.py": {"_int_mm"},
+        "bitexp/kernels/cpu/__init__.py": {
+            "_C", "_are_functorch_transforms_active", "_get_tracing_state", "_is_vnni_supported",
+            "_len_torch_dispatch_stack",
+        },
+        "bitexp/kernels/cpu/training.py": {"_int_mm"},
+        "bitexp/kernels/gpu/product.py": {"_C", "_functorch"},
+        "bitexp/kernels/int8.py": {"_C", "_functorch", "_int_mm", "_is_vnni_supported"},
+        "bitexp/quant/cache.py": {"_version"},
+        "bitexp/quant/modes.py": {"_C", "_are_functorch_transforms_active", "_has_storage"},
+        "bitexp/run/evaluate.py": {"_modules"},
+    },
+    "wandb_workspaces": {"bitexp/report/dashboard.py": {"_to_model"}},
+}  # fmt: skip
+"""Where names are used that other libraries keep to themselves: what an upgrade may break."""
+STILL_SCATTERED = {"optuna", "torch"}
+"""Libraries whose private names are not in one file yet: the list only shrinks."""
+
+
+def between_rooms() -> dict[tuple[str, str], list[Arrow]]:
+    """The imports of bitexp from one of its rooms into another, by the pair."""
+    found = defaultdict(list)
+    for arrow in arrows():
+        source, target = arrow.rooms
+        if arrow.target.startswith("bitexp") and source != target:
+            found[source, target].append(arrow)
+    return found
+
+
+def listed(found: list[Arrow]) -> str:
+    return "\n".join(map(str, found))
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = defaultdict(set)
+    for source, target in between_rooms():
+        graph[source].add(target)
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        circle = error.args[1][::-1]  # it names the imported before the importing
+        steps = [between_rooms()[step][0] for step in pairwise(circle)]
+        pytest.fail(f"a circle of rooms, {' -> '.join(circle)}:\n{listed(steps)}")
+
+
+def test_nothing_imports_upwards() -> None:
+    heights = {name: height for height, name in enumerate((*ROOMS, *DOORS))}
+    up = [
+        arrow
+        for (source, target), found in between_rooms().items()
+        if heights.get(source, -1) < heights.get(target, len(heights))  # an unknown room is wrong both ways
+        for arrow in found
+    ]
+    assert not up, f"upwards in {' < '.join(ROOMS)}:\n{listed(up)}"
+
+
+def test_every_room_has_its_place() -> None:
+    assert {path.name for path in PACKAGE.iterdir() if any(path.rglob("*.py"))} == set(ROOMS)
+
+
+def test_the_core_imports_no_framework() -> None:
+    """Neither by itself nor by what it imports."""
+    imported = defaultdict(list)
+    for arrow in arrows():
+        if not arrow.deferred or room(arrow.source) in CORE:
+            imported[arrow.source].append(arrow)
+    ways: dict[str, list[Arrow]] = {
+        name: [] for name in imported if room(name) in CORE
+    }  # how each module is reached
+    waiting = list(ways)
+    while waiting:
+        module = waiting.pop()
+        for arrow in imported[module]:
+            way = [*ways[module], arrow]
+            assert room(arrow.target) not in OUTSIDE_OF_THE_CORE, listed(way)
+            if arrow.target in imported and arrow.target not in ways:
+                ways[arrow.target] = way
+                waiting.append(arrow.target)
+
+
+def test_bitexp_has_at_most_twenty_rooms_and_two_loose_files() -> None:
+    entries = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 20
+    assert {path.name for path in entries if path.suffix == ".py"} == {"__init__.py", "__main__.py"}
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = [path for folder in ("bitexp", "tests") for path in (ROOT / folder).rglob("*.py")]
+    long = {str(path.relative_to(ROOT)) for path in files if len(path.read_text().splitlines()) > 400}
+    assert long - STILL_LONG == set(), "cut them by subject"
+    assert STILL_LONG - long == set(), "they are cut: remove them from the list"
+
+
+def test_private_names_of_other_libraries_are_used_in_known_files_only() -> None:
+    known: dict[str, set[str]] = defaultdict(set)
+    for files in PRIVATE.values():
+        for file, names in files.items():
+            known[file] |= names
+    assert foreign_privates() == known
+
+
+def test_private_names_of_a_library_are_used_in_one_file() -> None:
+    assert {library for library, files in PRIVATE.items() if len(files) > 1} == STILL_SCATTERED
