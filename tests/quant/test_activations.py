@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bitexp.quant.activations.absmax import absmax_codes
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from torch.testing import assert_close
 
-from bitexp.quant.activations.absmax import absmax_codes
 from bitexp.quant.norms import normalize, normalize_backward
 
 TOKENS = arrays(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from bitexp.quant.activations.absmax import absmax_codes
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, vmap
@@ -19,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 
 from bitexp.kernels.int8 import int8_product
 from bitexp.quant import QUANTIZERS, Quantizer
-from bitexp.quant.activations.absmax import absmax_codes
 from bitexp.quant.backend import Product
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer, dequantize, set_lambda
 from bitexp.quant.product import float_product

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from bitexp.config.schema import QuantizerChoice
-from bitexp.quant import QUANTIZERS, Quantizer
+from bitexp.quant import Quantizer
 from tests.support.configs import compose_config
 
 
@@ -23,8 +25,24 @@ def choice(preset: str) -> QuantizerChoice:
 
 
 def make_quantizer(preset: str, **changes: object) -> Quantizer:
-    """The quantizer of a preset, with some of its keys changed."""
-    chosen = choice(preset)
-    arguments = {"name": chosen.name, **chosen.arguments, **changes}
-    quantizer: Quantizer = QUANTIZERS.get(arguments.pop("name"))(**arguments)
-    return quantizer
+    """The quantizer of a preset, with some of its keys changed; the options of a part one by one."""
+    section = copy.deepcopy(choice(preset).config)
+    for key, change in changes.items():
+        section[key] = merged(section.get(key), change)
+    return Quantizer.of(section)
+
+
+def merged(old: Any, change: object) -> object:
+    """A section with other options; another part, or a word, takes its place whole."""
+    if isinstance(old, Mapping) and isinstance(change, Mapping) and change.get("name") in (None, old["name"]):
+        return {**old, **change}
+    return change
+
+
+def fits(preset: str, changes: Mapping[str, Any]) -> bool:
+    """Whether a preset can be changed so."""
+    try:
+        make_quantizer(preset, **changes)
+    except ValueError:
+        return False
+    return True
