@@ -96,6 +96,11 @@ class LayerSpec:
     bias: BiasRule = "plain"
 
     @cached_property
+    def absmax(self) -> int | None:
+        """The code of a token's largest value, where kernels make the activations' codes themselves."""
+        return None if self.activations is None else self.activations.absmax
+
+    @cached_property
     def wide(self) -> bool:
         """Whether a sum over codes can leave the integers that fp32 holds exactly."""
         if self.activations is None:
