@@ -23,13 +23,22 @@ from bitexp.quant.levels import Levels
 
 @dataclass(frozen=True)
 class Layout:
-    """`digits` of the given base in `bytes` bytes; digit d is the code `low + stride * d`."""
+    """`digits` of the given base in `bytes` bytes; digit d is the code `low + stride * d`.
+
+    `count` is how many digits are used, where not all of them are.
+    """
 
     base: int
     digits: int
     bytes: int = 1
     low: int = 0
     stride: int = 1
+    count: int | None = None
+
+    @property
+    def used(self) -> int:
+        """How many digits stand for a code."""
+        return self.base if self.count is None else self.count
 
     @property
     def bits(self) -> float:
@@ -46,9 +55,10 @@ class Layout:
 
     def pack(self, codes: Tensor) -> Tensor:
         """int8 codes `[rows, K]` -> uint8 `[rows, bytes]`. Raises `ValueError` on codes out of range."""
-        high = self.low + self.stride * (self.base - 1)
+        span = self.stride * (self.used - 1)
         above = codes.to(torch.int32) - self.low
-        if codes.numel() and bool(((above < 0) | (codes > high) | (above % self.stride != 0)).any()):
+        if codes.numel() and bool(((above < 0) | (above > span) | (above % self.stride != 0)).any()):
+            high = self.low + span
             raise ValueError(
                 f"codes {int(codes.min())}..{int(codes.max())} do not fit a layout for {self.low}..{high}"
                 + (f" in steps of {self.stride}" if self.stride > 1 else "")
@@ -64,9 +74,10 @@ class Layout:
             raise ValueError(f"{packed.shape[1]} bytes per row cannot hold {inputs} codes in this layout")
         shifts = torch.arange(0, 8 * self.bytes, 8, device=packed.device)
         numbers = (packed.to(torch.int32).unflatten(1, (-1, self.bytes)) << shifts).sum(-1, dtype=torch.int32)
-        if packed.numel() and int(numbers.max()) >= self.base**self.digits:
+        digits = numbers[..., None] // self._powers(packed.device)
+        digits[..., :-1] %= self.base  # the last is beyond the base where the bytes are none of ours
+        if packed.numel() and int(digits.max()) >= self.used:
             raise ValueError("packed weights hold bytes that this layout never writes: the file is damaged")
-        digits = numbers[..., None] // self._powers(packed.device) % self.base
         return (digits.flatten(1)[:, :inputs] * self.stride + self.low).to(torch.int8)
 
     def _powers(self, device: torch.device) -> Tensor:
@@ -108,4 +119,4 @@ def choose_layout(name: str, levels: Levels) -> str:
 
 def layout_of(name: str, levels: Levels) -> Layout:
     """A layout for codes of these levels."""
-    return replace(LAYOUTS[name], low=levels.low, stride=levels.stride)
+    return replace(LAYOUTS[name], low=levels.low, stride=levels.stride, count=levels.count)

@@ -49,7 +49,7 @@ def in_memory(x: Tensor) -> bool:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether the memory of a dense tensor may be read past torch: nothing above, nor autograd, would miss it.
+    """Whether the memory of a dense tensor may be read past torch: nothing above, nor autograd, misses it.
 
     It is asked for every token, so it makes no call that it can do without.
     """

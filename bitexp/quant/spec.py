@@ -95,9 +95,9 @@ class LayerSpec:
     shift: bool = False
     bias: BiasRule = "plain"
 
-    @cached_property
+    @property
     def absmax(self) -> int | None:
-        """The code of a token's largest value, where kernels make the activations' codes themselves."""
+        """The code of a token's largest input, where kernels make the codes; None where they do not."""
         return None if self.activations is None else self.activations.absmax
 
     @cached_property
