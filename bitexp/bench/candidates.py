@@ -25,6 +25,9 @@ from bitexp.quant.convert import matches, quantize
 from bitexp.quant.layers import QuantizedLayer, set_backend
 from bitexp.run.build import accepted
 
+FULL, CONTROL = "full", "full_norm"
+"""What steps are measured by, and what the memory of layers is: no norm, and norms, without quantization."""
+
 PEER = "bitlinear 2.4.6"
 BF16 = " bf16"
 
@@ -52,7 +55,7 @@ class Workload:
 
 
 def candidates(options: argparse.Namespace) -> list[Candidate]:
-    """The precisions, and the peer where it is installed.
+    """The precisions, always the two that others are measured by, and the peer where it is installed.
 
     Each of ours a second time under bf16 autocast, as `trainer.precision=bf16-mixed` has it.
     """
@@ -60,7 +63,7 @@ def candidates(options: argparse.Namespace) -> list[Candidate]:
     found = []
     kernel, _, _ = choose_kernel(options.kernel, "cpu")
     for dtype, suffix in ((None, ""), (torch.bfloat16, BF16)):
-        for name in options.quantizers:
+        for name in dict.fromkeys((FULL, CONTROL, *options.quantizers)):
             model = work.make()
             quantize(model, name, exclude=work.kept)
             set_backend(model, kernel.backend)
@@ -184,7 +187,7 @@ def measure(candidates: list[Candidate], rounds: int) -> dict[str, Cost]:
             times[c.name].append(time.thread_time() - start)
     result = {}
     for c in candidates:
-        ratios = [a / b for a, b in zip(times[c.name], times["full"], strict=True)]
+        ratios = [a / b for a, b in zip(times[c.name], times[FULL], strict=True)]
         median = statistics.median(times[c.name])
         held = saved_bytes(c.forward, c.model, None)
         result[c.name] = Cost(median, statistics.median(ratios), held, layer_bytes(c))

@@ -16,6 +16,7 @@ from torch import Tensor
 from bitexp.common.errors import UserError
 from bitexp.kernels import KERNELS
 from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.modes import int_mm as torch_int_mm
 
 Layer = Callable[[Tensor], Tensor]
 Make = Callable[[Tensor, Tensor], Layer]
@@ -64,7 +65,7 @@ def int_mm(codes: Tensor, scale: Tensor) -> Layer:
             once[id(x)] = absmax_codes(x.float(), 127, (-1,))
         x_codes, x_scale = once[id(x)]
         run.finish = lambda y: y * (x_scale * scale)  # type: ignore[attr-defined]
-        return torch._int_mm(x_codes, codes.t())
+        return torch_int_mm(x_codes, codes.t())
 
     return run
 

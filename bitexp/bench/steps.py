@@ -16,12 +16,12 @@ import torch
 from rich import box
 from rich.table import Table
 
-from bitexp.bench.candidates import Cost, candidates, measure
+from bitexp.bench.candidates import CONTROL, FULL, Cost, candidates, measure
 from bitexp.common.console import Report
 from bitexp.common.format import size
 
-PRECISIONS = ("full", "full_norm", "binary", "ternary_mean", "ternary_median", "b158", "reloaded")
-"""What is measured where nothing else is asked for."""
+PRECISIONS = ("binary", "ternary_mean", "ternary_median", "b158", "reloaded")
+"""What is measured beside `full` and `full_norm` where nothing else is asked for."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--quantizers", nargs="+", default=[*PRECISIONS], metavar="NAME",
-        help="names in conf/quantizer, full and full_norm among them (default: the published precisions)",
+        help="names in conf/quantizer, beside full and full_norm (default: the published precisions)",
     )  # fmt: skip
     parser.add_argument("--kernel", default="auto", help="which kernel trains (default: auto)")
 
@@ -58,7 +58,7 @@ def steps_table(results: dict[str, Cost]) -> Table:
         "x full_norm",
     ):
         out.add_column(name, justify="right")
-    full, control = results["full"], results["full_norm"]
+    full, control = results[FULL], results[CONTROL]
     for name, cost in results.items():
         inside = (size(cost.in_layers), f"{cost.in_layers / control.in_layers:.2f}")
         out.add_row(

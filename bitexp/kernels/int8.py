@@ -12,21 +12,21 @@ from torch import Tensor
 from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import KERNELS
 from bitexp.quant.backend import Backend, float_product
-from bitexp.quant.modes import batched
+from bitexp.quant.modes import batched, has_vnni, int_mm
 from bitexp.quant.spec import LayerSpec
 
 
 def int8_product(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
-    """Linear product of int8 codes by `torch._int_mm`; anything else by `float_product`."""
+    """Linear product of int8 codes by `int_mm`; anything else by `float_product`."""
     if spec.conv is not None or x.dtype != torch.int8 or unfit(x, weight):
         return float_product(x, weight, spec)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    sums = torch._int_mm(rows, weight.t()).reshape(*x.shape[:-1], weight.shape[0])
+    sums = int_mm(rows, weight.t()).reshape(*x.shape[:-1], weight.shape[0])
     return sums.float()  # last, so that it is no view: autograd forbids in-place activations on one
 
 
 def unfit(x: Tensor, weight: Tensor) -> bool:
-    """Whether `torch._int_mm` fails: on nothing, under vmap, and on single inputs (2.13 misreads them)."""
+    """Whether `int_mm` fails: on nothing, under vmap, and on single inputs (2.13 misreads them)."""
     return x.numel() == 0 or x.shape[-1] == 1 or batched(x) or batched(weight)
 
 
@@ -45,7 +45,7 @@ class Int8(Reference):
     def unavailable(self, device: str) -> str | None:
         if device != "cpu":
             return f"it runs on the CPU, not on {device}"
-        if not torch.cpu._is_vnni_supported():
+        if not has_vnni():
             return "this processor has no VNNI instructions"
         return None
 

@@ -31,12 +31,12 @@ class Reference:
     ) -> Tensor:
         x_scale = None
         if spec.activations is not None:
-            if spec.activations.absmax is None:
+            if spec.absmax is None:
                 raise ValueError(
                     f"the codes of {spec.activations.part.name} activations are made by their quantizer: "
                     "give them to forward_codes"
                 )
-            x, x_scale = absmax_codes(x, spec.activations.absmax, Geometry(spec.conv).scale_dims)
+            x, x_scale = absmax_codes(x, spec.absmax, Geometry(spec.conv).scale_dims)
         return scaled_product(x, x_scale, self.weights(prepared), bias, spec, self.backend)
 
     def forward_codes(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitexp.quant.activations.int8 import absmax_codes
 from bitexp.quant.backend import Call, Grads, Saved
-from bitexp.quant.modes import apply_without_binding, no_autocast, plain, transformed
+from bitexp.quant.modes import apply_without_binding, followed, in_memory, no_autocast
 from bitexp.quant.norms import normalize, normalize_backward
 from bitexp.quant.product import Quantized, product_grads, scaled_product
 from bitexp.quant.spec import Geometry
@@ -81,7 +81,7 @@ class QuantizedProduct(torch.autograd.Function):
         with no_autocast(grad):
             saved = (codes, scale, mean, rstd)
             # a graph of the backward itself (create_graph) needs operators that torch can differentiate
-            if call.fused and plain(grad) and not torch.is_grad_enabled():
+            if call.fused and not torch.is_grad_enabled() and not followed() and in_memory(grad):
                 grads = call.backend.backward(grad, x, saved, w_codes, w_scale, call, needed)
             else:
                 weights = Quantized(w_codes, w_scale, w_shift)
@@ -135,11 +135,11 @@ def quantized_product(
 ) -> Tensor:
     """The output of `QuantizedProduct`, by the backend's own step where it takes this one."""
     codes, scale, shift = quantized
-    if transformed():
+    if followed():
         call = call._replace(fused=False)
         return QuantizedProduct.apply(x, weight, bias, codes, scale, shift, x_codes, x_scale, call)[0]
     if call.fused and not (
-        x_codes is None and shift is None and plain(x) and call.backend.takes(x, weight, scale, call.spec)
+        x_codes is None and shift is None and in_memory(x) and call.backend.takes(x, weight, scale, call.spec)
     ):
         call = call._replace(fused=False)
     return _direct(x, weight, bias, codes, scale, shift, x_codes, x_scale, call)[0]

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor, is_grad_enabled, nn, uint8
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from bitexp.quant.modes import transformed
+from bitexp.quant.modes import followed, version
 from bitexp.quant.product import Quantized
 
 
@@ -72,14 +72,14 @@ class CodesCache:
         learned: tuple[Tensor, ...],
     ) -> Quantized:
         """`quantize(weight)`, computed anew where it, `source` or the learned parameters may be other."""
-        lasting = not transformed() and type(weight) is nn.Parameter and is_grad_enabled()
+        lasting = not followed() and type(weight) is nn.Parameter and is_grad_enabled()
         if not lasting or weight.is_inference() or any(type(p) is not nn.Parameter for p in learned):
             return quantize(weight)
         address = weight.data_ptr()
         if self._weight is not weight or self._key is None or self._key.address != address:
             self._weight, self._sampled, self._kept = weight, sample(weight), None
         sampled = b"" if self._sampled is None else self._sampled.tobytes()
-        versions = (weight._version, *(p._version for p in learned))
+        versions = (version(weight), *map(version, learned))
         key = Key(source, address, versions, Steps.count, sampled)
         if self._kept is None or self._key != key:
             self._key, self._kept = key, quantize(weight)

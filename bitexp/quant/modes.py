@@ -1,28 +1,66 @@
-"""Where a layer runs: under transforms, autocast or compilation; the one place for torch's private names."""
+"""What a tensor is and who follows what is done with it; the one place for torch's private names.
+
+Code below torch, compiled for processors or in Triton, reads the memory of tensors. It may do so where
+`readable` says so: the numbers lie in memory, and nothing follows the operations of torch, which would miss
+what is done past it. Names are looked up once, since a few of these are asked for every token.
+"""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _are_functorch_transforms_active as functorch_transforms
+from torch._C import _functorch as functorch
+from torch._C import _get_tracing_state as trace
+from torch._C import _has_storage as has_storage
+from torch._C import _len_torch_dispatch_stack as dispatch_modes
+from torch.compiler import is_dynamo_compiling
+from torch.nn import Parameter
+
+int_mm = torch._int_mm
+"""int8 matrices `[n, k] @ [k, m]`, their sums in int32; torch has no public name for it."""
+
+has_vnni = torch.cpu._is_vnni_supported
+"""Whether the processor has the instructions that make `int_mm` fast."""
+
+batched = functorch.is_batchedtensor
+"""Whether vmap has taken a dimension of a tensor away, so that it is no matrix to those below torch."""
+
+version = attrgetter("_version")
+"""A number that every in-place operation on a tensor raises."""
 
 
-def transformed() -> bool:
-    """Whether this is traced or transformed: what is seen here may be no numbers."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+def followed() -> bool:
+    """Whether the operations of torch are followed here, by a compiler, a transform, a mode or a trace.
+
+    Modes are those below autograd: fake tensors, `make_fx`, export, counters of operations.
+    """
+    return is_dynamo_compiling() or functorch_transforms() or dispatch_modes() > 0 or trace() is not None
 
 
-def plain(x: Tensor) -> bool:
-    """Whether a tensor is one of numbers in memory, which code outside of torch can read."""
-    return type(x) in (Tensor, torch.nn.Parameter) and torch._C._has_storage(x) and not transformed()
+def in_memory(x: Tensor) -> bool:
+    """Whether a tensor is an ordinary one, of numbers in the memory of its device."""
+    return (type(x) is Tensor or type(x) is Parameter) and has_storage(x)
 
 
-def batched(x: Tensor) -> bool:
-    """Whether vmap has taken a dimension of x away, so that it is no matrix to those below torch."""
-    return torch._C._functorch.is_batchedtensor(x)
+def readable(x: Tensor) -> bool:
+    """Whether the memory of a dense tensor may be read past torch: nothing above, nor autograd, misses it.
+
+    It is asked for every token, so it makes no call that it can do without.
+    """
+    return (
+        (type(x) is Tensor or type(x) is Parameter)
+        and not (x.requires_grad and is_grad_enabled())
+        and not is_dynamo_compiling()
+        and not functorch_transforms()
+        and not dispatch_modes()
+        and trace() is None
+    )
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:

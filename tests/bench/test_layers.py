@@ -95,6 +95,7 @@ def test_what_is_not_installed_is_said_once(bench: Program, monkeypatch: pytest.
         (["models", "--kernels", "cpuu"], "unknown kernel 'cpuu'. Did you mean 'cpu'?"),
         (["models", "--quantizers", "full"], "there is nothing to freeze"),
         (["models", "--quantizers", "ternary"], "unknown quantizer 'ternary'"),
+        (["step", "--quantizers", "binry"], "unknown quantizer 'binry'. Did you mean 'binary'?"),
     ],
 )
 def test_a_typo_is_told_in_words(bench: Program, words: list[str], said: str) -> None:

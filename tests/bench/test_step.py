@@ -8,13 +8,21 @@ import pytest
 import torch
 
 from bitexp.bench.candidates import BF16, PEER, candidates, layer_bytes, measure
+from bitexp.bench.steps import PRECISIONS
 from bitexp.bench.workloads import WORKLOADS
 from bitexp.quant.layers import quantized_layers
 
 
 def options(model: str, **changes: object) -> argparse.Namespace:
     """As the command line gives them."""
-    known = {"shape": [1, 8, 8], "classes": 10, "context": 16, "vocabulary": 64, "batch": 1}
+    known: dict[str, object] = {
+        "shape": [1, 8, 8],
+        "classes": 10,
+        "context": 16,
+        "vocabulary": 64,
+        "batch": 1,
+    }
+    known |= {"quantizers": [*PRECISIONS]}
     return argparse.Namespace(model=model, kernel="auto", **{**known, **changes})
 
 
@@ -39,6 +47,13 @@ def test_the_layers_hold_at_most_35_percent_of_linear_and_layer_norm() -> None:
     control = layer_bytes(found["full_norm"])
     for name in ("ternary_mean", "ternary_median", "binary", "ternary_mean" + BF16):
         assert layer_bytes(found[name]) <= 0.35 * control
+
+
+def test_other_quantizers_take_part_beside_the_two_that_they_are_measured_by() -> None:
+    found = [c.name for c in candidates(options("reference_mlp", quantizers=["ternary_int4", "full"]))]
+    assert [name for name in found if not name.startswith(PEER)] == [
+        name + dtype for dtype in ("", BF16) for name in ("full", "full_norm", "ternary_int4")
+    ]
 
 
 def test_costs_are_ratios_to_full() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bitexp.common.errors import UserError
+from bitexp.deploy.packed_file import read_packed
 from tests.support.packed_files import (
     assert_refused,
     describe,

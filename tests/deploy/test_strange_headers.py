@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitexp.common.errors import UserError
-from bitexp.deploy.packed_file import load_packed
+from bitexp.deploy.packed_file import load_packed, read_packed
 from bitexp.models import MODELS
 from tests.support.packed_files import (
     REFERENCE,

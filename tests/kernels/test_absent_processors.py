@@ -27,6 +27,7 @@ from llvmlite import binding, ir
 from bitexp.kernels.cpu.dots import F32, I8, I64, ISAS, supported
 from bitexp.kernels.cpu.tile import emit_quantize, emit_tile
 from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.product import Quantized
 
 ROOT = Path(__file__).parents[2]
 TOOLS, EMULATOR = "aarch64-linux-gnu", "qemu-aarch64"
@@ -40,10 +41,11 @@ def test_a_processor_without_the_newest_instructions(variables: dict[str, str]) 
 import torch
 from bitexp.kernels import KERNELS
 from bitexp.kernels.cpu.dots import supported
+from bitexp.quant.product import Quantized
 kernel, x = KERNELS.get("cpu"), torch.randn(7, 100)
 codes = (torch.arange(7000).reshape(70, 100) % 3 - 1).to(torch.int8)
-y = kernel.linear(x, kernel.prepare(codes, torch.tensor(0.1)), None, 127, False)
-z = KERNELS.get("reference").linear(x, (codes, torch.tensor(0.1)), None, 127, False)
+y = kernel.forward(x, kernel.prepare(codes, torch.tensor(0.1)))
+z = KERNELS.get("reference").forward(x, Quantized(codes, torch.tensor(0.1)))
 print(supported()[0], torch.equal(y, z))
 """
     if "NUMBA_CPU_FEATURES" in variables and "avx2" not in supported():
@@ -263,7 +265,7 @@ def test_on_an_emulated_arm_the_kernel_gives_the_reference_s_bits(
     q, step = absmax_codes(x, 127, (-1,))
     assert torch.equal(read("q")[:, :200].float(), q.float())
     assert torch.equal(read("steps"), step.flatten())
-    expected = KERNELS.get("reference").linear(x, (codes, steps), parts["bias"], 127, False)
+    expected = KERNELS.get("reference").forward(x, Quantized(codes, steps), parts["bias"])
     for tokens, panels in tiles:
         y, whole = read(f"y{tokens}{panels}"), 5 - 5 % tokens
         assert torch.equal(y[:whole], expected[:whole])

@@ -10,12 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitexp.kernels import KERNELS
-from bitexp.kernels.cpu.training import LONG, CpuTraining
-from bitexp.quant import QUANTIZERS
-from bitexp.quant.backend import Arithmetic
+from bitexp.kernels.cpu.training import LONG, CpuBackend
+from bitexp.quant.backend import TORCH
+from bitexp.quant.layers import BitLinear
+from bitexp.quant.parts import WEIGHTS
 
 pytestmark = pytest.mark.skipif(KERNELS.get("cpu").unavailable("cpu") is not None, reason="no numba")
 
@@ -75,20 +76,23 @@ def test_one_nan_makes_it_nan_as_torch_does(length: int) -> None:
 @pytest.mark.parametrize("shape", [(1, LONG), (3, LONG + 1), (5, LONG - 1), (4, 7), (1, 5 * LONG)])
 def test_rows_are_taken_one_by_one(shape: tuple[int, int]) -> None:
     for rows in (torch.randn(shape), torch.randn(shape[::-1]).t(), torch.randn(shape).double()):
-        assert torch.equal(CpuTraining().abs_median(rows), Arithmetic().abs_median(rows))
+        assert torch.equal(CpuBackend().abs_median(rows), TORCH.abs_median(rows))
 
 
 def test_transforms_see_through_it() -> None:
     rows = torch.randn(3, 2, LONG)
-    expected = torch.stack([Arithmetic().abs_median(r) for r in rows])
-    assert torch.equal(torch.vmap(CpuTraining().abs_median)(rows), expected)
+    expected = torch.stack([TORCH.abs_median(r) for r in rows])
+    assert torch.equal(torch.vmap(CpuBackend().abs_median)(rows), expected)
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 def test_a_quantizer_gives_the_same_codes_with_it(make_quantizer: Any, granularity: str) -> None:
     weight = torch.randn(8, LONG)
-    plain, fast = (make_quantizer("ternary_median", granularity=granularity) for _ in range(2))
-    fast.arithmetic = CpuTraining()
-    for ours, theirs in zip(fast.weights(weight), plain.weights(weight), strict=True):
+    linear = nn.Linear(LONG, 8)
+    linear.weight.data.copy_(weight)
+    quantizer = make_quantizer("ternary_median", weights={"granularity": granularity})
+    plain, fast = (BitLinear(linear, quantizer) for _ in range(2))
+    fast.set_backend(CpuBackend())
+    for ours, theirs in zip(fast.quantized()[:2], plain.quantized()[:2], strict=True):
         assert torch.equal(ours, theirs)
-    assert QUANTIZERS.get("ternary_median") is type(fast)
+    assert type(fast.parts.weights) is WEIGHTS.get("ternary_median")

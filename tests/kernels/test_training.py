@@ -17,13 +17,12 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from bitexp.kernels import KERNELS
-from bitexp.kernels.cpu.training import CpuTraining, width
+from bitexp.kernels.cpu.training import CpuBackend, width
 from bitexp.quant import Quantizer
 from bitexp.quant.activations.int8 import absmax_codes
-from bitexp.quant.backend import Spec
-from bitexp.quant.layers import BitConv2d, BitLinear, dequantize, quantized_layers, set_product
+from bitexp.quant.backend import TORCH, Call
+from bitexp.quant.layers import BitConv2d, BitLinear, quantized_layers, set_backend
 from bitexp.quant.norms import normalize
-from bitexp.quant.product import float_product
 
 Make = Callable[..., Quantizer]
 
@@ -33,11 +32,11 @@ NORMS = ["none", "rms", "layer"]
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "128 levels": {"act_qmax": 128},
+    "128 levels": {"activations": {"qmax": 128}},
     "scaled bias": {"bias": "scaled"},
-    "step per channel": {"granularity": "channel"},
-    "binary": {"name": "binary"},
-    "median": {"name": "ternary_median"},
+    "step per channel": {"weights": {"granularity": "channel"}},
+    "binary": {"weights": "binary"},
+    "median": {"weights": "ternary_median"},
 }
 
 SHAPES = [(48,), (9, 48), (2, 3, 48), (4, 48, 48)]
@@ -50,15 +49,13 @@ def seed() -> None:
 
 def compiled(layer: nn.Module) -> Any:
     """The same layer or model with the training step of `kernel=cpu`."""
-    set_product(nn.ModuleList([layer]), float_product, CpuTraining())
+    set_backend(layer, CpuBackend())
     return layer
 
 
-def spec_of(layer: BitLinear, dtype: torch.dtype = torch.float32) -> Spec:
+def call_of(layer: BitLinear, dtype: torch.dtype = torch.float32) -> Call:
     """What the layer hands to the training step."""
-    quantizer = layer.quantizer
-    scaled = quantizer.bias == "scaled"
-    return Spec(None, layer.norm, quantizer.act_qmax, scaled, float_product, dtype, dtype, CpuTraining())
+    return Call(layer.spec, CpuBackend(), dtype, dtype, fused=True)
 
 
 def norm_of_torch(x: Tensor, norm: str) -> Tensor:
@@ -78,9 +75,10 @@ def test_output_and_gradients_are_the_textbook_straight_through_ones(
 ) -> None:
     quantizer = make_quantizer("ternary_mean", norm=norm, **VARIANTS[variant])
     layer = BitLinear(nn.Linear(48, 20, bias=bias), quantizer)
-    x, weight = (2 * torch.randn(shape) + 1).requires_grad_(), layer.weight
-    w_codes, w_scale = layer.quantizer.weights(weight)
-    _, codes, scale, *_ = CpuTraining().forward(x, layer.bias, w_codes, w_scale, spec_of(layer))
+    x = (2 * torch.randn(shape) + 1).requires_grad_()
+    quantized = layer.quantized()
+    w_scale = quantized.scale
+    _, codes, scale, *_ = CpuBackend().forward(x, layer.bias, quantized.codes, w_scale, call_of(layer))
     assert codes.dtype == torch.int8
     assert codes.shape == x.shape
     assert scale is not None
@@ -88,10 +86,10 @@ def test_output_and_gradients_are_the_textbook_straight_through_ones(
     leaves = [leaf.detach().double().requires_grad_() for leaf in (x, *layer.parameters())]
     normed, latent = norm_of_torch(leaves[0], norm), leaves[1]
     inputs = normed + (codes * scale - normed).detach()
-    weights = latent + (dequantize(w_codes, w_scale) - latent).detach()
+    weights = latent + (quantized.dequantized() - latent).detach()
     expected = F.linear(inputs, weights)
     if bias:
-        per_token = (scale * w_scale).double() if layer.quantizer.bias == "scaled" else 1.0
+        per_token = (scale * w_scale).double() if layer.spec.bias == "scaled" else 1.0
         expected = expected + leaves[2] * per_token
 
     y = compiled(layer)(x)
@@ -122,8 +120,8 @@ def test_from_the_normed_input_on_the_forward_has_the_bits_of_the_reference(
 def test_a_fused_norm_changes_hardly_any_code(make_quantizer: Make, norm: Any) -> None:
     x = torch.randn(2048, 512) * torch.rand(2048, 1) + torch.randn(2048, 1) / 100
     layer = BitLinear(nn.Linear(512, 8), make_quantizer("ternary_mean", norm=norm))
-    w_codes, w_scale = layer.quantizer.weights(layer.weight)
-    _, codes, scale, mean, rstd = CpuTraining().forward(x, None, w_codes, w_scale, spec_of(layer))
+    w_codes, w_scale, _ = layer.quantized()
+    _, codes, scale, mean, rstd = CpuBackend().forward(x, None, w_codes, w_scale, call_of(layer))
     normed, expected_mean, expected_rstd = normalize(x, norm, -1)
     expected, expected_scale = absmax_codes(normed, 127, (-1,))
     different = (codes.int() - expected.int()).abs()
@@ -306,7 +304,7 @@ def test_checkpointing_gives_the_same_gradients(make_quantizer: Make, reentrant:
 
 def test_convolutions_groups_and_empty_batches_go_by_torch(make_quantizer: Make) -> None:
     conv = compiled(BitConv2d(nn.Conv2d(4, 6, 3), make_quantizer("ternary_mean")))
-    groups = make_quantizer("ternary_mean", granularity="group", group_size=6)
+    groups = make_quantizer("ternary_mean", weights={"granularity": "group", "group_size": 6})
     grouped = compiled(BitLinear(nn.Linear(12, 6), groups))
     single = compiled(BitLinear(nn.Linear(1, 6), make_quantizer("ternary_mean", norm="none")))
     plain = compiled(BitLinear(nn.Linear(12, 6), make_quantizer("ternary_mean")))
@@ -330,7 +328,7 @@ def test_a_layer_survives_deepcopy_and_serialization(make_quantizer: Make) -> No
 def test_the_cpu_kernel_brings_it(make_quantizer: Make) -> None:
     kernel = KERNELS.get("cpu")
     model = nn.Sequential(BitLinear(nn.Linear(8, 6), make_quantizer("ternary_mean")))
-    set_product(model, kernel.product, kernel.fused)
-    assert isinstance(quantized_layers(model)["0"].fused, CpuTraining) == torch.cpu._is_vnni_supported()
-    set_product(model, kernel.product)
-    assert quantized_layers(model)["0"].fused is None
+    set_backend(model, kernel.backend)
+    assert isinstance(quantized_layers(model)["0"].backend, CpuBackend) == torch.cpu._is_vnni_supported()
+    set_backend(model, TORCH)
+    assert quantized_layers(model)["0"].backend is TORCH

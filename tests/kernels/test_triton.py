@@ -24,8 +24,10 @@ from bitexp.deploy.frozen import freeze
 from bitexp.deploy.fused_norm import FusedLinear, fuse_norms
 from bitexp.kernels import KERNELS, choose_kernel
 from bitexp.kernels.gpu.layout import Packed, bits_for, pack, unpack
+from bitexp.quant.backend import TORCH
 from bitexp.quant.layers import BitConv2d, BitLinear
-from bitexp.quant.product import float_product
+from bitexp.quant.product import Quantized
+from tests.support.specs import spec_for
 
 TRITON = KERNELS.get("triton")
 TESTS = Path(__file__).parent / "gpu"
@@ -130,13 +132,14 @@ def test_on_the_cpu_it_goes_by_torch(bits: int) -> None:
     reference = KERNELS.get("reference")
     prepared = TRITON.prepare(codes, scale)
     assert isinstance(prepared, Packed)
-    expected = reference.linear(x, (codes, scale), bias, 127, False)
-    assert torch.equal(TRITON.linear(x, prepared, bias, 127, False), expected)
-    x_codes, conv = torch.randint(-127, 128, (2, 3, 5, 5), dtype=torch.int8), ((1, 1), (0, 0), (1, 1), 1)
+    expected = reference.forward(x, Quantized(codes, scale), bias)
+    assert torch.equal(TRITON.forward(x, prepared, bias), expected)
+    x_codes = torch.randint(-127, 128, (2, 3, 5, 5), dtype=torch.int8)
+    spec = spec_for(conv=((1, 1), (0, 0), (1, 1), 1))
     weight = torch.randint(-1, 2, (4, 3, 3, 3), dtype=torch.int8)
-    assert torch.equal(TRITON.product(x_codes, weight, conv), float_product(x_codes, weight, conv))
+    assert torch.equal(TRITON.backend.product(x_codes, weight, spec), TORCH.product(x_codes, weight, spec))
     with pytest.raises(ValueError, match="fused only on a GPU"):
-        TRITON.linear(x, prepared, bias, 127, False, "rms")
+        TRITON.forward(x, prepared, bias, norm="rms")
 
 
 def test_importing_bitexp_imports_no_triton() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +9,9 @@ from torch import Tensor
 from bitexp.kernels import KERNELS
 from bitexp.kernels.cpu import Cpu
 from bitexp.kernels.cpu.jit import missing
+from bitexp.kernels.reference import PLAIN
+from bitexp.quant.product import Quantized
+from bitexp.quant.spec import LayerSpec
 
 if missing():
     pytest.skip(str(missing()), allow_module_level=True)
@@ -37,10 +38,12 @@ def case(
     return torch.randn(tokens, inputs, generator=draw), codes, steps, added
 
 
-def assert_same(isa: str, x: Tensor, codes: Tensor, steps: Tensor, *rest: Any) -> None:
+def assert_same(
+    isa: str, x: Tensor, codes: Tensor, steps: Tensor, bias: Tensor | None, spec: LayerSpec = PLAIN
+) -> None:
     """The kernel gives what the reference gives, to the bit."""
-    expected = REFERENCE.linear(x, (codes, steps), *rest)
+    expected = REFERENCE.forward(x, Quantized(codes, steps), bias, spec)
     kernel = Cpu(isa)
-    got = kernel.linear(x, kernel.prepare(codes, steps), *rest)
+    got = kernel.forward(x, kernel.prepare(codes, steps), bias, spec)
     assert got.shape == expected.shape
     assert torch.equal(got, expected)

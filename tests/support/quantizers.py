@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -42,10 +41,10 @@ def merged(old: Any, change: object) -> object:
     return change
 
 
-@functools.cache
-def _fits(preset: str, changes: str) -> bool:
+def fits(preset: str, changes: Mapping[str, Any]) -> bool:
+    """Whether a preset can be changed so."""
     try:
-        make_quantizer(preset, **json.loads(changes))
+        make_quantizer(preset, **changes)
     except ValueError:
         return False
     return True
@@ -53,4 +52,4 @@ def _fits(preset: str, changes: str) -> bool:
 
 def fitting(preset: str, changes: Sequence[Mapping[str, Any]]) -> st.SearchStrategy[Mapping[str, Any]]:
     """Those of some changes that go together with a preset."""
-    return st.sampled_from([change for change in changes if _fits(preset, json.dumps(change))])
+    return st.sampled_from([change for change in changes if fits(preset, change)])

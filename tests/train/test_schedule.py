@@ -18,6 +18,7 @@ from bitexp.quant.convert import quantize
 from bitexp.train.optimizers import build_optimizer
 from bitexp.train.rates import lambda_at, lr_factor, switch_step, weight_decay_at
 from bitexp.train.schedule import Schedule
+from tests.support.quantizers import MakeQuantizer
 
 SHARES = st.floats(0, 1)
 TOTALS = st.integers(1, 300)

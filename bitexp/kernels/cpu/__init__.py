@@ -15,12 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, float32, get_num_threads, is_grad_enabled
-from torch._C import _are_functorch_transforms_active as transformed
-from torch._C import _get_tracing_state as traced
-from torch._C import _len_torch_dispatch_stack as dispatch_modes  # fake tensors, make_fx, export
-from torch.compiler import is_dynamo_compiling
-from torch.nn import Parameter
+from torch import Tensor, float32, get_num_threads
 
 from bitexp.kernels.cpu import layout, memory, threads
 from bitexp.kernels.cpu.jit import missing
@@ -29,6 +24,7 @@ from bitexp.kernels.cpu.training import CpuBackend
 from bitexp.kernels.int8 import Int8
 from bitexp.kernels.reference import PLAIN, Reference
 from bitexp.kernels.registry import KERNELS
+from bitexp.quant.modes import has_vnni, readable
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EXACT, LayerSpec
 
@@ -91,7 +87,7 @@ class Cpu(Reference):
 
     def __init__(self, isa: str | None = None) -> None:
         self.isa = isa
-        vnni = torch.cpu._is_vnni_supported()
+        vnni = has_vnni()
         self.other: Reference = Int8() if vnni else Reference()
         self.backend = CpuBackend() if vnni else self.other.backend
 
@@ -124,8 +120,12 @@ class Cpu(Reference):
             raise ValueError(f"inputs of shape {list(x.shape)} do not end in {prepared.inputs} features")
         if bias is not None and bias.shape != (prepared.outputs,):
             raise ValueError(f"a bias of shape {list(bias.shape)} does not fit {prepared.outputs} outputs")
-        absmax = spec.absmax
-        if absmax is not None and runs_by_address(x) and (bias is None or runs_by_address(bias)):
+        absmax = None if spec.activations is None else spec.activations.absmax
+        if (
+            absmax is not None
+            and (x.dtype is float32 and x.is_cpu and readable(x))
+            and (bias is None or (bias.dtype is float32 and bias.is_cpu and readable(bias)))
+        ):
             return prepared.forward(x, bias, absmax, spec.bias == "scaled")
         return self.other.forward(x, self.weights(prepared), bias, spec)
 
@@ -143,20 +143,6 @@ class Cpu(Reference):
         if isinstance(prepared, Packed):
             return Quantized(prepared.codes(), prepared.scale)
         return super().weights(prepared)
-
-
-def runs_by_address(x: Tensor) -> bool:
-    """Whether a tensor may be read past torch: fp32 in memory, and nothing that follows its operations."""
-    return (
-        (type(x) is Tensor or type(x) is Parameter)
-        and x.dtype is float32
-        and x.is_cpu
-        and not (x.requires_grad and is_grad_enabled())
-        and not is_dynamo_compiling()
-        and not transformed()
-        and not dispatch_modes()
-        and not traced()
-    )
 
 
 KERNELS.register("cpu")(Cpu())

@@ -17,7 +17,7 @@ from bitexp.kernels.cpu.threads import pool, shares
 from bitexp.kernels.int8 import Int8Backend
 from bitexp.quant.backend import Call, Grads, Saved
 from bitexp.quant.levels import Levels
-from bitexp.quant.modes import plain
+from bitexp.quant.modes import int_mm, readable
 from bitexp.quant.spec import LayerSpec, rows
 
 F32 = torch.float32  # said everywhere, since the default may be bf16
@@ -94,6 +94,7 @@ class CpuBackend(Int8Backend):
         from bitexp.kernels.cpu.norm_quant import norm_quantize, quantize, rescale
 
         spec = call.spec
+        assert spec.absmax is not None
         qmax, scaled = np.float32(spec.absmax), spec.bias == "scaled"
         outputs, inputs = w_codes.shape
         y = torch.empty(*x.shape[:-1], outputs, dtype=call.dtype)
@@ -112,7 +113,7 @@ class CpuBackend(Int8Backend):
                 arrays = of_x.array(part), q_array[part], s[part], m[part], r[part]
                 share(norm_quantize, arrays, qmax, spec.norm == "layer")
             place = part if out.dtype == result.dtype else slice(0, part.stop - part.start)
-            torch._int_mm(q[part], w_codes.t(), out=sums[place])
+            int_mm(q[part], w_codes.t(), out=sums[place])
             share(rescale, (sums_array[place], s[part]), scales, offsets, scaled)
             if out.dtype != result.dtype:
                 out[part] = result[place]
@@ -171,7 +172,7 @@ class CpuBackend(Int8Backend):
         return grad_x, grad_w, grad_b
 
     def abs_median(self, rows: Tensor) -> Tensor:
-        if not readable(rows) or rows.shape[-1] < LONG:
+        if not compilable(rows) or rows.shape[-1] < LONG:
             return super().abs_median(rows)
         from bitexp.kernels.cpu.median import medians
 
@@ -180,7 +181,7 @@ class CpuBackend(Int8Backend):
         return out
 
     def rounded(self, rows: Tensor, scale: Tensor, levels: Levels) -> Tensor:
-        if not (readable(rows) and readable(scale)):
+        if not (compilable(rows) and compilable(scale)):
             return super().rounded(rows, scale, levels)
         from bitexp.kernels.cpu.norm_quant import round_rows
 
@@ -189,9 +190,9 @@ class CpuBackend(Int8Backend):
         return codes
 
 
-def readable(x: Tensor) -> bool:
-    """Whether compiled code can read the tensor: fp32 numbers in main memory."""
-    return x.dtype == F32 and x.device.type == "cpu" and plain(x)
+def compilable(x: Tensor) -> bool:
+    """Whether compiled code takes the tensor: fp32 numbers in main memory."""
+    return x.dtype == F32 and x.is_cpu and readable(x)
 
 
 def add_product(total: Tensor, grad: Tensor, inputs: Tensor, first: bool) -> None:

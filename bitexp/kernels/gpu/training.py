@@ -20,7 +20,7 @@ class GpuBackend(Int8GpuBackend):
     """See `bitexp.quant.backend.Backend`."""
 
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: LayerSpec) -> bool:
-        """Whether this is a linear layer on a GPU with int8 activations and no scales per group."""
+        """Whether this is a linear layer on a GPU with activations by absmax and no scales per group."""
         linear = spec.conv is None and spec.absmax is not None and w_scale.dim() < 2
         return bool(linear and x.is_cuda and x.numel())
 

@@ -13,7 +13,9 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bitexp.kernels.cpu import Cpu, Packed
+from bitexp.quant.product import Quantized
 from tests.support.cpu_kernel import REFERENCE, case
+from tests.support.specs import spec_for
 
 
 @pytest.mark.parametrize(
@@ -31,11 +33,11 @@ def test_a_wrong_shape_is_refused(shape: tuple[int, ...], bias: int | None, said
     added = None if bias is None else torch.zeros(bias)
     for x in (torch.zeros(shape), torch.zeros(shape, dtype=torch.bfloat16)):  # compiled, and not
         with pytest.raises(ValueError, match=said):
-            kernel.linear(x, prepared, added, 127, False)
+            kernel.forward(x, prepared, added)
 
 
 def test_steps_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\[3\] steps do not fit 24 outputs"):
+    with pytest.raises(ValueError, match=r"a scale of shape \[3\] does not fit 24 outputs"):
         Cpu().prepare(torch.ones(24, 40, dtype=torch.int8), torch.ones(3))
 
 
@@ -50,10 +52,8 @@ def test_what_is_not_compiled_is_computed_all_the_same(codes: Tensor, qmax: int)
     kernel, steps, x = Cpu(), torch.tensor(0.3), torch.randn(4, 20)
     prepared = kernel.prepare(codes, steps)
     assert isinstance(prepared, Packed) == (codes is TERNARY)
-    ours = functools.partial(kernel.linear, prepared=prepared, bias=None, act_qmax=qmax, scaled_bias=False)
-    theirs = functools.partial(
-        REFERENCE.linear, prepared=(codes, steps), bias=None, act_qmax=qmax, scaled_bias=False
-    )
+    ours = functools.partial(kernel.forward, prepared=prepared, spec=spec_for(qmax))
+    theirs = functools.partial(REFERENCE.forward, prepared=Quantized(codes, steps), spec=spec_for(qmax))
     assert torch.equal(ours(x), theirs(x))
     assert torch.equal(torch.vmap(ours)(x[:, None]), torch.vmap(theirs)(x[:, None]))
     grads = []
@@ -63,8 +63,8 @@ def test_what_is_not_compiled_is_computed_all_the_same(codes: Tensor, qmax: int)
         grads.append(leaf.grad)
     assert torch.equal(*grads)
     groups = torch.rand(10, 2)
-    grouped = kernel.linear(x, kernel.prepare(codes, groups), None, qmax, False)
-    assert torch.equal(grouped, REFERENCE.linear(x, (codes, groups), None, qmax, False))
+    grouped = kernel.forward(x, kernel.prepare(codes, groups), None, spec_for(qmax))
+    assert torch.equal(grouped, REFERENCE.forward(x, Quantized(codes, groups), None, spec_for(qmax)))
 
 
 class Function(torch.nn.Module):
@@ -82,7 +82,7 @@ def test_what_follows_the_operations_of_torch_sees_them() -> None:
     prepared = kernel.prepare(codes, steps)
 
     def function(x: Tensor) -> Tensor:
-        return kernel.linear(x, prepared, bias, 127, False)
+        return kernel.forward(x, prepared, bias)
 
     other = torch.randn(3, 20)
     expected = function(other)

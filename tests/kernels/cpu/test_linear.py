@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitexp.kernels.cpu import Cpu, threads
+from bitexp.quant.product import Quantized
 from tests.support.cpu_kernel import RANGES, REFERENCE, assert_same, case, every_isa
+from tests.support.specs import spec_for
 
 
 @every_isa
@@ -35,7 +37,7 @@ def test_any_shape_gives_the_bits_of_the_reference(
     seed: int,
 ) -> None:
     x, codes, steps, added = case(kind, tokens, inputs, outputs, per_output, bias != "none", seed)
-    assert_same(isa, x, codes, steps, added, qmax, bias == "scaled")
+    assert_same(isa, x, codes, steps, added, spec_for(qmax, bias == "scaled"))
 
 
 @every_isa
@@ -51,7 +53,7 @@ def test_saturating_rows_do_not_overflow(isa: str, kind: str, tokens: int) -> No
         sums = (127 * x.sign().long()) @ codes.long().t()
         expected = sums.float() * (x.abs().amax(1, keepdim=True) / 127 * torch.tensor(0.5))
         kernel = Cpu(isa)
-        got = kernel.linear(x, kernel.prepare(codes, torch.tensor(0.5)), None, 127, False)
+        got = kernel.forward(x, kernel.prepare(codes, torch.tensor(0.5)))
         assert torch.equal(got, expected)
 
 
@@ -61,8 +63,8 @@ def test_rows_of_zeros_of_nan_and_of_infinity(isa: str) -> None:
     x[1], x[2, 3], x[3, 99], x[4, 0], x[5] = 0, torch.nan, torch.inf, -torch.inf, x[5] * 1e38
     x[6] *= 1e-42
     kernel = Cpu(isa)
-    expected = REFERENCE.linear(x, (codes, steps), bias, 127, False)
-    got = kernel.linear(x, kernel.prepare(codes, steps), bias, 127, False)
+    expected = REFERENCE.forward(x, Quantized(codes, steps), bias)
+    got = kernel.forward(x, kernel.prepare(codes, steps), bias)
     assert expected[2:5].isnan().all()
     assert torch.equal(got.nan_to_num(7.5), expected.nan_to_num(7.5))
 
@@ -77,7 +79,7 @@ def test_every_output_is_written_and_nothing_else(isa: str, kind: str, outputs: 
     y = memory[1:8]
     scratch = threads.scratch(prepared.scratch)
     prepared.run(127, 0, 0, x.data_ptr(), y.data_ptr(), scratch, 0, 7, 0, prepared.streams)
-    assert torch.equal(y, REFERENCE.linear(x, (codes, steps), None, 127, False))
+    assert torch.equal(y, REFERENCE.forward(x, Quantized(codes, steps)))
     assert memory[0].isnan().all()
     assert memory[8].isnan().all()
 
@@ -94,7 +96,7 @@ def test_ranges_of_tokens_and_streams_make_up_the_whole(isa: str, token: int, st
     for tokens in ((0, token), (token, 100)):
         for streams in ((0, stream), (stream, prepared.streams)):
             prepared.run(*where, *tokens, *streams)
-    assert torch.equal(y, REFERENCE.linear(x, (codes, steps), bias, 127, False))
+    assert torch.equal(y, REFERENCE.forward(x, Quantized(codes, steps), bias))
 
 
 def test_numpy_agrees_about_the_codes() -> None:
@@ -105,17 +107,17 @@ def test_numpy_agrees_about_the_codes() -> None:
     absmax = np.abs(x.numpy()).max(1, keepdims=True)
     codes = np.rint(x.numpy() * (np.float32(1) / absmax * np.float32(127)))
     expected = codes * (absmax / np.float32(127))
-    assert np.array_equal(kernel.linear(x, prepared, None, 127, False).numpy(), expected)
+    assert np.array_equal(kernel.forward(x, prepared).numpy(), expected)
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
 def test_outputs_are_fp32_whatever_the_default_is(default: torch.dtype) -> None:
     x, codes, steps, bias = case("ternary", 3, 20, 70, True, True)
-    expected = REFERENCE.linear(x, (codes, steps), bias, 127, False)
+    expected = REFERENCE.forward(x, Quantized(codes, steps), bias)
     before = torch.get_default_dtype()
     torch.set_default_dtype(default)
     try:
-        got = Cpu().linear(x, Cpu().prepare(codes, steps), bias, 127, False)
+        got = Cpu().forward(x, Cpu().prepare(codes, steps), bias)
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(got, expected)

@@ -18,11 +18,11 @@ def test_prepared_weights_are_copied_and_pickled() -> None:
     x, codes, steps, bias = case("int4", 5, 33, 70, True, True)
     kernel = Cpu()
     prepared = kernel.prepare(codes, steps)
-    expected = kernel.linear(x, prepared, bias, 127, False)
+    expected = kernel.forward(x, prepared, bias)
     for twin in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
         assert twin.weights.data_ptr() != prepared.weights.data_ptr()
         assert not set(twin.run.args[:2]) & set(prepared.run.args[:2])
-        assert torch.equal(kernel.linear(x, twin, bias, 127, False), expected)
+        assert torch.equal(kernel.forward(x, twin, bias), expected)
     assert torch.equal(prepared.codes(), codes)
 
 
@@ -50,4 +50,4 @@ def test_a_layer_is_copied_and_pickled_without_the_memory_of_others() -> None:
     assert len(pickle.dumps(prepared)) < 20_000
     x = torch.randn(2, 64)
     again = pickle.loads(pickle.dumps(prepared))
-    assert torch.equal(again.linear(x, None, 127, False), prepared.linear(x, None, 127, False))
+    assert torch.equal(again.forward(x, None, 127, False), prepared.forward(x, None, 127, False))

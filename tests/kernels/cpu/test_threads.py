@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bitexp.kernels.cpu import Cpu, threads
 from bitexp.kernels.cpu.dots import supported
+from bitexp.quant.product import Quantized
 from tests.support.cpu_kernel import REFERENCE, assert_same, case
 
 
@@ -30,13 +31,13 @@ def test_several_threads_give_the_same_bits(
 ) -> None:
     monkeypatch.setattr(threads, "WORTH", 0)
     x, codes, steps, bias = case("ternary", tokens, 300, 330, True, True)
-    assert_same(supported()[0], x, codes, steps, bias, 127, False)
+    assert_same(supported()[0], x, codes, steps, bias)
 
 
 def test_a_small_product_wakes_no_thread(three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "pool", lambda count: pytest.fail("it asks for threads"))
     x, codes, steps, bias = case("ternary", 8, 64, 64, True, True)
-    assert_same(supported()[0], x, codes, steps, bias, 127, False)
+    assert_same(supported()[0], x, codes, steps, bias)
 
 
 def test_calls_from_several_threads_at_once(three_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,11 +45,11 @@ def test_calls_from_several_threads_at_once(three_threads: None, monkeypatch: py
     kernel = Cpu()
     x, codes, steps, bias = case("binary", 400, 100, 200, False, True)
     prepared = kernel.prepare(codes, steps)
-    expected = REFERENCE.linear(x, (codes, steps), bias, 127, False)
+    expected = REFERENCE.forward(x, Quantized(codes, steps), bias)
     same: list[bool] = []
 
     def work() -> None:
-        same.extend(torch.equal(kernel.linear(x, prepared, bias, 127, False), expected) for _ in range(20))
+        same.extend(torch.equal(kernel.forward(x, prepared, bias), expected) for _ in range(20))
 
     callers = [threading.Thread(target=work) for _ in range(4)]
     for caller in callers:
@@ -82,11 +83,11 @@ def test_a_forked_process_has_its_own_threads(
     x, codes, steps, bias = case("ternary", 5, 100, 200, True, True)
     kernel = Cpu()
     prepared = kernel.prepare(codes, steps)
-    expected = kernel.linear(x, prepared, bias, 127, False)
+    expected = kernel.forward(x, prepared, bias)
     assert any(thread.name.startswith("bitexp") for thread in threading.enumerate())
 
     def work() -> int:  # torch's own threads would hang in a fork, so it compares without them
-        return kernel.linear(x, prepared, bias, 127, False).tolist() != expected.tolist()
+        return kernel.forward(x, prepared, bias).tolist() != expected.tolist()
 
     ended = start(work).wait()
     assert ended.code == 0, ended.err

@@ -14,7 +14,8 @@ from bitexp.deploy.cuda_graph import Replay
 from bitexp.deploy.frozen import freeze, freeze_layer
 from bitexp.deploy.fused_norm import fuse_norms
 from bitexp.kernels import KERNELS
-from bitexp.quant.layers import BitConv2d, BitLinear, set_product
+from bitexp.kernels.gpu.product import Int8GpuBackend
+from bitexp.quant.layers import BitConv2d, BitLinear, set_backend
 
 Make = Callable[..., Any]
 
@@ -28,9 +29,9 @@ TRITON, REFERENCE = KERNELS.get("triton"), KERNELS.get("reference")
     [
         {},
         {"norm": "none"},
-        {"granularity": "channel"},
+        {"weights": {"granularity": "channel"}},
         {"activations": "none"},
-        {"act_qmax": 128, "bias": "scaled"},
+        {"activations": {"qmax": 128}, "bias": "scaled"},
     ],
     ids=str,
 )
@@ -40,7 +41,7 @@ def test_a_frozen_layer_gives_the_bits_of_training(
     torch.manual_seed(0)
     layer = BitLinear(nn.Linear(70, 9), make_quantizer(preset, **changes)).to(device)
     x = torch.randn(tokens, 70, device=device)
-    layer.product = TRITON.product
+    layer.set_backend(Int8GpuBackend())
     with torch.no_grad():
         expected = layer(x)
         assert torch.equal(freeze_layer(layer, "auto", TRITON)(x), expected)
@@ -60,7 +61,7 @@ def test_a_frozen_model_gives_the_bits_of_the_trained_one(
     make_quantizer: Make, device: str, batch: int
 ) -> None:
     model = network(make_quantizer, device)
-    set_product(model, TRITON.product)
+    set_backend(model, TRITON.backend)
     x = torch.randn(batch, 2, 6, 6, device=device)
     with torch.no_grad():
         expected = model(x)

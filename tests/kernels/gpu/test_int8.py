@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitexp.kernels import KERNELS
 from bitexp.kernels.gpu.int8 import int8_gemm
+from bitexp.kernels.gpu.product import Int8GpuBackend
+from bitexp.quant.backend import TORCH
 from bitexp.quant.layers import BitConv2d, BitLinear
-from bitexp.quant.product import float_product, scaled_product
-from bitexp.quant.spec import ConvArgs
+from bitexp.quant.product import Quantized, scaled_product
+from bitexp.quant.spec import ConvArgs, LayerSpec
+from tests.support.specs import spec_for
 
-PRODUCT = KERNELS.get("triton").product
+BACKEND = Int8GpuBackend()
 
 
 def int8(*shape: int, device: str) -> Tensor:
@@ -43,15 +45,18 @@ def test_scales_round_as_torch_s(device: str, channel: bool, kind: str) -> None:
     x, w = int8(2, 5, 70, device=device), int8(9, 70, device=device)
     x_scale, w_scale = torch.rand(2, 5, 1, device=device), torch.rand(9 if channel else (), device=device)
     bias = None if kind == "none" else torch.randn(9, device=device)
-    options = (x, x_scale, w, w_scale, bias, None, kind == "scaled")
-    y = scaled_product(*options, PRODUCT)
-    assert torch.equal(y.cpu(), on_cpu(options))
+    spec = spec_for(scaled_bias=kind == "scaled")
+    y = scaled_product(x, x_scale, Quantized(w, w_scale), bias, spec, BACKEND)
+    assert torch.equal(y.cpu(), on_cpu(x, x_scale, w, w_scale, bias, spec))
     assert y._base is None
 
 
-def on_cpu(options: tuple[object, ...]) -> Tensor:
+def on_cpu(
+    x: Tensor, x_scale: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None, spec: LayerSpec
+) -> Tensor:
     """`scaled_product` by torch on the CPU, whose sums in fp32 are exact."""
-    return scaled_product(*(o.cpu() if isinstance(o, Tensor) else o for o in options))  # type: ignore[arg-type]
+    weights = Quantized(w.cpu(), w_scale.cpu())
+    return scaled_product(x.cpu(), x_scale.cpu(), weights, None if bias is None else bias.cpu(), spec)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +73,11 @@ def test_convolutions(device: str, conv: ConvArgs) -> None:
     x, w = int8(2, 6, 7, 8, device=device), int8(9, 6 // conv[3], 3, 2, device=device)
     x_scale, w_scale = torch.rand(2, 1, 1, 1, device=device), torch.rand(9, device=device)
     bias = torch.randn(9, device=device)
-    options = (x, x_scale, w, w_scale, bias, conv, False)
-    y = scaled_product(*options, PRODUCT)
-    assert torch.equal(y.cpu(), on_cpu(options))
+    spec = spec_for(conv=conv)
+    y = scaled_product(x, x_scale, Quantized(w, w_scale), bias, spec, BACKEND)
+    assert torch.equal(y.cpu(), on_cpu(x, x_scale, w, w_scale, bias, spec))
     assert y._base is None
-    assert torch.equal(PRODUCT(x, w, conv).cpu(), float_product(x.cpu(), w.cpu(), conv))
+    assert torch.equal(BACKEND.product(x, w, spec).cpu(), TORCH.product(x.cpu(), w.cpu(), spec))
 
 
 def test_steps_and_biases_that_are_expanded(device: str) -> None:
@@ -113,7 +118,7 @@ def test_training_has_the_bits_of_torch(
         model, x = BitConv2d(nn.Conv2d(4, 8, 3), quantizer), torch.randn(2, 4, 6, 6)  # type: ignore[arg-type]
     model, x = model.to(device), x.to(device)
     other = copy.deepcopy(model)
-    other.product = PRODUCT
+    other.set_backend(BACKEND)
     run = torch.compile(other, backend="aot_eager", fullgraph=True) if compiled else other
     for autocast in (False, True):
         results = []

@@ -16,6 +16,7 @@ from bitexp.kernels.gpu.gemm import packed_gemm
 from bitexp.kernels.gpu.layout import Packed, pack
 from bitexp.kernels.gpu.linear import packed_linear
 from bitexp.kernels.gpu.quantize import quantize
+from tests.support.specs import spec_for
 
 Oracle = Callable[..., Tensor]
 
@@ -33,7 +34,7 @@ def assert_exact(oracle: Oracle, device: str, bits: int, tokens: int, inputs: in
     scale, bias = torch.tensor(0.0371, device=device), torch.randn(outputs, device=device)
     prepared = TRITON.prepare(codes, scale)
     assert isinstance(prepared, Packed)
-    y = TRITON.linear(x, prepared, bias, 127, False)
+    y = TRITON.forward(x, prepared, bias)
     assert torch.equal(y.cpu(), oracle(x, codes, scale, bias))
 
 
@@ -86,7 +87,7 @@ def test_biases_steps_and_code_ranges(oracle: Oracle, device: str, tokens: int, 
     x = torch.randn(tokens, 70, device=device)
     scale = torch.rand(10 if kind == "channel" else (), device=device)
     bias = None if kind == "none" else torch.randn(10, device=device)
-    y = TRITON.linear(x, TRITON.prepare(codes, scale), bias, qmax, kind == "scaled")
+    y = TRITON.forward(x, TRITON.prepare(codes, scale), bias, spec_for(qmax, kind == "scaled"))
     assert torch.equal(y.cpu(), oracle(x, codes, scale, bias, qmax, kind == "scaled"))
 
 
@@ -117,10 +118,10 @@ def test_special_rows(oracle: Oracle, device: str, tokens: int) -> None:
     halves[0] = 127
     for row in (torch.zeros(64), torch.full((64,), 1e-30), 1e30 * torch.randn(64), halves):
         x = row.to(device).repeat(tokens, 1)
-        assert torch.equal(TRITON.linear(x, packed, None, 127, False).cpu(), oracle(x, codes, scale, None))
+        assert torch.equal(TRITON.forward(x, packed).cpu(), oracle(x, codes, scale, None))
     x = torch.randn(tokens, 64, device=device)
     x[0, 3] = float("nan")
-    y = TRITON.linear(x, packed, None, 127, False).cpu()
+    y = TRITON.forward(x, packed).cpu()
     assert y[0].isnan().all()
     assert torch.equal(y[1:], oracle(x[1:], codes, scale, None))
 
@@ -141,21 +142,21 @@ def test_leading_dimensions_and_strides(oracle: Oracle, device: str) -> None:
     packed = TRITON.prepare(codes, scale)
     wide = torch.randn(2, 3, 60, device=device)
     for x in (wide[..., :30], wide[..., ::2], wide[0, :1, 5:35], wide[1, 2, 1:31], wide[:, :0, :30]):
-        y = TRITON.linear(x, packed, None, 127, False)
+        y = TRITON.forward(x, packed)
         assert torch.equal(y.cpu(), oracle(x, codes, scale, None))
 
 
 def test_what_does_not_fit_is_refused(device: str) -> None:
     packed = TRITON.prepare(codes_of(2, 4, 30, device), torch.ones((), device=device))
     with pytest.raises(ValueError, match="x has 31 features, the packed weights have 30 inputs"):
-        TRITON.linear(torch.randn(2, 31, device=device), packed, None, 127, False)
+        TRITON.forward(torch.randn(2, 31, device=device), packed)
     q = quantize(torch.randn(5, 30, device=device), 127, 128)
     with pytest.raises(ValueError, match="codes of 128 inputs meet weights of 64"):
         packed_gemm(q, packed, None, "none", torch.float32)
     with pytest.raises(ValueError, match=r"30 inputs .* do not fit 16 contiguous columns"):
         quantize(torch.randn(5, 30, device=device), 127, 16)
     with pytest.raises(ValueError, match="norm=rms is fused only on a GPU, with packed weights"):
-        TRITON.linear(torch.randn(2, 30, device=device), packed, None, 0, False, "rms")
+        TRITON.forward(torch.randn(2, 30, device=device), packed, None, spec_for(0), "rms")
 
 
 def test_floats_wide_codes_and_groups_go_by_torch(device: str) -> None:
@@ -171,6 +172,6 @@ def test_floats_wide_codes_and_groups_go_by_torch(device: str) -> None:
         (wide, groups, 127),
         (ternary, groups, 0),
     ):
-        y = TRITON.linear(x, TRITON.prepare(codes, scale), bias, qmax, False)
-        expected = reference.linear(x, reference.prepare(codes, scale), bias, qmax, False)
+        y = TRITON.forward(x, TRITON.prepare(codes, scale), bias, spec_for(qmax))
+        expected = reference.forward(x, reference.prepare(codes, scale), bias, spec_for(qmax))
         assert torch.equal(y, expected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,15 +10,24 @@ import torch
 from torch import nn
 
 from bitexp.kernels import KERNELS
-from bitexp.kernels.gpu.training import GpuTraining
+from bitexp.kernels.gpu.training import GpuBackend
+from bitexp.quant.backend import Call
 from bitexp.quant.layers import BitLinear
+from bitexp.quant.spec import ConvArgs, LayerSpec
+from tests.support.specs import INT4, spec_for
 
-FUSED = KERNELS.get("triton").fused
+BACKEND = KERNELS.get("triton").backend
+
+
+def call(spec: LayerSpec, dtype: torch.dtype = torch.float32) -> Call:
+    return Call(spec, BACKEND, dtype, torch.float32, True)
 
 
 @pytest.mark.parametrize("norm", ["none", "rms", "layer"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"granularity": "channel"}, {"act_qmax": 128, "bias": "scaled"}], ids=str
+    "changes",
+    [{}, {"weights": {"granularity": "channel"}}, {"activations": {"qmax": 128}, "bias": "scaled"}],
+    ids=str,
 )
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_step_is_that_of_torch(
@@ -33,15 +41,13 @@ def test_a_step_is_that_of_torch(
     grad = torch.randn_like(expected)
     leaves = [x, layer.weight, *([layer.bias] if bias else [])]
     grads = torch.autograd.grad(expected, leaves, grad)
-    codes, scale = quantizer.weights(layer.weight)
-    spec = SimpleNamespace(
-        conv=None, norm=norm, qmax=quantizer.act_qmax, scaled_bias=quantizer.bias == "scaled",
-        dtype=torch.float32, grad_dtype=torch.float32,
-    )  # fmt: skip
+    codes, scale, _ = layer.quantized()
+    assert layer.spec.norm == norm
+    given = call(layer.spec)
     with torch.no_grad():
-        y, *saved = FUSED.forward(x, layer.bias, codes, scale, spec)
+        y, *saved = BACKEND.forward(x, layer.bias, codes, scale, given)
         kept = None if norm == "none" else x
-        ours = FUSED.backward(grad, kept, tuple(saved), codes, scale, spec, (True, True, bias))
+        ours = BACKEND.backward(grad, kept, tuple(saved), codes, scale, given, (True, True, bias))
     if norm == "none":
         assert torch.equal(y, expected)
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=0.01)
@@ -54,33 +60,30 @@ def test_a_step_is_that_of_torch(
 
 
 def test_only_what_is_needed_is_computed(device: str) -> None:
-    spec = SimpleNamespace(
-        conv=None, norm="none", qmax=127, scaled_bias=False, dtype=torch.bfloat16, grad_dtype=torch.float32
-    )
+    given = call(spec_for(), torch.bfloat16)
     codes, scale = torch.ones(3, 8, dtype=torch.int8, device=device), torch.ones((), device=device)
-    y, *saved = FUSED.forward(torch.ones(4, 8, device=device), None, codes, scale, spec)
+    y, *saved = BACKEND.forward(torch.ones(4, 8, device=device), None, codes, scale, given)
     assert y.dtype == torch.bfloat16
     for needed in ((True, False, False), (False, True, False), (False, False, True)):
-        grads = FUSED.backward(
-            torch.ones(4, 3, device=device), None, tuple(saved), codes, scale, spec, needed
-        )
+        ones = torch.ones(4, 3, device=device)
+        grads = BACKEND.backward(ones, None, tuple(saved), codes, scale, given, needed)
         assert tuple(g is not None for g in grads) == needed
 
 
 def test_what_it_takes(device: str) -> None:
     x, codes = torch.ones(4, 8, device=device), torch.ones(3, 8, device=device)
 
-    def takes(x: torch.Tensor = x, steps: int = 0, conv: Any = None, qmax: int = 127) -> bool:
-        spec = SimpleNamespace(conv=conv, qmax=qmax)
-        return GpuTraining().takes(x, codes, torch.ones((2,) * steps), spec)
+    def takes(x: torch.Tensor = x, steps: int = 0, conv: ConvArgs | None = None, qmax: int = 127) -> bool:
+        return GpuBackend().takes(x, codes, torch.ones((2,) * steps), spec_for(qmax, conv=conv))
 
     assert takes() == (device == "cuda")
     assert not takes(x[:0])
     assert not takes(steps=2)
     assert not takes(qmax=0)
     assert not takes(conv=((1, 1), (0, 0), (1, 1), 1))
+    assert not GpuBackend().takes(x, codes, torch.ones(()), LayerSpec(activations=INT4))
 
 
 def test_the_median_of_weights_is_torch_s(device: str) -> None:
     w = torch.randn(2, 77, device=device)
-    assert torch.equal(FUSED.abs_median(w), w.abs().median(-1, keepdim=True).values)
+    assert torch.equal(BACKEND.abs_median(w), w.abs().median(-1, keepdim=True).values)
