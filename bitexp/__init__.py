@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+from bitexp.common.lazy import lazy
+
+if TYPE_CHECKING:
+    from bitexp.report.notebook import comparisons, grid, results
 
 __version__ = "0.1.0"
 
-NOTEBOOK = ("results", "grid", "comparisons")
-"""What a notebook asks for; imported when it does."""
+__all__ = ["comparisons", "grid", "results"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in NOTEBOOK:
-        from bitexp.report import notebook
-
-        return getattr(notebook, name)
-    raise AttributeError(f"module 'bitexp' has no attribute '{name}'")
+__getattr__ = lazy(__name__, dict.fromkeys(__all__, "report.notebook"))
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *NOTEBOOK]
+    return [*globals(), *__all__]

@@ -28,7 +28,7 @@ from torch import Tensor
 from bitexp.bench.gpu_layers import BASE, CANDIDATES, check_gpu
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 
 LAYERS = ("2560x6912", "13824x2560", "4096x4096", "1024x1024")
 TOKENS = (1, 4, 16, 64, 512, 4096)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitexp.common.errors import UserError
 from bitexp.kernels import KERNELS
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.modes import int_mm as torch_int_mm
 
 Layer = Callable[[Tensor], Tensor]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitexp.deploy.packing import Layout, choose_layout, layout_of
-from bitexp.kernels.reference import Reference
-from bitexp.kernels.registry import Kernel
+from bitexp.kernels import Kernel, as_kernel
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.quant.norms import normalize
 from bitexp.quant.options import build
@@ -140,12 +139,14 @@ def blank_twin(layer: QuantizedLayer, packing: Packing, kernel: Kernel) -> Froze
     return FrozenLayer(layer.spec, packing, packed, torch.zeros_like(scale), shift, bias, kernel)
 
 
-def freeze(model: nn.Module, layout: str = "auto", kernel: Kernel | None = None) -> dict[str, FrozenLayer]:
+def freeze(
+    model: nn.Module, layout: str = "auto", kernel: Kernel | str = "reference"
+) -> dict[str, FrozenLayer]:
     """Replaces every quantized layer of the model, in place, by its frozen twin; returns them by name.
 
     Args:
         layout: a name in `bitexp.deploy.packing.LAYOUTS`, or `auto` for the densest that holds a layer's
-            codes. kernel: what multiplies; None for `reference`.
+            codes. kernel: what multiplies, or its name.
 
     Raises:
         ValueError: the model is a single layer, or the layout cannot hold a layer's codes.
@@ -153,7 +154,8 @@ def freeze(model: nn.Module, layout: str = "auto", kernel: Kernel | None = None)
     layers = quantized_layers(model)
     if "" in layers:
         raise ValueError("the model is a single layer and cannot be replaced in place: wrap it in a module")
-    frozen = {name: freeze_layer(layer, layout, kernel or Reference()) for name, layer in layers.items()}
+    kernel = as_kernel(kernel)
+    frozen = {name: freeze_layer(layer, layout, kernel) for name, layer in layers.items()}
     put_twins(model, {id(layers[name]): twin for name, twin in frozen.items()})
     return frozen
 

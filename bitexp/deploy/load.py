@@ -12,21 +12,25 @@ from bitexp.common.errors import UserError
 from bitexp.common.files import read_json
 from bitexp.deploy.description import Description
 from bitexp.deploy.packed_file import load_packed
-from bitexp.kernels import Kernel
+from bitexp.kernels import Kernel, as_kernel
 from bitexp.quant.layers import set_backend
 from bitexp.track.folder import RunFolder
 
 
-def load_run(path: Path, weights: str, kernel: Kernel) -> tuple[nn.Module, dict[str, Any]]:
+def load_run(
+    path: Path | str, weights: str = "packed", kernel: Kernel | str = "auto"
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a run, in eval mode on the CPU, and how to prepare its inputs.
 
     Args:
         path: the run's folder, or a packed file.
         weights: `packed`, or the checkpoint `last` or `best`.
+        kernel: what multiplies, or its name.
 
     Raises:
         UserError: there is no such run, or its files are missing or damaged.
     """
+    path, kernel = Path(path), as_kernel(kernel)
     if path.suffix == ".safetensors":
         if weights != "packed":
             raise UserError(f"{path} is a packed file: it has no checkpoint '{weights}'")
@@ -62,12 +66,13 @@ def load_from_checkpoint(
     return model.float().eval(), description.preprocessing
 
 
-def find_run(path: Path) -> Path:
+def find_run(path: Path | str) -> Path:
     """The path itself where it is a run or a packed file; in a folder of runs the one that finished last.
 
     Raises:
         UserError: there is no run.
     """
+    path = Path(path)
     if (path.is_file() and path.suffix == ".safetensors") or (path / "config.yaml").exists():
         return path
     ends = {  # in seconds, and within one by the clock of the file

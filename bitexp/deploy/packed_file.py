@@ -23,7 +23,7 @@ from bitexp.common.files import write_atomic
 from bitexp.deploy.description import Description
 from bitexp.deploy.frozen import FrozenLayer, Packing, blank_twin, put_twins
 from bitexp.deploy.packing import FORMAT_1, LAYOUTS
-from bitexp.kernels import Kernel
+from bitexp.kernels import Kernel, as_kernel
 from bitexp.quant.layers import quantized_layers
 from bitexp.quant.spec import LayerSpec
 
@@ -34,19 +34,25 @@ PackedFile = tuple[dict[str, Any], dict[str, Tensor]]
 PARTS = {"format": int, "body": list, "layers": dict, "description": dict, "crc32": int}
 
 
-def save_packed(path: Path, model: nn.Module, description: Description, body: list[str]) -> None:
-    """Writes a frozen model; `body` names the layers a quantizer speaks for. Floats are stored in fp32."""
+def save_packed(
+    path: Path | str, model: nn.Module, description: Description, body: list[str] | None = None
+) -> None:
+    """Writes a frozen model, floats in fp32.
+
+    Args:
+        body: the layers that count as quantized, though their weights may be floats; None: the frozen ones.
+    """
     layers = {n: layer_json(m) for n, m in model.named_modules() if isinstance(m, FrozenLayer)}
     state, owners = model.state_dict(), owner_names(model)
     tensors = {name: portable(state[name]) for name in sorted(set(owners.values()))}
     header = {
         "format": FORMAT,
-        "body": body,
+        "body": sorted(layers) if body is None else body,
         "layers": layers,
         "description": vars(description),
     }
     header["crc32"] = checksum(header, tensors)
-    write_atomic(path, save(tensors, {"bitexp": json.dumps(header)}))
+    write_atomic(Path(path), save(tensors, {"bitexp": json.dumps(header)}))
 
 
 def layer_json(layer: FrozenLayer) -> dict[str, Any]:
@@ -76,8 +82,8 @@ def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
     return crc
 
 
-def load_packed(path: Path, kernel: Kernel) -> tuple[nn.Module, dict[str, Any]]:
-    """Rebuilds a frozen model from its file, for a kernel, in eval mode on the CPU.
+def load_packed(path: Path | str, kernel: Kernel | str = "auto") -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuilds a frozen model from its file, for a kernel or its name, in eval mode on the CPU.
 
     Returns:
         the model, and how to prepare its inputs.
@@ -85,7 +91,8 @@ def load_packed(path: Path, kernel: Kernel) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         UserError: the file is missing, damaged, or not of this format.
     """
-    return unpack(path, read_packed(path), kernel)
+    path = Path(path)
+    return unpack(path, read_packed(path), as_kernel(kernel))
 
 
 def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dict[str, Any]]:
@@ -145,7 +152,7 @@ def layer_json_1(layer: FrozenLayer) -> dict[str, Any]:
     }
 
 
-def read_packed(path: Path) -> PackedFile:
+def read_packed(path: Path | str) -> PackedFile:
     """Header and tensors of a packed file. Raises `UserError` where it is none."""
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:

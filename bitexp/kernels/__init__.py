@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bitexp.common.registry import load_modules
-from bitexp.kernels.registry import KERNELS, Kernel, choose_kernel
+from bitexp.kernels.registry import KERNELS, Kernel, as_kernel, choose_kernel
 
 load_modules(__name__, __path__)
 
-__all__ = ["KERNELS", "Kernel", "choose_kernel"]
+__all__ = ["KERNELS", "Kernel", "as_kernel", "choose_kernel"]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from bitexp.kernels.registry import KERNELS
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.backend import TORCH, Backend
 from bitexp.quant.product import Quantized, scaled_product
 from bitexp.quant.spec import Geometry, LayerSpec

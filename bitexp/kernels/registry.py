@@ -56,6 +56,11 @@ PREFERENCE = ["triton", "cpu", "int8", "reference"]
 """The order in which `auto` tries them: the fastest first."""
 
 
+def as_kernel(kernel: Kernel | str) -> Kernel:
+    """A kernel itself, or by its name the one for the CPU. Raises what `choose_kernel` raises."""
+    return choose_kernel(kernel, "cpu")[0] if isinstance(kernel, str) else kernel
+
+
 def choose_kernel(name: str, device: str) -> tuple[Kernel, str, str]:
     """The kernel for a name, `auto` included, on a device type.
 

@@ -32,13 +32,13 @@ from bitexp.quant.parts import (
 from bitexp.quant.presets import QUANTIZERS
 from bitexp.quant.product import Quantized
 from bitexp.quant.quantizer import Quantizer
-from bitexp.quant.spec import LayerSpec, Part
+from bitexp.quant.spec import ActivationSpec, LayerSpec, Part
 
 load_modules(__name__, __path__)
 
 __all__ = [
     "ACTIVATIONS", "ESTIMATORS", "QUANTIZERS", "SPARSIFIERS", "TRANSFORMS", "WEIGHTS",
-    "ActivationQuantizer", "BitConv2d", "BitLinear", "Conversion", "Estimator", "LayerSpec", "Levels",
-    "Part", "Quantized", "Quantizer", "Sparsifier", "Transform", "WeightQuantizer",
+    "ActivationQuantizer", "ActivationSpec", "BitConv2d", "BitLinear", "Conversion", "Estimator",
+    "LayerSpec", "Levels", "Part", "Quantized", "Quantizer", "Sparsifier", "Transform", "WeightQuantizer",
     "quantize", "quantized_layers", "set_backend", "set_lambda", "set_progress",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.backend import Call, Grads, Saved
 from bitexp.quant.modes import apply_without_binding, followed, in_memory, no_autocast
 from bitexp.quant.norms import normalize, normalize_backward

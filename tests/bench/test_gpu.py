@@ -13,7 +13,7 @@ from bitexp.bench import gpu
 from bitexp.bench.gpu_layers import BASE, CANDIDATES, Make, bf16, int_mm
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 from tests.support.processes import InProcess, Program
 
 

@@ -26,7 +26,7 @@ from llvmlite import binding, ir
 
 from bitexp.kernels.cpu.dots import F32, I8, I64, ISAS, supported
 from bitexp.kernels.cpu.tile import emit_quantize, emit_tile
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.product import Quantized
 
 ROOT = Path(__file__).parents[2]

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from bitexp.kernels import KERNELS
 from bitexp.kernels.cpu.training import CpuBackend, width
 from bitexp.quant import Quantizer
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.backend import TORCH, Call
 from bitexp.quant.layers import BitConv2d, BitLinear, quantized_layers, set_backend
 from bitexp.quant.norms import normalize

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from torch.testing import assert_close
 
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.norms import normalize, normalize_backward
 
 TOKENS = arrays(

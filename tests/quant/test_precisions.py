@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 from tests.support.layers import (
     NORMS,
     norm_of_torch,

@@ -11,7 +11,7 @@ from torch import nn
 from bitexp.deploy.frozen import freeze
 from bitexp.kernels import KERNELS
 from bitexp.quant import BitConv2d, BitLinear, set_backend
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.options import LayerOptions
 from bitexp.quant.sparsifiers import TopK, largest
 from bitexp.quant.spec import Part

@@ -20,7 +20,8 @@ from bitexp.deploy.frozen import freeze
 from bitexp.deploy.packed_file import checksum, load_packed, save_packed
 from bitexp.kernels import KERNELS
 from bitexp.models import MODELS
-from bitexp.quant import Quantizer, quantize
+from bitexp.quant import quantize
+from bitexp.quant.quantizer import as_quantizer
 from tests.support.quantizers import make_quantizer
 
 REFERENCE = KERNELS.get("reference")
@@ -57,7 +58,7 @@ def trained(description: Description) -> tuple[nn.Module, list[str]]:
     """A model whose every parameter and buffer has moved, in eval mode, and its body."""
     torch.manual_seed(0)
     model = MODELS.get(description.model)(**description.model_arguments)
-    body = quantize(model, Quantizer.of(description.quantizer), description.include, description.exclude).body
+    body = quantize(model, as_quantizer(description.quantizer), description.include, description.exclude).body
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

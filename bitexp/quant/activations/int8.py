@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
+from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.levels import Levels
 from bitexp.quant.parts import ACTIVATIONS, ActivationQuantizer
-from bitexp.quant.spec import EPS, ActivationSpec, Part
+from bitexp.quant.spec import ActivationSpec, Part
 
 
 @ACTIVATIONS.register("int8")
@@ -29,25 +29,3 @@ class Int8(ActivationQuantizer):
     def codes(self, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         assert self.spec.absmax is not None
         return absmax_codes(x, self.spec.absmax, dims)
-
-
-def absmax_codes(
-    x: Tensor, qmax: int, dims: tuple[int, ...], overwrite: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Integer codes of x by absmax over `dims`: `rint(x * (qmax / absmax))`, and their scale.
-
-    `qmax / absmax` is what torch computes for it, `reciprocal(absmax) * qmax`; every backend uses
-    this one formula, since any other flips a code in a million. `overwrite` lets it use x's memory.
-
-    Returns:
-        int8 codes, and the scale `absmax / qmax`, of size 1 along `dims`.
-    """
-    # two reductions without a copy of x; torch's infinity norm takes ten times as long on the CPU
-    largest, smallest = x.amax(dims, keepdim=True), x.amin(dims, keepdim=True)
-    absmax = torch.maximum(largest, -smallest).clamp(min=EPS)
-    factor = absmax.reciprocal() * qmax
-    codes = (x.mul_(factor) if overwrite else x * factor).round_()
-    if qmax > 127:  # below that |codes| <= qmax holds by itself: absmax bounds every |x|
-        codes = codes.clamp_max_(127)
-    # by a tensor: torch divides by a number as it is only on the CPU, on GPUs it takes its reciprocal times
-    return codes.to(torch.int8), absmax / torch.full_like(absmax, qmax)

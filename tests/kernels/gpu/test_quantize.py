@@ -13,7 +13,7 @@ from torch import Tensor
 from bitexp.kernels.gpu.layout import pack
 from bitexp.kernels.gpu.linear import packed_linear
 from bitexp.kernels.gpu.quantize import norm_backward, quantize
-from bitexp.quant.activations.int8 import absmax_codes
+from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.norms import normalize, normalize_backward
 from bitexp.quant.spec import Norm
 
