@@ -1,49 +1,51 @@
-"""Every command and every piece of code in the README runs, made short by the overlay `tiny`."""
+"""Every command, example and link of the READMEs holds; commands are made short by the overlay `tiny`."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors
 import torch
-import yaml
 from PIL import Image
 
-import bitexp.run.road  # noqa: F401  (children that are forked do not import it again)
+import bitexp
+import bitexp.run.road  # children that are forked do not import it again
 from bitexp.cli.commands import COMMANDS
+from bitexp.deploy import LAYOUTS
+from bitexp.kernels import KERNELS
+from bitexp.quant.options import REGISTRIES
+from bitexp.tasks import OBJECTIVES, TASKS
+from bitexp.track.trackers import TRACKERS
 from tests.support.processes import Command
-from tests.support.training import Train
+from tests.support.readmes import ROOT, Block, anchors, blocks, commands, links, prose, readmes, shown_files
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 TINY = ("logger=csv", "trainer.epochs=1", "trainer.train_batches=1", "trainer.eval_batches=1")
 TINY += ("data.batch_size=4", "data.eval_batch_size=4")
 INTERPRETERS = ("hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra.launcher.gpus=")
-
-
-def blocks(language: str) -> list[str]:
-    """The code blocks of a language."""
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-def commands() -> list[str]:
-    """Every `python -m bitexp...` in a code block, in a table or in the text, once."""
-    found = re.findall(r"^python -m bitexp[^\n#]*", "\n".join(blocks("bash")), re.MULTILINE)
-    found += re.findall(r"`(python -m bitexp[^`]*)`", re.sub(r"```.*?```", "", README, flags=re.DOTALL))
-    return [c for c in dict.fromkeys(c.strip() for c in found) if c != "python -m bitexp"]
+EXAMPLES = [block for block in blocks("python") if block.file is None]
+OLD_WORDS = {
+    r"set_product": (), r"act_qmax": ("bitexp/deploy/README.md",), r"bitexp\.generate": (),
+    r"python -m bitexp\.\w": (), r"other source": (), r"speaks? for": (), r"told with": (),
+    r"quantizer\.(granularity|group_size)": (), r"steps? per (tensor|token|channel|group|output)": (),
+    r"(mean|median|activation|weight) steps?\b": (),
+}  # fmt: skip
+"""What was said before, and where it still may be: `act_qmax` is a key of packed files of format 1."""
 
 
 def own_images(folder: Path) -> None:
-    """The user's images that the README speaks of."""
+    """The user's images that the READMEs speak of."""
     for number in range(24):
         place = folder / "my_images" / "train" / ("cat", "dog")[number % 2]
         place.mkdir(parents=True, exist_ok=True)
@@ -51,7 +53,7 @@ def own_images(folder: Path) -> None:
 
 
 def own_text(folder: Path, data_sets: Path) -> None:
-    """The user's text that the README speaks of."""
+    """The user's text that the READMEs speak of."""
     records = 4 * (data_sets / "texts" / "train.jsonl").read_text()
     for name in ("books", "my_corpus"):
         (folder / name).mkdir()
@@ -60,11 +62,11 @@ def own_text(folder: Path, data_sets: Path) -> None:
         (folder / path).write_text(records)
 
 
-def own_experiment(folder: Path) -> None:
-    """The user's own experiment."""
-    place = folder / "my_configs" / "experiment"
-    place.mkdir(parents=True)
-    (place / "mine.yaml").write_text("# @package _global_\nname: mine\nmodel: {hidden: [16]}\n")
+def write_shown(folder: Path, *tops: str) -> None:
+    """The files that the READMEs show, written below a folder."""
+    for path, text in ((path, text) for top in tops for path, text in shown_files(top).items()):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +85,19 @@ def made(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return make
 
 
+@pytest.fixture
+def two_runs(made: Callable[..., Path], outputs: Path) -> Path:
+    """Outputs with two seeds of the digits ViT."""
+    shutil.copytree(made("-m", "+experiment=vit_ternary", "seed=0,1", "model.depth=1"), outputs)
+    return outputs
+
+
 def interrupt(seconds: float) -> None:
     """Ctrl-C while nothing happens."""
     raise KeyboardInterrupt
+
+
+# commands
 
 
 def is_slow(line: str) -> bool:
@@ -94,7 +106,7 @@ def is_slow(line: str) -> bool:
 
 
 @pytest.mark.parametrize("line", [c for c in commands() if is_slow(c)])
-def test_a_command_of_the_readme_that_starts_interpreters_composes(line: str, command: Command) -> None:
+def test_a_command_that_starts_interpreters_composes(line: str, command: Command) -> None:
     words = shlex.split(line)[3:]
     words.remove("-m")  # does not go with --cfg
     launcher = next(word for word in words if word.startswith("hydra/launcher=")).partition("=")[2]
@@ -103,24 +115,42 @@ def test_a_command_of_the_readme_that_starts_interpreters_composes(line: str, co
     assert f"hydra/launcher: {launcher}" in ended.out
 
 
+def overlay(line: str, words: list[str]) -> list[str]:
+    """What makes a run or sweep short."""
+    if "--cfg" in words or "--help" in words:
+        return []
+    short = [word for word in TINY if word != "logger=csv" or "logger" not in line]
+    search = "hydra/sweeper=optuna" in words or {"+sweeps=tune", "+sweeps=pareto"} & set(words)
+    short += ["seed=0"] if "-m" in words else []
+    short += ["data.val_size=0.1"] if "fashion" in line else []
+    short += ["model.depth=1"] if "vit_ternary" in line and "model.depth" not in line else []
+    short += ["hydra.sweeper.n_trials=1", "trainer.validate_every=1"] if search else []
+    if "+sweeps=lr_weight_decay" in words:
+        short += ["optimizer.lr=0.01", "optimizer.weight_decay=0.0,0.1"]
+    if any(word.startswith("hydra/launcher=") for word in words):  # a new interpreter for each job
+        short += ["quantizer=binary", "optimizer.weight_decay=0.0"]
+    return short
+
+
 @pytest.mark.parametrize(
     "line",
     [pytest.param(c, marks=[pytest.mark.slow] * is_slow(c)) for c in commands() if "ddp" not in c],
 )
-def test_a_command_of_the_readme_runs(
+def test_a_command_runs(
     line: str,
     command: Command,
     made: Callable[..., Path],
     data_sets: Path,
     tmp_path: Path,
     outputs: Path,
+    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BITEXP_DATA", str(data_sets))
     own_images(tmp_path)
     own_text(tmp_path, data_sets)
-    own_experiment(tmp_path)
+    write_shown(tmp_path, "my_configs")
     words = shlex.split(line)[3:]
     word = words.pop(0) if words[0] in COMMANDS else None
     if words[:1] == ["gpu"] and not torch.cuda.is_available():
@@ -139,7 +169,7 @@ def test_a_command_of_the_readme_runs(
         ended = command("generate", *words, "--tokens", "8")
         assert ended.out.startswith(words[words.index("--prompt") + 1])
     elif word == "report":
-        shutil.copytree(made("-m", "+experiment=vit_ternary", "seed=0,1", "model.depth=1"), outputs)
+        request.getfixturevalue("two_runs")
         words[0] = str(outputs) if words[0] == "outputs" else str(outputs / Path(words[0]).name)
         if "--watch" in words:
             monkeypatch.setattr("time.sleep", interrupt)
@@ -150,25 +180,12 @@ def test_a_command_of_the_readme_runs(
         ended = command("dashboard", *words, "--json", str(tmp_path / "workspace.json"))
         assert (tmp_path / "workspace.json").exists()
     else:
-        overlay = [] if "--cfg" in words else list(TINY)
-        overlay += ["seed=0"] if "-m" in words else []
-        if "+sweeps=lr_weight_decay" in words:
-            overlay += ["optimizer.lr=0.01", "optimizer.weight_decay=0.0,0.1"]
-        overlay += ["data.val_size=0.1"] if "fashion" in line and overlay else []
-        overlay += ["model.depth=1"] if "-m" in words and "+experiment=vit_ternary" in words else []
-        if "hydra/sweeper=optuna" in words or {"+sweeps=tune", "+sweeps=pareto"} & set(words):
-            overlay += ["hydra.sweeper.n_trials=1", "trainer.validate_every=1"]
-            overlay = [
-                word for word in overlay if not word.startswith("model.depth") or "model.depth" not in line
-            ]
         if "hydra/launcher=ray" in words:
             pytest.importorskip("ray")
-        if any(word.startswith("hydra/launcher=") for word in words):  # a new interpreter for each job
-            overlay += ["quantizer=binary", "optimizer.weight_decay=0.0"]
+        short = overlay(line, words)
         words = [word.replace("submitit_slurm", "submitit_local") for word in words]
-        online = "logger.wandb.mode=online" in words
-        ended = command(*words, *(overlay[1:] if online else overlay))
-        if online:
+        ended = command(*words, *short)
+        if "logger.wandb.mode=online" in words:
             assert ended.code == 2
             assert "wandb login" in ended.err
             return
@@ -184,49 +201,67 @@ def test_the_command_with_several_processes_runs(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("vit_ternary/*/result.json"))) == 1
 
 
-def test_the_core_works_in_a_notebook() -> None:
-    (code,) = [block for block in blocks("python") if "quantize(model" in block]
-    names: dict[str, Any] = {}
-    exec(code, names)
-    from bitexp.quant.layers import BitLinear
-
-    assert isinstance(names["model"][0], BitLinear)
-    assert isinstance(names["model"][2], torch.nn.Linear)
-    assert names["model"](torch.randn(3, 64)).shape == (3, 10)
+def test_the_other_programs_have_what_is_asked_of_them() -> None:
+    text = "\n".join(readmes().values())
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)) <= targets
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = {word for words in re.findall(r"(?:bitexp|\.)\[([\w,]+)\]", text) for word in words.split(",")}
+    assert {"cpu", "notebook"} <= asked <= set(extras)
 
 
-def test_the_packed_file_is_loaded_as_shown(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(train().folder)
-    (code,) = [block for block in blocks("python") if "load_packed" in block]
-    names: dict[str, Any] = {}
-    exec(code, names)
-    assert names["model"](torch.randn(3, 1, 8, 8)).shape == (3, 10)
-    assert set(names["preprocessing"]) >= {"mean", "std", "class_names"}
+# examples
 
 
-def test_the_notebook_works_as_shown(
-    train: Train, outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("block", EXAMPLES, ids=str)
+def test_an_example_runs(
+    block: Block, two_runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert two_runs == tmp_path / "outputs"
     monkeypatch.chdir(tmp_path)
-    train("name=vit_ternary", "quantizer=full")
-    accuracy = train("name=vit_ternary", "seed=1").result["metrics"]["test/accuracy"]
-    assert outputs == tmp_path / "outputs"
-    (code,) = [block for block in blocks("python") if "bitexp.results" in block]
-    names: dict[str, Any] = {}
-    exec(code, names)
-    assert len(names["runs"]) == len(names["table"]) == 2
-    assert names["data"]["test/accuracy"].sel(precision="ternary_mean", seed=1).item() == accuracy
+    (run,) = [path for path in two_runs.glob("vit_ternary/*") if seed_of(path) == 1]
+    shutil.copyfile(run / "packed.safetensors", tmp_path / "packed.safetensors")
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(block.code, str(block), "exec"), names)
+    if "preprocessing" in names:
+        assert names["model"](torch.randn(3, 1, 8, 8)).shape == (3, 10)
+        assert set(names["preprocessing"]) >= {"mean", "std", "class_names"}
+    if "runs" in names:
+        assert len(names["runs"]) == 2
+        assert len(names["table"]) == 1
+        accuracy = json.loads((run / "result.json").read_text())["metrics"]["test/accuracy"]
+        assert names["data"]["test/accuracy"].sel(precision="ternary_mean", seed=1).item() == accuracy
 
 
-def test_adding_a_quantizer_is_one_class_and_one_yaml(tmp_path: Path) -> None:
+def seed_of(path: Path) -> int | None:
+    """The seed of a finished run; None for another folder."""
+    result = path / "result.json"
+    return json.loads(result.read_text())["seed"] if result.exists() else None
+
+
+def test_examples_use_the_public_surface_alone() -> None:
+    for block in EXAMPLES:
+        for module, names in re.findall(r"^from (bitexp\S*) import ([^#\n]+)", block.code, re.MULTILINE):
+            public = sys.modules[module].__all__
+            assert module.count(".") < 2, f"{block}: {module}"
+            assert set(names.split(", ")) <= set(public), f"{block}: {module} exports {public}"
+
+
+@pytest.mark.parametrize("room", ["quant", "kernels", "models", "data", "tasks", "deploy", "report"])
+def test_a_room_has_what_it_exports(room: str) -> None:
+    module = getattr(bitexp, room)
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    with pytest.raises(AttributeError, match="nonsense"):
+        module.nonsense  # noqa: B018
+
+
+def test_what_is_added_is_one_class_and_one_yaml(tmp_path: Path) -> None:
     for part in ("bitexp", "conf", "sweeps", "tests"):
         shutil.copytree(ROOT / part, tmp_path / part, symlinks=True)
     shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
-    (code,) = [block for block in blocks("python") if "QUANTIZERS.register" in block]
-    (text,) = blocks("yaml")
-    name = yaml.safe_load(text)["name"]
-    (tmp_path / "bitexp" / "quant" / "mine.py").write_text(code)
-    (tmp_path / "conf" / "quantizer" / f"{name}.yaml").write_text(text)
+    write_shown(tmp_path, "bitexp", "conf")
+    quantizers = [Path(path).stem for path in shown_files("conf/quantizer")]
+    assert len(quantizers) == 3
     env = {**os.environ, "BITEXP_OUTPUTS": str(tmp_path / "runs"), "PYTHONPATH": str(tmp_path)}
 
     def python(*words: str) -> str:
@@ -237,8 +272,77 @@ def test_adding_a_quantizer_is_one_class_and_one_yaml(tmp_path: Path) -> None:
         return ended.stdout
 
     sweep = ("+experiment=vit_ternary", "+sweeps=precisions", "seed=0", "model.depth=1", "tuned=false",
-             f"quantizer=full,{name}")  # fmt: skip
-    table = python("-m", "bitexp", "-m", *sweep, *TINY).rpartition("vs full")[2]
-    assert name in table
-    collected = python("-m", "pytest", "--collect-only", "-q", "tests/quant/test_weights.py", "-k", name)
-    assert f"[{name}" in collected
+             f"quantizer=full,{','.join(quantizers)}", "+task.objectives.confidence.weight=0.1")  # fmt: skip
+    table = python("-m", "bitexp", "-m", *sweep, "logger=plain", *TINY[1:]).rpartition("vs full")[2]
+    assert all(name in table for name in quantizers)
+    runs = [file.parent for file in tmp_path.glob("runs/vit_ternary/*/result.json")]
+    assert len(runs) == 4
+    for run in runs:
+        metrics = json.loads((run / "result.json").read_text())["metrics"]
+        assert metrics["test/accuracy"] == metrics["test_packed/accuracy"]
+        assert "train/confidence" in (run / "metrics.csv").read_text()
+        assert (run / "plain" / "metrics.csv").exists()
+    collected = python("-m", "pytest", "--collect-only", "-q", "tests/quant/test_weights.py", "-k", "_max")
+    assert "[ternary_max" in collected
+
+
+def test_the_header_of_a_packed_file_is_as_shown(two_runs: Path) -> None:
+    (block,) = blocks("json")
+    shown = json.loads(block.code)
+    with safetensors.safe_open(str(next(two_runs.glob("*/*/packed.safetensors"))), "pt") as file:
+        header = json.loads(file.metadata()["bitexp"])
+    assert shown.keys() == header.keys()
+    assert shown["description"].keys() == header["description"].keys()
+    (name,) = shown["layers"]
+    assert shown["layers"] == {name: header["layers"][name]}
+
+
+# what is said
+
+
+def test_the_front_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
+
+
+@pytest.mark.parametrize("path", readmes(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in links(readmes()[path]):
+        place, _, anchor = link.partition("#")
+        target = (path.parent / place).resolve() if place else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(readmes()[target]), link
+
+
+@pytest.mark.parametrize("path", readmes(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_old_words_are_gone(path: Path) -> None:
+    for word, places in OLD_WORDS.items():
+        if str(path.relative_to(ROOT)) not in places:
+            assert re.findall(word, readmes()[path]) == []
+
+
+def named_in(path: str, words: Iterable[str]) -> None:
+    """Asserts that a README has each of the words as code."""
+    text = prose((ROOT / path).read_text())
+    spans = set(re.findall(r"`([^`]+)`", text))
+    pieces = {piece for span in spans for piece in (span, span.rstrip("/"), span.rpartition("=")[2])}
+    assert set(words) - pieces == set(), path
+
+
+@pytest.mark.parametrize(
+    "group", sorted({p.parent.relative_to(ROOT / "conf").as_posix() for p in (ROOT / "conf").rglob("*.yaml")})
+)
+def test_every_choice_of_a_group_is_named(group: str) -> None:
+    if group not in (".", "base", "tuning"):
+        named_in("conf/README.md", (file.stem for file in (ROOT / "conf" / group).glob("*.yaml")))
+
+
+def test_everything_is_named_in_its_room() -> None:
+    named_in("bitexp/README.md", (f.name for f in (ROOT / "bitexp").iterdir() if any(f.glob("*.py"))))
+    named_in("bitexp/kernels/README.md", KERNELS.names())
+    named_in("bitexp/deploy/README.md", LAYOUTS)
+    named_in("bitexp/tasks/README.md", [*TASKS.names(), *OBJECTIVES.names()])
+    named_in("bitexp/track/README.md", TRACKERS.names())
+    named_in("sweeps/README.md", (file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
+    for key, registry in REGISTRIES.items():
+        named_in("bitexp/quant/README.md", [key, *registry.names()])
+    assert all(any(f"python -m bitexp {word}" in line for line in commands()) for word in COMMANDS)
