@@ -11,10 +11,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = ("outputs", "build", "dist", "data")
-"""Folders whose READMEs are not ours; nor are those in folders that begin with a dot."""
+"""Folders at the top whose READMEs are not ours; nor are those in folders that begin with a dot."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FILE = re.compile(r"# (\S+/\S+\.(?:py|yaml))\n")
+FILE = re.compile(r"(?:# @package \S+\n)?# (\S+/\S+\.(?:py|yaml))\n")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The path that its first line names, where it shows a file to be written."""
+        """The path that its first comment names, where it shows a file to be written."""
         match = FILE.match(self.code)
         return match and match[1]
 
@@ -41,7 +41,8 @@ def readmes() -> dict[Path, str]:
     """The text of every README."""
     found = {}
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = sorted(name for name in folders if name[0] != "." and name not in ELSEWHERE)
+        skipped = ELSEWHERE if Path(folder) == ROOT else ()
+        folders[:] = sorted(name for name in folders if name[0] != "." and name not in skipped)
         if "README.md" in files:
             found[Path(folder, "README.md")] = Path(folder, "README.md").read_text()
     return found
