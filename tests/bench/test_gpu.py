@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitexp.quant.activations.absmax import absmax_codes
 
 from bitexp.bench import gpu
 from bitexp.bench.gpu_layers import BASE, CANDIDATES, Make, bf16, int_mm
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.quant.activations.absmax import absmax_codes
 from tests.support.processes import InProcess, Program
 
 

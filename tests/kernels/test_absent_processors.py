@@ -22,11 +22,11 @@ from bitexp.kernels.cpu.jit import missing
 if missing():
     pytest.skip(str(missing()), allow_module_level=True)
 
+from bitexp.quant.activations.absmax import absmax_codes
 from llvmlite import binding, ir
 
 from bitexp.kernels.cpu.dots import F32, I8, I64, ISAS, supported
 from bitexp.kernels.cpu.tile import emit_quantize, emit_tile
-from bitexp.quant.activations.absmax import absmax_codes
 
 ROOT = Path(__file__).parents[2]
 TOOLS, EMULATOR = "aarch64-linux-gnu", "qemu-aarch64"

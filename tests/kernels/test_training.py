@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from bitexp.quant.activations.absmax import absmax_codes
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, vmap
@@ -19,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from bitexp.kernels import KERNELS
 from bitexp.kernels.cpu.training import CpuTraining, width
 from bitexp.quant import Quantizer
-from bitexp.quant.activations.absmax import absmax_codes
 from bitexp.quant.backend import Spec
 from bitexp.quant.layers import BitConv2d, BitLinear, dequantize, quantized_layers, set_product
 from bitexp.quant.norms import normalize

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from bitexp.config.schema import Adam, Constant, Cosine, LambdaSchedule, TwoStage
-from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
 from bitexp.train.optimizers import build_optimizer
 from bitexp.train.rates import lambda_at, lr_factor, switch_step, weight_decay_at
 from bitexp.train.schedule import Schedule
+from tests.support.quantizers import MakeQuantizer
 
 SHARES = st.floats(0, 1)
 TOTALS = st.integers(1, 300)

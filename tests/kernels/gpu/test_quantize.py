@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from bitexp.quant.activations.absmax import absmax_codes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -13,7 +14,6 @@ from torch import Tensor
 from bitexp.kernels.gpu.layout import pack
 from bitexp.kernels.gpu.linear import packed_linear
 from bitexp.kernels.gpu.quantize import norm_backward, quantize
-from bitexp.quant.activations.absmax import absmax_codes
 from bitexp.quant.norms import normalize, normalize_backward
 from bitexp.quant.spec import Norm
 
