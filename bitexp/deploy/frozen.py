@@ -14,8 +14,8 @@ from bitexp.kernels.reference import Reference
 from bitexp.kernels.registry import Kernel
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.quant.norms import normalize
+from bitexp.quant.options import build
 from bitexp.quant.parts import ActivationQuantizer, Sparsifier, Transform
-from bitexp.quant.quantizer import build
 from bitexp.quant.spec import Geometry, LayerSpec
 
 

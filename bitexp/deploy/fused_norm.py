@@ -30,8 +30,7 @@ class FusedLinear(nn.Module):
 
 def plain(spec: LayerSpec) -> bool:
     """Whether nothing but the norm stands between a layer's input and codes that the kernel makes."""
-    by_absmax = spec.activations is not None and spec.activations.absmax is not None
-    return by_absmax and spec.transform is None and spec.sparsifier is None
+    return spec.absmax is not None and spec.transform is None and spec.sparsifier is None
 
 
 def fuse_norms(model: nn.Module) -> list[str]:

@@ -23,13 +23,22 @@ from bitexp.quant.levels import Levels
 
 @dataclass(frozen=True)
 class Layout:
-    """`digits` of the given base in `bytes` bytes; digit d is the code `low + stride * d`."""
+    """`digits` of the given base in `bytes` bytes; digit d is the code `low + stride * d`.
+
+    `count` is how many digits are used, where not all of them are.
+    """
 
     base: int
     digits: int
     bytes: int = 1
     low: int = 0
     stride: int = 1
+    count: int | None = None
+
+    @property
+    def used(self) -> int:
+        """How many digits stand for a code."""
+        return self.base if self.count is None else self.count
 
     @property
     def bits(self) -> float:
@@ -46,13 +55,12 @@ class Layout:
 
     def pack(self, codes: Tensor) -> Tensor:
         """int8 codes `[rows, K]` -> uint8 `[rows, bytes]`. Raises `ValueError` on codes out of range."""
-        span = self.stride * (self.base - 1)
+        span = self.stride * (self.used - 1)
         above = codes.to(torch.int32) - self.low  # compared in int32: the highest digit may be no int8
         if codes.numel() and bool(((above < 0) | (above > span) | (above % self.stride != 0)).any()):
             raise ValueError(
                 f"codes {int(codes.min())}..{int(codes.max())} do not fit a layout for "
-                f"{self.low}..{self.low + span}"
-                + (f" in steps of {self.stride}" if self.stride > 1 else "")
+                f"{self.low}..{self.low + span}" + (f" in steps of {self.stride}" if self.stride > 1 else "")
             )
         digits = torch.nn.functional.pad(above // self.stride, (0, -codes.shape[1] % self.digits))
         numbers = (digits.unflatten(1, (-1, self.digits)) * self._powers(codes.device)).sum(-1)
@@ -65,9 +73,10 @@ class Layout:
             raise ValueError(f"{packed.shape[1]} bytes per row cannot hold {inputs} codes in this layout")
         shifts = torch.arange(0, 8 * self.bytes, 8, device=packed.device)
         numbers = (packed.to(torch.int32).unflatten(1, (-1, self.bytes)) << shifts).sum(-1, dtype=torch.int32)
-        if packed.numel() and int(numbers.max()) >= self.base**self.digits:
+        digits = numbers[..., None] // self._powers(packed.device)
+        digits[..., :-1] %= self.base  # the last is beyond the base where the bytes are none of ours
+        if packed.numel() and int(digits.max()) >= self.used:
             raise ValueError("packed weights hold bytes that this layout never writes: the file is damaged")
-        digits = numbers[..., None] // self._powers(packed.device) % self.base
         return (digits.flatten(1)[:, :inputs] * self.stride + self.low).to(torch.int8)
 
     def _powers(self, device: torch.device) -> Tensor:
@@ -108,5 +117,6 @@ def choose_layout(name: str, levels: Levels) -> str:
 
 
 def layout_of(name: str, levels: Levels) -> Layout:
-    """A layout for codes of these levels."""
-    return replace(LAYOUTS[name], low=levels.low, stride=levels.stride)
+    """A layout for codes of these levels. Raises `ValueError` where it has too few digits."""
+    name = choose_layout(name, levels)
+    return replace(LAYOUTS[name], low=levels.low, stride=levels.stride, count=levels.count)

@@ -51,10 +51,8 @@ class QuantizedProduct(torch.autograd.Function):
             return y.to(call.dtype), None, None, None, None
         normed, mean, rstd = normalize(x.float(), spec.norm, at.feature_dim)
         if spec.activations is not None:
-            assert spec.activations.absmax is not None
-            codes, scale = absmax_codes(
-                normed, spec.activations.absmax, at.scale_dims, overwrite=normed is not x
-            )
+            assert spec.absmax is not None
+            codes, scale = absmax_codes(normed, spec.absmax, at.scale_dims, overwrite=normed is not x)
         else:  # cloned, since an output of a Function may not be its input
             codes, scale = normed.clone() if normed is x else normed, None
         y = scaled_product(codes, scale, weights, b, spec, call.backend)

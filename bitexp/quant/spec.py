@@ -102,6 +102,11 @@ class LayerSpec:
         # not a cached property: Dynamo cannot trace its lock
         object.__setattr__(self, "wide", prod(self.shape[1:]) * largest > EXACT)
 
+    @property
+    def absmax(self) -> int | None:
+        """The code of a token's largest input, where kernels make the codes; None where they do not."""
+        return None if self.activations is None else self.activations.absmax
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values, parts as sections of YAML."""
 

@@ -23,7 +23,7 @@ from bitexp.models import MODELS
 from bitexp.quant import Quantizer
 from bitexp.quant.convert import prove, quantize
 from bitexp.quant.layers import set_backend
-from bitexp.quant.quantizer import REGISTRIES
+from bitexp.quant.options import REGISTRIES
 from bitexp.run.attempt import Parts
 from bitexp.run.checks import Problems, check, check_match, check_packing, device_type
 from bitexp.tasks import TASKS

@@ -12,7 +12,8 @@ from torch import nn
 from bitexp.common.registry import UnknownName
 from bitexp.quant import QUANTIZERS, Part, Quantizer, quantize
 from bitexp.quant.layers import quantized_layers
-from bitexp.quant.quantizer import REGISTRIES, SELECTION, LayerOptions, complete
+from bitexp.quant.options import REGISTRIES, LayerOptions, complete
+from bitexp.quant.quantizer import SELECTION
 from tests.support.configs import CONF, compose_config
 from tests.support.quantizers import MakeQuantizer
 

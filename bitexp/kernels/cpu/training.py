@@ -85,7 +85,7 @@ class CpuBackend(Int8Backend):
     """See `bitexp.quant.backend.Backend`."""
 
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: LayerSpec) -> bool:
-        linear = spec.conv is None and spec.activations is not None and w_scale.dim() < 2
+        linear = spec.conv is None and spec.absmax is not None and w_scale.dim() < 2
         return linear and x.device.type == "cpu" and x.numel() > 0 and x.shape[-1] > 1
 
     def forward(
@@ -94,8 +94,7 @@ class CpuBackend(Int8Backend):
         from bitexp.kernels.cpu.norm_quant import norm_quantize, quantize, rescale
 
         spec = call.spec
-        assert spec.activations is not None and spec.activations.absmax is not None
-        qmax, scaled = np.float32(spec.activations.absmax), spec.bias == "scaled"
+        qmax, scaled = np.float32(spec.absmax), spec.bias == "scaled"
         outputs, inputs = w_codes.shape
         y = torch.empty(*x.shape[:-1], outputs, dtype=call.dtype)
         codes = torch.empty(x.shape, dtype=torch.int8)

@@ -61,14 +61,10 @@ class Triton(Reference):
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """As in the protocol; with `norm` x is not normed yet, and the norm is taken in the same launch."""
-        activations = spec.activations
-        by_absmax = activations is not None and activations.absmax is not None
-        if isinstance(prepared, Packed) and by_absmax and launchable(x):
+        if isinstance(prepared, Packed) and spec.absmax is not None and launchable(x):
             from bitexp.kernels.gpu.linear import packed_linear
 
-            assert activations is not None and activations.absmax is not None
-            scaled = spec.bias == "scaled"
-            return packed_linear(x, prepared, bias, activations.absmax, scaled, norm, dtype)
+            return packed_linear(x, prepared, bias, spec.absmax, spec.bias == "scaled", norm, dtype)
         if norm != "none":
             raise ValueError(f"norm={norm} is fused only on a GPU, with packed weights and int8 activations")
         return super().forward(x, prepared, bias, spec).to(dtype)

@@ -21,7 +21,7 @@ class GpuBackend(Int8GpuBackend):
 
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: LayerSpec) -> bool:
         """Whether this is a linear layer on a GPU with int8 activations and no scales per group."""
-        linear = spec.conv is None and spec.activations is not None and w_scale.dim() < 2
+        linear = spec.conv is None and spec.absmax is not None and w_scale.dim() < 2
         return bool(linear and x.is_cuda and x.numel())
 
     def forward(
@@ -32,8 +32,8 @@ class GpuBackend(Int8GpuBackend):
         from bitexp.kernels.gpu.quantize import quantize
 
         spec = call.spec
-        assert spec.activations is not None and spec.activations.absmax is not None
-        q = quantize(token_rows(x), spec.activations.absmax, x.shape[-1], spec.norm, save=True)
+        assert spec.absmax is not None
+        q = quantize(token_rows(x), spec.absmax, x.shape[-1], spec.norm, save=True)
         kind = "none" if bias is None else spec.bias
         codes = q.codes.view(x.shape)
         y = int8_gemm(codes, w_codes, q.scale, w_scale, bias, kind, call.dtype)
