@@ -117,5 +117,6 @@ def choose_layout(name: str, levels: Levels) -> str:
 
 
 def layout_of(name: str, levels: Levels) -> Layout:
-    """A layout for codes of these levels."""
+    """A layout for codes of these levels. Raises `ValueError` where it has too few digits."""
+    name = choose_layout(name, levels)
     return replace(LAYOUTS[name], low=levels.low, stride=levels.stride, count=levels.count)
