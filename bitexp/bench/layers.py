@@ -40,14 +40,14 @@ def shape(text: str) -> tuple[int, int]:
     """`OUTPUTSxINPUTS`."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or not int(match[1]) or not int(match[2]):
-        raise argparse.ArgumentTypeError(f"'{text}' is no shape like 2560x6912 (outputs x inputs)")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a shape: write OUTPUTSxINPUTS, as in 2560x6912")
     return int(match[1]), int(match[2])
 
 
 def positive(text: str) -> int:
     """A number from 1."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 up")
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
     return int(text)
 
 
@@ -124,16 +124,16 @@ def prepare(
         try:
             calls = [peer.make(codes, STEP, x, threads) for _ in range(min(copies, 600))]
         except (ImportError, OSError) as error:
-            passed.add(f"{name} is left out: {error} (package: {peer.package})")
+            passed.add(f"{name} is skipped: {error} (package: {peer.package})")
             continue
         except ValueError as error:
-            passed.add(f"{name} is left out for {outputs}x{inputs}, {tokens} token(s): {error}")
+            passed.add(f"{name} is skipped for {outputs}x{inputs}, {tokens} token(s): {error}")
             continue
         got = torch.as_tensor(calls[0]())
         off = float((got - expected).norm() / expected.norm())
         if not off < TOLERANCE:
             raise RuntimeError(
-                f"{name} gives other numbers at {outputs}x{inputs}, {tokens} token(s): {off:.3f}"
+                f"{name} computes different numbers at {outputs}x{inputs}, {tokens} token(s): {off:.3f}"
             )
         candidates[name] = list(calls)
     return {**candidates, **floors(cache, outputs, inputs, tokens)}, passed

@@ -78,7 +78,7 @@ def onnxruntime(codes: Tensor, scale: float, x: Tensor, threads: int) -> Callabl
 
     outputs, inputs = codes.shape
     if inputs % 128:
-        raise ValueError("rows are multiples of 128 long here")
+        raise ValueError("rows must be multiples of 128 long")
     digits = (codes + 2).to(torch.uint8).reshape(outputs, inputs // 128, 32, 4)
     packed = sum(digits[..., i] << (2 * i) for i in range(4))
     scales = np.full(outputs * inputs // 128, scale, np.float32)

@@ -67,11 +67,12 @@ def print_findings(summaries: Sequence[StudySummary], report: Report) -> None:
         report.table(best_trials(summaries))
         if len(summaries[0].objectives) > 1:
             report.line(
-                "The Pareto front: no other trial is better in one objective and as good in the others."
+                "The Pareto front: no other trial is better in one objective without being worse in another."
             )
         else:
             report.line(
-                f"The best trial of each study by {summaries[0].objectives[0]}; the test set chose nothing."
+                f"The best trial of each study by {summaries[0].objectives[0]}; "
+                "the test set was not used to choose."
             )
     for study in summaries:
         states = Counter(trial.state for trial in latest(study.trials))
@@ -91,7 +92,7 @@ def print_findings(summaries: Sequence[StudySummary], report: Report) -> None:
                 report.line(f"  failed: {trial.number}: {described(trial.params)}: {reason}")
     places = [study.storage for study in summaries if "://" not in study.storage]
     if places:
-        report.line(f"Look at it: optuna-dashboard {places[0]}")
+        report.line(f"Open it with: optuna-dashboard {places[0]}")
 
 
 def best_trials(summaries: Sequence[StudySummary]) -> Table:

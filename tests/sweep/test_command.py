@@ -107,7 +107,7 @@ def test_a_study_makes_its_budget_and_says_what_it_found(sweep: Any, studies: An
     assert f"{best.params['optimizer.lr']:.3g}" in cells
     account = next(line for line in lines if "; budget 3." in line)
     assert account.startswith(f"{studies_name(outputs)}: 3 finished; budget 3. {outputs}")
-    assert lines[-1].startswith("Look at it: optuna-dashboard ")
+    assert lines[-1].startswith("Open it with: optuna-dashboard ")
 
     again = sweep(LR, "quantizer=choice(full,binary)", "hydra.sweeper.n_trials=4")
     assert again.code == 0, again.err
@@ -209,7 +209,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
     assert len(folders) == 2
     ended = sweep(*words, EVERY_STEP)
     assert ended.code == 0, ended.err
-    assert re.search(r"Trial 1 goes on: \S+:\d+ works on it no more", ended.out)
+    assert re.search(r"Resuming trial 1: its worker \S+:\d+ is gone", ended.out)
     trials = studies()
     assert remains(trials) == undisturbed
     assert trials[1].user_attrs["begun"] == 3
@@ -268,7 +268,7 @@ def crash(count: int) -> None:
 def test_a_crash_is_tried_again_at_once_and_again_with_the_next_command(sweep: Any, studies: Any) -> None:
     words = (LR, "hydra.sweeper.n_trials=2")
     ended = sweep(*words, "hydra.sweeper.retries=1", first=partial(crash, 3))
-    assert "Trial 0 failed and is tried again: RuntimeError: the disk made a noise" in ended.out
+    assert "Retrying trial 0, which failed: RuntimeError: the disk made a noise" in ended.out
     assert ended.code == 1
     zero, one = studies()
     assert zero.state == TrialState.FAIL
@@ -276,7 +276,7 @@ def test_a_crash_is_tried_again_at_once_and_again_with_the_next_command(sweep: A
     assert one.user_attrs["earlier_failures"] == ["RuntimeError: the disk made a noise"]
     ended = sweep(*words)
     assert ended.code == 0, ended.err
-    assert "1 of 2 trials done; 1 that failed are tried again" in ended.out
+    assert "1 of 2 trials done; retrying 1 that failed" in ended.out
     assert "[2/2] 2: finished" in ended.out
     assert ": 2 finished; budget 2." in ended.out
     assert studies()[2].params == zero.params
@@ -288,7 +288,7 @@ def test_too_many_failures_end_the_sweep(sweep: Any, studies: Any) -> None:
     ended = sweep(*words, first=partial(crash, 9))
     assert ended.code == 1
     assert len(studies()) == 2
-    assert "2 trials failed here, more than hydra.sweeper.max_failures=1: the sweep ends here" in ended.out
+    assert "2 trials failed here, more than hydra.sweeper.max_failures=1: the sweep stops here" in ended.out
 
 
 def test_a_sweep_in_which_no_config_works_ends_at_once(sweep: Any, studies: Any) -> None:
@@ -343,16 +343,16 @@ WRONG = [
     (["optimizer.lr=interval(0.1,0.2)", "hydra.sweeper.n_trial=3"], "unknown key 'hydra.sweeper.n_trial'"),
     ([LR, "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0"),
     ([LR, "hydra.sweeper.n_trials=x"], "hydra.sweeper.n_trials=x"),
-    ([LR, "hydra.sweeper.n_trials=null"], "leaves the end to a sampler that tries each point once"),
+    ([LR, "hydra.sweeper.n_trials=null"], "needs a sampler that tries each point once"),
     ([LR, "hydra.sweeper.sampler.name=Rndom"], "Did you mean 'RandomSampler'?"),
     (
         [LR, "+hydra.sweeper.sampler.sede=1"],
-        "sampler.sede is no argument of RandomSampler. Did you mean 'seed'?",
+        "sampler.sede is not an argument of RandomSampler. Did you mean 'seed'?",
     ),
     ([LR, "hydra.sweeper.sampler.name=GridSampler"], "a grid needs values to choose from"),
     ([LR, "hydra.sweeper.pruner={name: Median}"], "Did you mean 'MedianPruner'?"),
     ([LR, "hydra.sweeper.objectives=[val/acuracy]"], "Did you mean 'val/accuracy'?"),
-    ([LR, "hydra.sweeper.objectives=[test/accuracy]"], "The test set is no objective"),
+    ([LR, "hydra.sweeper.objectives=[test/accuracy]"], "The test set cannot be an objective"),
     ([LR, "hydra.sweeper.objectives=[]"], "hydra.sweeper.objectives"),
     ([LR, "hydra.sweeper.directions=[min]"], "hydra.sweeper.directions"),
     ([LR, "hydra.sweeper.directions=[minimize,maximize]"], "directions needs one entry for each"),
@@ -407,5 +407,5 @@ def test_a_name_that_was_given_to_another_study_is_refused(sweep: Any, studies: 
     assert sweep(LR, "hydra.sweeper.study=mine", "hydra.sweeper.n_trials=1").code == 0
     ended = sweep("seed=0,1,2", "hydra.sweeper.study=mine", "hydra.sweeper.n_trials=1")
     assert ended.code == 2
-    assert "the study 'mine' was begun with other space" in ended.err
+    assert "the study 'mine' was started with a different definition (space: " in ended.err
     assert len(studies()) == 1

@@ -385,7 +385,9 @@ def test_a_name_stands_for_one_definition(
 ) -> None:
     opened(journal).close()
     opened(journal, 99, retries=7).close()
-    with pytest.raises(UserError, match=rf"the study 'study' was begun with other {word}: .*study=NAME"):
+    with pytest.raises(
+        UserError, match=rf"the study 'study' was started with a different definition \({word}: .*study=NAME"
+    ):
         opened(journal, definition=define(**changes))
 
 
