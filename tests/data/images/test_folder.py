@@ -141,7 +141,7 @@ def test_contradictions_are_refused(tmp_path, folder):
         folder(tmp_path, size=0)
     pets(tmp_path / "parts" / "train")
     paint(tmp_path / "parts" / "val" / "bird" / "0.png", 0)
-    with pytest.raises(UserError, match="bird is a class that the training images lack"):
+    with pytest.raises(UserError, match="bird is a class that the training images do not have"):
         folder(tmp_path / "parts").setup()
     (tmp_path / "parts" / "val" / "bird" / "0.png").unlink()
     (tmp_path / "parts" / "val" / "bird").rename(tmp_path / "parts" / "val" / "cat")
