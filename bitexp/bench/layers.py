@@ -31,7 +31,7 @@ from bitexp.common.spelling import nearest
 from bitexp.kernels.cpu.jit import missing
 
 COLD = 144 << 20
-STEP = 0.02
+SCALE = 0.02
 TOLERANCE = 0.05
 """Relative error of outputs, above which an implementation is wrong and not only coarse."""
 
@@ -116,13 +116,13 @@ def prepare(
     draws = torch.Generator().manual_seed(0)
     codes = torch.randint(-1, 2, (outputs, inputs), dtype=torch.int8, generator=draws)
     x = torch.randn(tokens, inputs, generator=draws)
-    expected = x @ codes.float().t() * STEP
+    expected = x @ codes.float().t() * SCALE
     candidates: dict[str, list[Call]] = {}
     passed = set()
     for name, peer in peers.items():
         copies = 1 if cache == "hot" else max(2, -(-COLD // int(outputs * inputs * peer.bits / 8)))
         try:
-            calls = [peer.make(codes, STEP, x, threads) for _ in range(min(copies, 600))]
+            calls = [peer.make(codes, SCALE, x, threads) for _ in range(min(copies, 600))]
         except (ImportError, OSError) as error:
             passed.add(f"{name} is skipped: {error} (package: {peer.package})")
             continue
