@@ -35,11 +35,11 @@ test-gpu: $(VENV)/.dev ## the tests for a GPU
 	@$(PYTEST) -m gpu $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## check format, style and types
-	@$(PY) -m ruff format --quiet --check . || { echo "make format mends what is not formatted"; exit 1; }
+	@$(PY) -m ruff format --quiet --check . || { echo "run 'make format' to fix the formatting"; exit 1; }
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy --no-error-summary
 
-format: $(VENV)/.dev ## format the code and mend what ruff can mend
+format: $(VENV)/.dev ## format the code and fix what ruff can fix
 	@$(PY) -m ruff check --fix --quiet . || true
 	@$(PY) -m ruff format .
 

@@ -29,13 +29,13 @@ def explain(problem: Exception, typed: Sequence[str]) -> str:
         why = [line for line in lines(problem.message) if not line.startswith(("See", "Error"))]
         return (
             f"'{problem.override}' cannot be read: {', '.join(why)}. Write key=value, "
-            "and quote what the shell or YAML would take apart: 'model.hidden=[64, 64]'"
+            "and quote what the shell or YAML would split: 'model.hidden=[64, 64]'"
         )
     text = "\n".join(str(part) for part in (problem, problem.__cause__) if part is not None)
     if match := re.search(r"Could not override '([^']+)'", text):
         return not_there(match[1].lstrip("+"), text, typed)
     if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
-        return f"'{match[1]}' is there already: write {match[1]}=..., without the +"
+        return f"'{match[1]}' exists already: write {match[1]}=..., without the +"
     if match := re.search(r"Could not delete from config. '([^']+)' does not exist", text):
         return unknown_key(match[1], known_keys(typed))
     if match := re.search(r"full_key: (\S+)", text):

@@ -177,8 +177,8 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
                 runs[key] = run
     if not runs and not problems:
         raise NoRuns(
-            f"no runs in {', '.join(map(str, paths))}: looked for folders with a config.yaml or a "
-            "result.json at any depth, as `python -m bitexp` leaves them in outputs/EXPERIMENT/ID"
+            f"no runs in {', '.join(map(str, paths))}: looked for folders with a config.yaml or "
+            "a result.json at any depth, as `python -m bitexp` leaves them in outputs/EXPERIMENT/ID"
         )
     return sorted(runs.values(), key=lambda run: (run.name, str(run.path))), problems
 
@@ -233,7 +233,7 @@ def read_run(path: Path) -> Run | Problem:
     except (OSError, RecursionError) as error:
         return Problem(path, f"result.json or provenance.json cannot be read: {error}")
     if not result and (path / "result.json").exists():
-        return Problem(path, "result.json is damaged or of another program")
+        return Problem(path, "result.json is damaged or was written by another program")
     run = Run(path, flat, typed(path), attempts[-1] if attempts else {}, result)
     if run.finished and run.result["headline"] not in run.metrics:
         return Problem(path, f"result.json has no number for {run.result['headline']}")
@@ -283,7 +283,7 @@ def flatten(node: Mapping[Any, Any], seen: set[int], prefix: str = "") -> Iterat
 def once(value: Any, seen: set[int]) -> None:
     """Raises `ValueError` where YAML aliases make a part occur twice: such a file can grow without bound."""
     if id(value) in seen:
-        raise ValueError("it has YAML aliases, which no run of bitexp writes")
+        raise ValueError("it has YAML aliases, which bitexp never writes")
     seen.add(id(value))
     for part in value if isinstance(value, list) else ():
         if isinstance(part, dict | list):
