@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from functools import cache
 
 import pytest
 import torch
 
-from bitexp.bench.step import BF16, PEER, candidates, layer_bytes, measure
+from bitexp.bench.step import BF16, PEER, Candidate, candidates, layer_bytes, measure
 from bitexp.bench.workloads import WORKLOADS
 from bitexp.quant.layers import quantized_layers
 
 
-def options(model: str, **changes: object) -> argparse.Namespace:
-    """As the command line gives them."""
-    known = {"shape": [1, 8, 8], "classes": 10, "context": 16, "vocabulary": 64, "batch": 1}
-    return argparse.Namespace(model=model, kernel="auto", **{**known, **changes})
+@cache
+def made(model: str) -> dict[str, Candidate]:
+    """The candidates of a model by name, for options as the command line gives them."""
+    options = {"shape": [1, 8, 8], "classes": 10, "context": 16, "vocabulary": 64, "batch": 32}
+    return {c.name: c for c in candidates(argparse.Namespace(model=model, kernel="auto", **options))}
 
 
 @pytest.mark.parametrize("model", [*WORKLOADS, "vit", "decoder"])
 def test_every_precision_takes_part_in_fp32_and_in_bf16(model: str) -> None:
-    found = {c.name: c for c in candidates(options(model))}
+    found = made(model)
     for name in ("full", "full_norm", "binary", "ternary_mean", "ternary_median"):
         assert name in found
         assert found[name + BF16].dtype == torch.bfloat16
@@ -35,15 +37,15 @@ def test_every_precision_takes_part_in_fp32_and_in_bf16(model: str) -> None:
 
 
 def test_the_layers_hold_at_most_35_percent_of_linear_and_layer_norm() -> None:
-    found = {c.name: c for c in candidates(options("reference_mlp", batch=32))}
+    found = made("reference_mlp")
     control = layer_bytes(found["full_norm"])
     for name in ("ternary_mean", "ternary_median", "binary", "ternary_mean" + BF16):
         assert layer_bytes(found[name]) <= 0.35 * control
 
 
 def test_costs_are_ratios_to_full() -> None:
-    found = [c for c in candidates(options("reference_mlp")) if c.name in ("full", "ternary_mean")]
-    costs = measure(found, 2)
+    found = made("reference_mlp")
+    costs = measure([found["full"], found["ternary_mean"]], 2)
     assert costs["full"].ratio == 1
     assert costs["full"].in_layers == 0
     assert costs["ternary_mean"].ratio > 0
