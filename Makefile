@@ -10,8 +10,9 @@ PYTEST_ARGS ?=
 BENCH       ?= $(OUTPUTS)/bench
 FASHION     := /usr/share/datasets/fashion-mnist
 
-# Two workers with one thread each: torch crawls where threads outnumber cores.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+# Two workers with one thread each: torch crawls where threads outnumber cores. Tests of more than ten
+# seconds are named: `make test` is to take five minutes.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --durations=5 --durations-min=10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -61,7 +61,7 @@ def between_rooms() -> dict[tuple[str, str], list[Arrow]]:
     found = defaultdict(list)
     for arrow in arrows():
         source, target = arrow.rooms
-        if arrow.target.startswith("bitexp") and source != target:
+        if arrow.target.startswith("bitexp.") and source != target:  # all import `bitexp` itself
             found[source, target].append(arrow)
     return found
 
