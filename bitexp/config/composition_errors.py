@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitexp.common.spelling import dotted, nearest, unknown_key
 from bitexp.config.compose import compose_lazily
+from bitexp.config.old import MOVED
 from bitexp.config.paths import CONF
 
 
@@ -53,6 +54,15 @@ def not_there(key: str, text: str, typed: Sequence[str]) -> str:
     if "No match in the defaults list" in text:
         override = next((word for word in typed if word.startswith(f"{key}=")), f"{key}=...")
         return f"'{key}' is not in the defaults list: write +{override} to add it"
+    if key in MOVED:
+        return f"'{key}' is now '{MOVED[key]}'"
+    inner = re.search(r"full_key: (\S+)", text)
+    if inner and inner[1].startswith(f"{key}."):
+        return (
+            f"'{key}={{...}}' is merged into the section that is there, which has no key "
+            f"'{inner[1].removeprefix(f'{key}.')}'. Add it with +{inner[1]}=..., or choose an option of the "
+            "group that brings it"
+        )
     return unknown_key(key, known_keys(typed, of_hydra=key.startswith("hydra.")))
 
 

@@ -236,4 +236,4 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(dict(config))
     except ValidationError as error:
-        raise UserError(explain(error, "", config)) from None
+        raise UserError(explain(error, "", config, Settings)) from None

@@ -110,10 +110,7 @@ def choose_layout(name: str, levels: Levels) -> str:
     for candidate in LAYOUTS if name == "auto" else [name]:
         if LAYOUTS[candidate].base >= levels.count:
             return candidate
-    raise ValueError(
-        f"the {levels.count} codes {levels.low}..{levels.high} do not fit the layout {name}; auto takes the "
-        "densest that holds them"
-    )
+    raise ValueError(f"the {levels.count} codes {levels.low}..{levels.high} do not fit the layout {name}")
 
 
 def layout_of(name: str, levels: Levels) -> Layout:

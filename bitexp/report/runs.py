@@ -16,6 +16,7 @@ import yaml
 
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json
+from bitexp.config.old import upgraded
 from bitexp.track.folder import RunFolder, validation_of
 from bitexp.track.provenance import command_of
 
@@ -241,8 +242,9 @@ def read_run(path: Path) -> Run | Problem:
 
 
 def read_config(path: Path) -> Any:
-    """The config of the run in a folder, whatever it holds. Raises what `load` raises."""
-    return load(path / "config.yaml")
+    """The config of the run in a folder, in today's words, whatever it holds. Raises what `load` raises."""
+    config = load(path / "config.yaml")
+    return upgraded(config) if isinstance(config, Mapping) else config
 
 
 def load(file: Path) -> Any:
