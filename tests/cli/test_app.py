@@ -178,7 +178,8 @@ def test_all_that_is_wrong_is_told_at_once(call: Any, outputs: Path) -> None:
 
 def test_so_is_what_only_the_code_can_tell(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said = call(
-        "quantizer.weights.granularity=x", "quantizer.activations.qmax=1", "+quantizer.weights.foo=1", "model.hidden=[-1]", "kernel.name=z",
+        "quantizer.weights.granularity=x", "quantizer.activations.qmax=1", "+quantizer.weights.foo=1",
+        "model.hidden=[-1]", "kernel.name=z",
         "optimizer.stochastic_rounding=true",
     )  # fmt: skip
     assert said.code == 2
