@@ -48,6 +48,11 @@ def in_memory(x: Tensor) -> bool:
     return (type(x) is Tensor or type(x) is Parameter) and has_storage(x)
 
 
+def recorded(x: Tensor) -> bool:
+    """Whether autograd records what is done with a tensor."""
+    return x.requires_grad and is_grad_enabled()
+
+
 def readable(x: Tensor) -> bool:
     """Whether the memory of a dense tensor may be read past torch: nothing above, nor autograd, misses it.
 

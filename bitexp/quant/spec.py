@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
@@ -95,17 +94,19 @@ class LayerSpec:
     shift: bool = False
     bias: BiasRule = "plain"
 
-    @property
-    def absmax(self) -> int | None:
-        """The code of a token's largest input, where kernels make the codes; None where they do not."""
-        return None if self.activations is None else self.activations.absmax
+    absmax: int | None = field(init=False, repr=False, compare=False)
+    """The code of a token's largest input, where kernels make the codes; None where they do not."""
+    wide: bool = field(init=False, repr=False, compare=False)
+    """Whether a sum over codes can leave the integers that fp32 holds exactly."""
 
-    @cached_property
-    def wide(self) -> bool:
-        """Whether a sum over codes can leave the integers that fp32 holds exactly."""
-        if self.activations is None:
-            return False
-        return prod(self.shape[1:]) * self.activations.levels.largest * self.levels.largest > EXACT
+    def __post_init__(self) -> None:
+        # here, since every step asks for them, and torch.compile cannot follow cached properties
+        absmax, wide = None, False
+        if self.activations is not None:
+            absmax = self.activations.absmax
+            wide = prod(self.shape[1:]) * self.activations.levels.largest * self.levels.largest > EXACT
+        object.__setattr__(self, "absmax", absmax)
+        object.__setattr__(self, "wide", wide)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, parts as sections of YAML."""
