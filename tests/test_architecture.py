@@ -40,16 +40,10 @@ PRIVATE = {
         "bitexp/sweep/trial_reporter.py": {"_trial_id"},
     },
     "torch": {
-        "bitexp/bench/gpu_layers.py": {"_int_mm"},
-        "bitexp/kernels/cpu/__init__.py": {
-            "_C", "_are_functorch_transforms_active", "_get_tracing_state", "_is_vnni_supported",
-            "_len_torch_dispatch_stack",
+        "bitexp/quant/modes.py": {
+            "_C", "_are_functorch_transforms_active", "_functorch", "_get_tracing_state", "_has_storage",
+            "_int_mm", "_is_vnni_supported", "_len_torch_dispatch_stack",
         },
-        "bitexp/kernels/cpu/training.py": {"_int_mm"},
-        "bitexp/kernels/gpu/product.py": {"_C", "_functorch"},
-        "bitexp/kernels/int8.py": {"_C", "_functorch", "_int_mm", "_is_vnni_supported"},
-        "bitexp/quant/cache.py": {"_version"},
-        "bitexp/quant/modes.py": {"_C", "_are_functorch_transforms_active", "_has_storage"},
         "bitexp/run/evaluate.py": {"_modules"},
     },
     "wandb_workspaces": {"bitexp/report/dashboard.py": {"_to_model"}},
