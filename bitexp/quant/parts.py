@@ -36,7 +36,7 @@ class LayerPart(nn.Module):
 
     def learned(self) -> tuple[nn.Parameter, ...]:
         """The parameters of this part, in the order in which `gradients` gives their gradients."""
-        return tuple(p for p in self._parameters.values() if p is not None)
+        return tuple(self.parameters(recurse=False))
 
 
 class WeightQuantizer(LayerPart):
