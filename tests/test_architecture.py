@@ -32,7 +32,7 @@ PRIVATE = {
     },
     "wandb_workspaces": {"bitexp/report/workspaces_private.py": {"_to_model"}},
 }  # fmt: skip
-"""Where names are used that other libraries keep to themselves, which an upgrade may break: one file for each."""
+"""Where names are used that other libraries keep to themselves and an upgrade may break: one file each."""
 
 
 def between_rooms() -> dict[tuple[str, str], list[Arrow]]:
