@@ -10,8 +10,9 @@ PYTEST_ARGS ?=
 BENCH       ?= $(OUTPUTS)/bench
 FASHION     := /usr/share/datasets/fashion-mnist
 
-# Two workers with one thread each: torch crawls where threads outnumber cores.
-PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest
+# Two workers with one thread each: torch crawls where threads outnumber cores. Tests of more than ten
+# seconds are named: `make test` is to take five minutes.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --durations=5 --durations-min=10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,11 +36,11 @@ test-gpu: $(VENV)/.dev ## the tests for a GPU
 	@$(PYTEST) -m gpu $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## check format, style and types
-	@$(PY) -m ruff format --quiet --check . || { echo "make format mends what is not formatted"; exit 1; }
+	@$(PY) -m ruff format --quiet --check . || { echo "run 'make format' to fix the formatting"; exit 1; }
 	@$(PY) -m ruff check --quiet .
 	@$(PY) -m mypy --no-error-summary
 
-format: $(VENV)/.dev ## format the code and mend what ruff can mend
+format: $(VENV)/.dev ## format the code and fix what ruff can fix
 	@$(PY) -m ruff check --fix --quiet . || true
 	@$(PY) -m ruff format .
 

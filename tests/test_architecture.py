@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from graphlib import CycleError, TopologicalSorter
 from itertools import pairwise
@@ -11,49 +12,28 @@ import pytest
 from tests.support.source import PACKAGE, ROOT, Arrow, arrows, foreign_privates, room
 
 ROOMS = (
-    "common", "config", "quant", "kernels", "models", "data", "track", "train", "tasks", "deploy", "report",
-    "run", "sweep", "plugins", "cli", "bench",
+    "common", "config", "quant", "kernels", "models", "data", "track", "train", "tasks", "deploy", "run",
+    "report", "sweep", "plugins", "cli", "bench",
 )  # fmt: skip
 """From the ground up: a room imports from those before it."""
 DOORS = ("bitexp", "__main__")  # they open every room, and no room opens them
 CORE = ("quant", "kernels", "models")
 OUTSIDE_OF_THE_CORE = {"lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "optuna"}
 
-STILL_LONG = {
-    "tests/run/test_road.py",
-    "tests/sweep/test_command.py",
-    "tests/sweep/test_postgres.py",
-    "tests/sweep/test_study.py",
-}
-"""Files of more than 400 lines that are not cut yet: the list only shrinks."""
-
 PRIVATE = {
     "concurrent.futures": {"bitexp/kernels/cpu/threads.py": {"_max_workers"}},
-    "hydra": {"bitexp/plugins/hydra_plugins/bitexp/sweeper.py": {"_return_value", "_launcher_util"}},
+    "hydra": {"bitexp/plugins/hydra_plugins/bitexp/hydra_private.py": {"_return_value", "_launcher_util"}},
     "litespark_inference": {"bitexp/bench/peers.py": {"_load"}},
-    "optuna": {
-        "bitexp/sweep/samplers.py": {"_find_sample_id", "_storage", "_study_id"},
-        "bitexp/sweep/study.py": {"_storage", "_trial_id"},
-        "bitexp/sweep/trial_reporter.py": {"_trial_id"},
-    },
+    "optuna": {"bitexp/sweep/optuna_private.py": {"_find_sample_id", "_storage", "_study_id", "_trial_id"}},
     "torch": {
-        "bitexp/bench/gpu_layers.py": {"_int_mm"},
-        "bitexp/kernels/cpu/__init__.py": {
-            "_C", "_are_functorch_transforms_active", "_get_tracing_state", "_is_vnni_supported",
-            "_len_torch_dispatch_stack",
+        "bitexp/quant/modes.py": {
+            "_C", "_are_functorch_transforms_active", "_functorch", "_get_tracing_state", "_has_storage",
+            "_int_mm", "_is_vnni_supported", "_len_torch_dispatch_stack", "_modules",
         },
-        "bitexp/kernels/cpu/training.py": {"_int_mm"},
-        "bitexp/kernels/int8.py": {"_int_mm", "_is_vnni_supported"},
-        "bitexp/quant/cache.py": {"_version"},
-        "bitexp/quant/modes.py": {"_C", "_are_functorch_transforms_active", "_functorch", "_has_storage"},
-        "bitexp/quant/parts.py": {"_parameters"},
-        "bitexp/run/evaluate.py": {"_modules"},
     },
-    "wandb_workspaces": {"bitexp/report/dashboard.py": {"_to_model"}},
+    "wandb_workspaces": {"bitexp/report/workspaces_private.py": {"_to_model"}},
 }  # fmt: skip
-"""Where names are used that other libraries keep to themselves: what an upgrade may break."""
-STILL_SCATTERED = {"optuna", "torch"}
-"""Libraries whose private names are not in one file yet: the list only shrinks."""
+"""Where names are used that other libraries keep to themselves and an upgrade may break: one file each."""
 
 
 def between_rooms() -> dict[tuple[str, str], list[Arrow]]:
@@ -61,7 +41,7 @@ def between_rooms() -> dict[tuple[str, str], list[Arrow]]:
     found = defaultdict(list)
     for arrow in arrows():
         source, target = arrow.rooms
-        if arrow.target.startswith("bitexp") and source != target:
+        if arrow.target.startswith("bitexp.") and source != target:  # all import `bitexp` itself
             found[source, target].append(arrow)
     return found
 
@@ -97,6 +77,11 @@ def test_every_room_has_its_place() -> None:
     assert {path.name for path in PACKAGE.iterdir() if any(path.rglob("*.py"))} == set(ROOMS)
 
 
+def test_the_map_shows_them_in_this_order() -> None:
+    rows = re.findall(r"^\| \[?`(\w+)/`", (PACKAGE / "README.md").read_text(), re.MULTILINE)
+    assert tuple(rows) == ROOMS
+
+
 def test_the_core_imports_no_framework() -> None:
     """Neither by itself nor by what it imports."""
     imported = defaultdict(list)
@@ -126,8 +111,7 @@ def test_bitexp_has_at_most_twenty_rooms_and_two_loose_files() -> None:
 def test_no_file_is_longer_than_400_lines() -> None:
     files = [path for folder in ("bitexp", "tests") for path in (ROOT / folder).rglob("*.py")]
     long = {str(path.relative_to(ROOT)) for path in files if len(path.read_text().splitlines()) > 400}
-    assert long - STILL_LONG == set(), "cut them by subject"
-    assert STILL_LONG - long == set(), "they are cut: remove them from the list"
+    assert long == set(), "cut them by subject"
 
 
 def test_private_names_of_other_libraries_are_used_in_known_files_only() -> None:
@@ -139,4 +123,4 @@ def test_private_names_of_other_libraries_are_used_in_known_files_only() -> None
 
 
 def test_private_names_of_a_library_are_used_in_one_file() -> None:
-    assert {library for library, files in PRIVATE.items() if len(files) > 1} == STILL_SCATTERED
+    assert [library for library, files in PRIVATE.items() if len(files) > 1] == []

@@ -111,7 +111,7 @@ class Product:
 
 
 def ggml(codes: Tensor, scale: float, x: Tensor, threads: int) -> Callable[[], Tensor]:
-    """TQ2_0: 2.06 bits per weight, activations in int8 with a step per 256."""
+    """TQ2_0: 2.06 bits per weight, activations in int8 with a scale per 256."""
     if codes.shape[1] % 256:
-        raise ValueError("rows of TQ2_0 are multiples of 256 long")
+        raise ValueError("rows of TQ2_0 must be multiples of 256 long")
     return Product(codes, scale, x, threads)

@@ -31,7 +31,7 @@ from bitexp.common.spelling import nearest
 from bitexp.kernels.cpu.jit import missing
 
 COLD = 144 << 20
-STEP = 0.02
+SCALE = 0.02
 TOLERANCE = 0.05
 """Relative error of outputs, above which an implementation is wrong and not only coarse."""
 
@@ -40,14 +40,14 @@ def shape(text: str) -> tuple[int, int]:
     """`OUTPUTSxINPUTS`."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if not match or not int(match[1]) or not int(match[2]):
-        raise argparse.ArgumentTypeError(f"'{text}' is no shape like 2560x6912 (outputs x inputs)")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a shape: write OUTPUTSxINPUTS, as in 2560x6912")
     return int(match[1]), int(match[2])
 
 
 def positive(text: str) -> int:
     """A number from 1."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 up")
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
     return int(text)
 
 
@@ -116,24 +116,24 @@ def prepare(
     draws = torch.Generator().manual_seed(0)
     codes = torch.randint(-1, 2, (outputs, inputs), dtype=torch.int8, generator=draws)
     x = torch.randn(tokens, inputs, generator=draws)
-    expected = x @ codes.float().t() * STEP
+    expected = x @ codes.float().t() * SCALE
     candidates: dict[str, list[Call]] = {}
     passed = set()
     for name, peer in peers.items():
         copies = 1 if cache == "hot" else max(2, -(-COLD // int(outputs * inputs * peer.bits / 8)))
         try:
-            calls = [peer.make(codes, STEP, x, threads) for _ in range(min(copies, 600))]
+            calls = [peer.make(codes, SCALE, x, threads) for _ in range(min(copies, 600))]
         except (ImportError, OSError) as error:
-            passed.add(f"{name} is left out: {error} (package: {peer.package})")
+            passed.add(f"{name} is skipped: {error} (package: {peer.package})")
             continue
         except ValueError as error:
-            passed.add(f"{name} is left out for {outputs}x{inputs}, {tokens} token(s): {error}")
+            passed.add(f"{name} is skipped for {outputs}x{inputs}, {tokens} token(s): {error}")
             continue
         got = torch.as_tensor(calls[0]())
         off = float((got - expected).norm() / expected.norm())
         if not off < TOLERANCE:
             raise RuntimeError(
-                f"{name} gives other numbers at {outputs}x{inputs}, {tokens} token(s): {off:.3f}"
+                f"{name} computes different numbers at {outputs}x{inputs}, {tokens} token(s): {off:.3f}"
             )
         candidates[name] = list(calls)
     return {**candidates, **floors(cache, outputs, inputs, tokens)}, passed

@@ -92,7 +92,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     for name in options.kernels:
         reason = KERNELS.get(name).unavailable("cpu")
         if reason:
-            report.line(f"kernel {name} is left out: {reason}")
+            report.line(f"kernel {name} is skipped: {reason}")
         else:
             kernels.append(name)
     for name in options.quantizers:

@@ -1,6 +1,6 @@
 """Other implementations of a ternary layer: each takes fp32 activations and gives fp32 outputs.
 
-A peer is a function of codes `[outputs, inputs]`, their step, activations `[tokens, inputs]` and threads,
+A peer is a function of codes `[outputs, inputs]`, their scale, activations `[tokens, inputs]` and threads,
 that returns a call. It raises `ImportError` where its package is not installed and `ValueError` for a shape
 that it cannot compute.
 """
@@ -58,7 +58,7 @@ def dense(dtype: torch.dtype) -> Make:
 
 
 def fbgemm(codes: Tensor, scale: float, x: Tensor, threads: int) -> Callable[[], Tensor]:
-    """torch's dynamic quantization: int8 weights, 7-bit activations with a step per tensor."""
+    """torch's dynamic quantization: int8 weights, 7-bit activations with a scale per tensor."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch.ao.quantization as quantization
@@ -72,13 +72,13 @@ def fbgemm(codes: Tensor, scale: float, x: Tensor, threads: int) -> Callable[[],
 
 
 def onnxruntime(codes: Tensor, scale: float, x: Tensor, threads: int) -> Callable[[], Any]:
-    """MatMulNBits with 2-bit weights, a step per 128 of them, and int8 activations inside."""
+    """MatMulNBits with 2-bit weights, a scale per 128 of them, and int8 activations inside."""
     import onnxruntime as ort
     from onnx import TensorProto, helper, numpy_helper
 
     outputs, inputs = codes.shape
     if inputs % 128:
-        raise ValueError("rows are multiples of 128 long here")
+        raise ValueError("rows must be multiples of 128 long")
     digits = (codes + 2).to(torch.uint8).reshape(outputs, inputs // 128, 32, 4)
     packed = sum(digits[..., i] << (2 * i) for i in range(4))
     scales = np.full(outputs * inputs // 128, scale, np.float32)
@@ -112,17 +112,17 @@ def litespark(codes: Tensor, scale: float, x: Tensor, threads: int) -> Callable[
         raise ValueError("measured with one thread only")
     outputs = len(codes)
     lib, packed, given = _load(), pack_ternary_4_per_byte(codes.numpy()), x.numpy()
-    q, steps = np.zeros((tokens, inputs), np.int8), np.zeros(tokens, np.float32)
+    q, scales = np.zeros((tokens, inputs), np.int8), np.zeros(tokens, np.float32)
     y = np.zeros((tokens, outputs), np.float32)
 
     def one() -> Any:
-        step = lib.quantize_activation(given[0], q[0], inputs)
-        lib.matmul_lut_m1(q[0], packed, scale, step, y[0], outputs, inputs)
+        input_scale = lib.quantize_activation(given[0], q[0], inputs)
+        lib.matmul_lut_m1(q[0], packed, scale, input_scale, y[0], outputs, inputs)
         return y
 
     def several() -> Any:
-        lib.quantize_activation_batched(given, q, steps, tokens, inputs)
-        lib.matmul_lut_mT(q, steps, packed, scale, y, tokens, outputs, inputs)
+        lib.quantize_activation_batched(given, q, scales, tokens, inputs)
+        lib.matmul_lut_mT(q, scales, packed, scale, y, tokens, outputs, inputs)
         return y
 
     return one if tokens == 1 else several

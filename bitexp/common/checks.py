@@ -12,8 +12,7 @@ from bitexp.common.spelling import nearest
 def check_sizes(**sizes: int) -> None:
     """Raises `ValueError` for the first size below 1."""
     for name, size in sizes.items():
-        if size < 1:
-            raise ValueError(f"{name}={size} must be at least 1")
+        at_least(name, size, 1)
 
 
 def check_positive(**values: float) -> None:
@@ -78,7 +77,7 @@ def divisors(n: int) -> list[int]:
 def at_least(key: str, value: int, minimum: int) -> None:
     """Raises `ValueError` for a smaller value."""
     if value < minimum:
-        raise ValueError(f"{key}={value} is too small; use {minimum} or more")
+        raise ValueError(f"{key}={value} must be at least {minimum}")
 
 
 def check_share(key: str, value: int | float) -> None:
@@ -93,7 +92,7 @@ def check_share(key: str, value: int | float) -> None:
 def check_fraction(key: str, value: float) -> None:
     """Raises `ValueError` for what is no fraction below 1."""
     if not 0 <= value < 1:
-        raise ValueError(f"{key}={value} is no fraction from 0.0 to below 1.0; use {key}=0.1 for a tenth")
+        raise ValueError(f"{key}={value} must be a fraction from 0.0 to below 1.0; use {key}=0.1 for a tenth")
 
 
 def held_out_count(size: int | float, count: int, key: str) -> int:

@@ -91,4 +91,4 @@ def wait_for_decision(folder: Path) -> dict[str, Any] | None:
         if isinstance(result, dict) and result.get("status") == "finished":
             return None
         time.sleep(0.2)
-    raise UserError(f"the first process gave no decision about {folder} within {PATIENCE:.0f} s")
+    raise UserError(f"waited {PATIENCE:.0f} s in vain for the first process to decide about {folder}")

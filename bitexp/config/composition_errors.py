@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bitexp.common.spelling import dotted, nearest, unknown_key
 from bitexp.config.compose import compose_lazily
+from bitexp.config.old import MOVED
 from bitexp.config.paths import CONF
 
 
@@ -29,13 +30,13 @@ def explain(problem: Exception, typed: Sequence[str]) -> str:
         why = [line for line in lines(problem.message) if not line.startswith(("See", "Error"))]
         return (
             f"'{problem.override}' cannot be read: {', '.join(why)}. Write key=value, "
-            "and quote what the shell or YAML would take apart: 'model.hidden=[64, 64]'"
+            "and quote what the shell or YAML would split: 'model.hidden=[64, 64]'"
         )
     text = "\n".join(str(part) for part in (problem, problem.__cause__) if part is not None)
     if match := re.search(r"Could not override '([^']+)'", text):
         return not_there(match[1].lstrip("+"), text, typed)
     if match := re.search(r"Could not append to config. An item is already at '([^']+)'", text):
-        return f"'{match[1]}' is there already: write {match[1]}=..., without the +"
+        return f"'{match[1]}' exists already: write {match[1]}=..., without the +"
     if match := re.search(r"Could not delete from config. '([^']+)' does not exist", text):
         return unknown_key(match[1], known_keys(typed))
     if match := re.search(r"full_key: (\S+)", text):
@@ -53,6 +54,15 @@ def not_there(key: str, text: str, typed: Sequence[str]) -> str:
     if "No match in the defaults list" in text:
         override = next((word for word in typed if word.startswith(f"{key}=")), f"{key}=...")
         return f"'{key}' is not in the defaults list: write +{override} to add it"
+    if key in MOVED:
+        return f"'{key}' is now '{MOVED[key]}'"
+    inner = re.search(r"full_key: (\S+)", text)
+    if inner and inner[1].startswith(f"{key}."):
+        return (
+            f"'{key}={{...}}' is merged into the section that is there, which has no key "
+            f"'{inner[1].removeprefix(f'{key}.')}'. Add it with +{inner[1]}=..., or choose an option of the "
+            "group that brings it"
+        )
     return unknown_key(key, known_keys(typed, of_hydra=key.startswith("hydra.")))
 
 

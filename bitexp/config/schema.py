@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)  # fmt: skip
 
 from bitexp.common.errors import UserError
 from bitexp.config.explain import explain
@@ -72,6 +80,11 @@ class Parts(Section):
     estimator: Part | None = None
     norm: Literal["none", "rms", "layer"] | None = None
     bias: Literal["plain", "scaled"] | None = None
+
+    @model_serializer(mode="wrap")
+    def said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what was left out, for which null would be another word than none."""
+        return {key: value for key, value in handler(self).items() if key in self.model_fields_set}
 
 
 def patterns(value: Any) -> Any:
@@ -223,4 +236,4 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(dict(config))
     except ValidationError as error:
-        raise UserError(explain(error, "", config)) from None
+        raise UserError(explain(error, "", config, Settings)) from None

@@ -29,9 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompt", default="", help="the text to go on from (default: a new document)")
     parser.add_argument("--tokens", type=int, default=256, help="how many at most (default: 256)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0, the default: the likeliest token")
-    parser.add_argument("--top-k", type=int, help="draw among the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, help="draw among the likeliest with this probability together")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="0 (default): always the most likely token"
+    )
+    parser.add_argument("--top-k", type=int, help="sample from the K most likely tokens")
+    parser.add_argument(
+        "--top-p", type=float, help="sample from the most likely tokens that together have this probability"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--weights", choices=WEIGHTS, default="packed", help="default: packed")
     parser.add_argument("--kernel", default="auto", help="what multiplies packed codes (default: auto)")
@@ -64,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     path = find_run(options.run)
     model, preprocessing = load_run(path, options.weights, kernel)
     if not isinstance(model, Decoder) or "tokenizer" not in preprocessing:
-        raise UserError(f"{path} holds no language model, so it has no text to give")
+        raise UserError(f"{path} is not a language model, so it cannot generate text")
     tokenizer = load_tokenizer(preprocessing["tokenizer"], path)
     prompt = [tokenizer.end, *tokenizer.encode([options.prompt])[0].tolist()]
     counted = Counted(itertools.islice(generate(model, prompt, sampling), options.tokens))

@@ -110,12 +110,10 @@ def choose_layout(name: str, levels: Levels) -> str:
     for candidate in LAYOUTS if name == "auto" else [name]:
         if LAYOUTS[candidate].base >= levels.count:
             return candidate
-    raise ValueError(
-        f"the {levels.count} codes {levels.low}..{levels.high} do not fit the layout {name}; auto takes the "
-        "densest that holds them"
-    )
+    raise ValueError(f"the {levels.count} codes {levels.low}..{levels.high} do not fit the layout {name}")
 
 
 def layout_of(name: str, levels: Levels) -> Layout:
-    """A layout for codes of these levels."""
+    """A layout for codes of these levels. Raises `ValueError` where it has too few digits."""
+    name = choose_layout(name, levels)
     return replace(LAYOUTS[name], low=levels.low, stride=levels.stride, count=levels.count)

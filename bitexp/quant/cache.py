@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor, is_grad_enabled, nn, uint8
@@ -32,16 +32,6 @@ class Steps:
         cls.count += 1
 
 
-class Key(NamedTuple):
-    """What has to be the same for weights to be the same numbers."""
-
-    source: object
-    address: int
-    versions: tuple[int, ...]
-    steps: int
-    sample: bytes
-
-
 class CodesCache:
     """What one layer's latent weights are as integers, as long as these are the same numbers.
 
@@ -60,8 +50,9 @@ class CodesCache:
     def clear(self) -> None:
         """Forgets."""
         self._weight: Tensor | None = None
+        self._address = 0
         self._sampled: np.ndarray[Any, Any] | None = None
-        self._key: Key | None = None
+        self._key: tuple[object, ...] = ()
         self._kept: Quantized | None = None
 
     def get(
@@ -73,14 +64,16 @@ class CodesCache:
     ) -> Quantized:
         """`quantize(weight)`, computed anew where it, `source` or the learned parameters may be other."""
         lasting = not followed() and type(weight) is nn.Parameter and is_grad_enabled()
-        if not lasting or weight.is_inference() or any(type(p) is not nn.Parameter for p in learned):
+        if learned:
+            lasting = lasting and all(type(p) is nn.Parameter for p in learned)
+        if not lasting or weight.is_inference():
             return quantize(weight)
         address = weight.data_ptr()
-        if self._weight is not weight or self._key is None or self._key.address != address:
-            self._weight, self._sampled, self._kept = weight, sample(weight), None
+        if self._weight is not weight or self._address != address:
+            self._weight, self._address = weight, address
+            self._sampled, self._kept = sample(weight), None
         sampled = b"" if self._sampled is None else self._sampled.tobytes()
-        versions = (version(weight), *map(version, learned))
-        key = Key(source, address, versions, Steps.count, sampled)
+        key = (source, Steps.count, sampled, version(weight), *map(version, learned))
         if self._kept is None or self._key != key:
             self._key, self._kept = key, quantize(weight)
         return self._kept

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from bitexp.quant.estimators import carried
 from bitexp.quant.modes import no_autocast, result_dtype
 from bitexp.quant.norms import normalize
 from bitexp.quant.options import LayerOptions, LayerParts
+from bitexp.quant.parts import ActivationQuantizer, WeightQuantizer
 from bitexp.quant.product import Quantized
 from bitexp.quant.quantizer import Quantizer, as_quantizer
 from bitexp.quant.spec import ConvArgs, Geometry, LayerSpec
@@ -32,6 +33,41 @@ Chosen = Quantizer | Mapping[str, object] | str | LayerOptions
 
 WIDEST = 2**31
 """Where int32 sums end."""
+
+
+class Way(NamedTuple):
+    """How a layer goes at one of its stages: what to ask of the parts at every step takes as long as a norm.
+
+    `inner` is the spec for input that is normed already. `learns` says whether the weight quantizer has
+    parameters, `carries` whether the gradient of the latent weights takes a carrier, `prepares` whether the
+    layer takes the norm itself; `coder` makes activation codes that no backend makes.
+    """
+
+    spec: LayerSpec
+    inner: LayerSpec
+    parts: LayerParts
+    weights: WeightQuantizer
+    coder: ActivationQuantizer | None
+    learns: bool
+    carries: bool
+    prepares: bool
+
+    @staticmethod
+    def of(spec: LayerSpec, parts: LayerParts) -> Way:
+        """For these parts."""
+        weights, act, transform = parts.weights, parts.activations, parts.transform
+        rotated = transform is not None and transform.on_weights
+        coder = act if act is not None and (act.spec.absmax is None or act.has_rule) else None
+        return Way(
+            spec,
+            replace(spec, norm="none"),
+            parts,
+            weights,
+            coder,
+            learns=bool(weights.learned()),
+            carries=weights.has_rule or rotated,
+            prepares=not (coder is None and transform is None and parts.sparsifier is None),
+        )
 
 
 class QuantizedLayer(nn.Module):
@@ -72,7 +108,7 @@ class QuantizedLayer(nn.Module):
             self.earlier = nn.ModuleList(earlier)
         everything = [*((o, p) for (_, o), p in zip(stages, earlier, strict=True)), (options, self.parts)]
         self.specs = [spec_of(o, p, weight, conv) for o, p in everything]
-        self.inner = [replace(spec, norm="none") for spec in self.specs]  # for input that is normed already
+        self.ways = [Way.of(spec, p) for spec, (_, p) in zip(self.specs, everything, strict=True)]
         check_exact(self.spec)
 
     @property
@@ -83,10 +119,7 @@ class QuantizedLayer(nn.Module):
     @property
     def active(self) -> LayerParts:
         """The parts that hold at this share of the training."""
-        if self.stage == len(self.ends):
-            return self.parts
-        earlier: LayerParts = self.earlier[self.stage]  # type: ignore[assignment]
-        return earlier
+        return self.ways[self.stage].parts
 
     def set_progress(self, share: float) -> None:
         """Chooses the stage for a share of the training, 0 to 1."""
@@ -115,33 +148,25 @@ class QuantizedLayer(nn.Module):
             return self._quantized_forward(x, dtype)
 
     def _quantized_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        spec, parts, weight = self.spec, self.active, self.weight
-        learned = parts.weights.learned()
-        if self.training:
-            quantized = self.cache.get(self._quantize, parts.transform, weight, learned)
+        way, weight, training = self.ways[self.stage], self.weight, self.training
+        if training:
+            learned = way.weights.learned() if way.learns else ()
+            quantized = self.cache.get(self._quantize, way.parts.transform, weight, learned)
         else:
             quantized = self._quantize(weight)
-        call = Call(
-            spec=spec,
-            backend=self.backend,
-            dtype=dtype,
-            grad_dtype=torch.bfloat16 if dtype == torch.bfloat16 else torch.float32,
-            fused=self.training,
-        )
-        rotated = parts.transform is not None and parts.transform.on_weights
-        if parts.weights.has_rule or rotated:
+        grad_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        call = Call(way.spec, self.backend, dtype, grad_dtype, training)
+        if way.carries:
             latent = self._rotated(weight)
-            weight = carried(latent, parts.weights, quantized, self.mix if self.phasing else None)
+            weight = carried(latent, way.weights, quantized, self.mix if self.phasing else None)
         if self.phasing:
             return self._mixed(x, weight, quantized, call)
-        act, codes, scale = parts.activations, None, None
-        own_codes = act is not None and (act.spec.absmax is None or act.has_rule)
-        if own_codes or parts.transform is not None or parts.sparsifier is not None:
-            x, call = self._prepared(x), call._replace(spec=self.inner[self.stage])
-        if own_codes:
-            assert act is not None
-            codes, scale = act.codes(x.detach(), Geometry(spec.conv).scale_dims)
-            x = carried(x, act, Quantized(codes, scale))
+        codes = scale = None
+        if way.prepares:
+            x, call = self._prepared(x), call._replace(spec=way.inner)
+        if way.coder is not None:
+            codes, scale = way.coder.codes(x.detach(), Geometry(way.spec.conv).scale_dims)
+            x = carried(x, way.coder, Quantized(codes, scale))
         return quantized_product(x, weight, self.bias, quantized, call, codes, scale)
 
     def _prepared(self, x: Tensor) -> Tensor:

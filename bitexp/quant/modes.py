@@ -8,12 +8,13 @@ what is done past it. Names are looked up once, since a few of these are asked f
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, is_grad_enabled
+from torch import Tensor, is_grad_enabled, nn
 from torch._C import _are_functorch_transforms_active as functorch_transforms
 from torch._C import _functorch as functorch
 from torch._C import _get_tracing_state as trace
@@ -21,6 +22,8 @@ from torch._C import _has_storage as has_storage
 from torch._C import _len_torch_dispatch_stack as dispatch_modes
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
+
+M = TypeVar("M", bound=nn.Module)
 
 int_mm = torch._int_mm
 """int8 matrices `[n, k] @ [k, m]`, their sums in int32; torch has no public name for it."""
@@ -46,6 +49,11 @@ def followed() -> bool:
 def in_memory(x: Tensor) -> bool:
     """Whether a tensor is an ordinary one, of numbers in the memory of its device."""
     return (type(x) is Tensor or type(x) is Parameter) and has_storage(x)
+
+
+def recorded(x: Tensor) -> bool:
+    """Whether autograd records what is done with a tensor."""
+    return x.requires_grad and is_grad_enabled()
 
 
 def readable(x: Tensor) -> bool:
@@ -85,3 +93,10 @@ def apply_without_binding(function: type[torch.autograd.Function]) -> Callable[.
     2.13).
     """
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+
+def with_child(module: M, name: str, child: nn.Module) -> M:
+    """A shallow copy of a module with another child under a name; all the rest is shared with it."""
+    twin = copy.copy(module)
+    twin._modules = {**module._modules, name: child}
+    return twin

@@ -36,7 +36,7 @@ class LayerPart(nn.Module):
 
     def learned(self) -> tuple[nn.Parameter, ...]:
         """The parameters of this part, in the order in which `gradients` gives their gradients."""
-        return tuple(p for p in self._parameters.values() if p is not None)
+        return tuple(self.parameters(recurse=False))
 
 
 class WeightQuantizer(LayerPart):
@@ -109,6 +109,8 @@ class WeightQuantizer(LayerPart):
             scale = self.scale(rows).clamp(min=EPS)
             codes = self.codes(rows, scale).to(torch.int8)
             shift = self.shift(rows, codes, scale)
+            if shift is not None:  # it may be a parameter, and that changes
+                shift = shift.detach().clone()
             return Quantized(codes.reshape(weight.shape), scale.reshape(shape), shift)
 
     @property

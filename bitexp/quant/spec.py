@@ -94,18 +94,19 @@ class LayerSpec:
     shift: bool = False
     bias: BiasRule = "plain"
 
-    wide: bool = field(init=False, compare=False, repr=False)
+    absmax: int | None = field(init=False, repr=False, compare=False)
+    """The code of a token's largest input, where kernels make the codes; None where they do not."""
+    wide: bool = field(init=False, repr=False, compare=False)
     """Whether a sum over codes can leave the integers that fp32 holds exactly."""
 
     def __post_init__(self) -> None:
-        largest = 0 if self.activations is None else self.activations.levels.largest * self.levels.largest
-        # not a cached property: Dynamo cannot trace its lock
-        object.__setattr__(self, "wide", prod(self.shape[1:]) * largest > EXACT)
-
-    @property
-    def absmax(self) -> int | None:
-        """The code of a token's largest input, where kernels make the codes; None where they do not."""
-        return None if self.activations is None else self.activations.absmax
+        # here, since every step asks for them, and torch.compile cannot follow cached properties
+        absmax, wide = None, False
+        if self.activations is not None:
+            absmax = self.activations.absmax
+            wide = prod(self.shape[1:]) * self.activations.levels.largest * self.levels.largest > EXACT
+        object.__setattr__(self, "absmax", absmax)
+        object.__setattr__(self, "wide", wide)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values, parts as sections of YAML."""

@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("paths", type=Path, nargs="*", metavar="PATH", help="default: all of outputs")
     parser.add_argument("--out", type=Path, help="folder of the report (default: report in the first PATH)")
-    help_text = "how far from its best a setting still counts as good (default: 0.01 of it)"
+    help_text = "how far from the best a setting may be and still count as good (default: 0.01 of it)"
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE", help=help_text)
-    parser.add_argument("--watch", action="store_true", help="write it again whenever a run has ended")
+    parser.add_argument("--watch", action="store_true", help="rewrite it whenever a run ends")
     parser.add_argument("--every", type=int, default=10, metavar="SECONDS", help="how often --watch looks")
 
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
             if (now := state(paths)) != seen:
                 with contextlib.suppress(NoRuns):
                     make(paths, options, Report())
-                Report().line("Waiting for runs; Ctrl-C ends it.")
+                Report().line("Waiting for runs; press Ctrl-C to stop.")
                 seen = now
             time.sleep(options.every)
 

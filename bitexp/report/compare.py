@@ -66,7 +66,7 @@ class Cell:
 
     @property
     def bits(self) -> float | None:
-        """Bits per weight of the body, measured: bytes in the packed file, steps included."""
+        """Bits per weight of the body, measured: bytes in the packed file, scales included."""
         count, weights = self.metric("size/body_bytes"), self.metric("size/body_weights")
         return None if count is None or not weights else 8 * count / weights
 

@@ -134,14 +134,14 @@ def run(options: argparse.Namespace) -> None:
 
     if not has_key():
         raise UserError(
-            "a workspace lives on the wandb server and there is no key for it: run `wandb login` once, or "
+            "a workspace lives on the wandb server and no API key was found: run `wandb login` once, or "
             "set WANDB_API_KEY. Without a server there is `python -m bitexp report`, and `wandb leet` in a "
             "terminal"
         )
     try:
         built.save()
     except Exception as error:  # whatever a server and its client can raise
-        raise UserError(f"wandb did not take the workspace: {error}") from error
+        raise UserError(f"wandb refused the workspace: {error}") from error
     Report().line(f"Saved: {built.url}")
 
 

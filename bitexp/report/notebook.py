@@ -98,11 +98,11 @@ def pick_experiment(comparisons: list[Comparison], experiment: str | None) -> Co
         raise UserError("none of these runs is finished")
     if experiment is None and len(comparisons) > 1:
         raise UserError(
-            f"these are several experiments: name one, experiment='{names[0]}' ({', '.join(names)})"
+            f"there are several experiments: name one, experiment='{names[0]}' ({', '.join(names)})"
         )
     if experiment is not None and experiment not in names:
         raise UserError(
-            f"no finished run of '{experiment}'.{nearest(experiment, names)} There is {', '.join(names)}"
+            f"no finished run of '{experiment}'.{nearest(experiment, names)} Known: {', '.join(names)}"
         )
     return comparisons[0] if experiment is None else comparisons[names.index(experiment)]
 

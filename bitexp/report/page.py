@@ -90,8 +90,8 @@ def page(
     body = [
         "<h1>Which precision wins, and at what cost?</h1>",
         f"<p class=lead>{counted} finished runs in {len(sections)} experiment{'s' * (len(sections) != 1)}"
-        f"{f', {len(unfinished)} not finished' if unfinished else ''}. Every number is from the files of the "
-        "runs that its row links to.</p>",
+        f"{f', {len(unfinished)} not finished' if unfinished else ''}. Every number comes from the files "
+        "of the runs that its row links to.</p>",
     ]
     names = [f"{s.comparison.name} ({s.comparison.metric})" for s in sections]
     if len(sections) > 1:

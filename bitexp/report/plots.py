@@ -141,7 +141,7 @@ def curves(comparison: Comparison) -> Figure | None:
 
 
 def diagnostics(comparison: Comparison) -> Figure | None:
-    """What quantization did over time: zeros, flips, and how far the steps moved."""
+    """What quantization did over time: zeros, flips, and how far the scales moved."""
     metrics = ("quant/zero_fraction", "quant/flip_rate", "quant/scale_drift")
     rows = [row for row in comparison.rows if any("quant/flip_rate" in run.curves for run in row.cell.runs)]
     return lines(comparison, rows[:SHOWN], metrics, logarithmic=("quant/flip_rate",))

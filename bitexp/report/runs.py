@@ -16,6 +16,7 @@ import yaml
 
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json
+from bitexp.config.old import upgraded
 from bitexp.track.folder import RunFolder, validation_of
 from bitexp.track.provenance import command_of
 
@@ -177,8 +178,8 @@ def read_runs(paths: Iterable[Path]) -> tuple[list[Run], list[Problem]]:
                 runs[key] = run
     if not runs and not problems:
         raise NoRuns(
-            f"no runs in {', '.join(map(str, paths))}: looked for folders with a config.yaml or a "
-            "result.json at any depth, as `python -m bitexp` leaves them in outputs/EXPERIMENT/ID"
+            f"no runs in {', '.join(map(str, paths))}: looked for folders with a config.yaml or "
+            "a result.json at any depth, as `python -m bitexp` leaves them in outputs/EXPERIMENT/ID"
         )
     return sorted(runs.values(), key=lambda run: (run.name, str(run.path))), problems
 
@@ -233,7 +234,7 @@ def read_run(path: Path) -> Run | Problem:
     except (OSError, RecursionError) as error:
         return Problem(path, f"result.json or provenance.json cannot be read: {error}")
     if not result and (path / "result.json").exists():
-        return Problem(path, "result.json is damaged or of another program")
+        return Problem(path, "result.json is damaged or was written by another program")
     run = Run(path, flat, typed(path), attempts[-1] if attempts else {}, result)
     if run.finished and run.result["headline"] not in run.metrics:
         return Problem(path, f"result.json has no number for {run.result['headline']}")
@@ -241,8 +242,9 @@ def read_run(path: Path) -> Run | Problem:
 
 
 def read_config(path: Path) -> Any:
-    """The config of the run in a folder, whatever it holds. Raises what `load` raises."""
-    return load(path / "config.yaml")
+    """The config of the run in a folder, in today's words, whatever it holds. Raises what `load` raises."""
+    config = load(path / "config.yaml")
+    return upgraded(config) if isinstance(config, Mapping) else config
 
 
 def load(file: Path) -> Any:
@@ -283,7 +285,7 @@ def flatten(node: Mapping[Any, Any], seen: set[int], prefix: str = "") -> Iterat
 def once(value: Any, seen: set[int]) -> None:
     """Raises `ValueError` where YAML aliases make a part occur twice: such a file can grow without bound."""
     if id(value) in seen:
-        raise ValueError("it has YAML aliases, which no run of bitexp writes")
+        raise ValueError("it has YAML aliases, which bitexp never writes")
     seen.add(id(value))
     for part in value if isinstance(value, list) else ():
         if isinstance(part, dict | list):

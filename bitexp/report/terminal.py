@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.markup import escape
@@ -34,13 +35,19 @@ def summarize(sweep: Path, report: Report) -> None:
     trained = sum(bool(job.get("trained")) for job in finished)
     report.line(f"{len(jobs)} jobs: {trained} trained, {len(finished) - trained} finished before, "
                 f"{len(jobs) - len(finished)} not finished. Index: {sweep}")  # fmt: skip
+    for line in unfinished_jobs(jobs):
+        report.line(f"  {line}")
+
+
+def unfinished_jobs(jobs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What did not end well: a line for each such job, with the words that tell it from the others."""
     words = [[str(word) for word in job.get("overrides") or ["a job"]] for job in jobs]
     common = set.intersection(*map(set, words)) if len(jobs) > 1 else set()
     for job, own in zip(jobs, words, strict=True):
         if job["status"] != "finished":
             what = ", ".join(word for word in own if word not in common) or ", ".join(own)
             where = f" ({job['run']})" if job.get("run") else ""
-            report.line(f"  {job['status']}: {what}: {job.get('reason')}{where}")
+            yield f"{job['status']}: {what}: {job.get('reason')}{where}"
 
 
 def print_comparisons(report: Report, comparisons: Sequence[Comparison]) -> None:

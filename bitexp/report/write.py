@@ -18,8 +18,8 @@ from bitexp.report.studies import JournalStudy, grid_importance
 from bitexp.report.wording import verdict
 
 QUALITY = (
-    "Quality against cost: a ring marks what no other beats at its cost or less (the Pareto front); bars are "
-    "the standard deviation over seeds."
+    "Quality against cost: a ring marks rows that no other beats at the same cost or less (the Pareto "
+    "front); bars are the standard deviation over seeds."
 )
 IMPORTANCE = (
     "How much of the differences between settings each key explains: PED-ANOVA (arXiv 2304.10255) over all "
@@ -28,7 +28,7 @@ IMPORTANCE = (
 CURVES = "Learning curves of the settings in the table: mean and standard deviation over seeds."
 QUANTIZATION = (
     "What quantization did: the share of zero codes, the share of codes that changed since the last "
-    "validation, and the mean step over the first one."
+    "validation, and the mean scale relative to the first one."
 )
 
 

@@ -119,7 +119,9 @@ def check_packing(settings: Settings, quantizer: Quantizer) -> None:
         try:
             choose_layout(settings.packing, options.levels)
         except ValueError as error:
-            raise UserError(f"packing={settings.packing}: {error}; use packing=auto") from error
+            raise UserError(
+                f"packing={settings.packing}: {error}; packing=auto takes the densest that holds them"
+            ) from error
 
 
 def device_type(settings: Settings) -> str:

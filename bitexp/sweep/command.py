@@ -126,12 +126,12 @@ def work_off(study: Study, jobs: Jobs, spec: StudySpec, report: Report) -> None:
     if view.counts["failed"] > done["failed"]:  # where jobs are other processes, only we can tell
         Progress.note(1)
     if workers.nothing_works:
-        report.line(f"No trial can work, so the sweep ends here: {workers.nothing_works}")
+        report.line(f"No trial can succeed, so the sweep stops here: {workers.nothing_works}")
         Progress.note(2)
     elif study.given_up:
         report.line(
             f"{study.failures} trials failed here, more than hydra.sweeper.max_failures="
-            f"{spec.limits.max_failures}: the sweep ends here, and the same command tries again"
+            f"{spec.limits.max_failures}: the sweep stops here. The same command tries again"
         )
         Progress.note(1)
 
@@ -142,7 +142,7 @@ def announce(study: Study, spec: StudySpec, before: Sequence[FrozenTrial], repor
     pairs = zip(spec.definition.directions, spec.definition.objectives, strict=True)
     goal = " and ".join(f"{direction} {objective}" for direction, objective in pairs)
     state = f"{done} of {spec.limits.n_trials} trials done" if before else f"{spec.limits.n_trials} trials"
-    retried = f"; {study.retried} that failed are tried again" if study.retried else ""
+    retried = f"; retrying {study.retried} that failed" if study.retried else ""
     report.line(f"Study {spec.name}: {goal} by {spec.definition.sampler['name']}; {state}{retried}")
 
 

@@ -67,11 +67,12 @@ def print_findings(summaries: Sequence[StudySummary], report: Report) -> None:
         report.table(best_trials(summaries))
         if len(summaries[0].objectives) > 1:
             report.line(
-                "The Pareto front: no other trial is better in one objective and as good in the others."
+                "The Pareto front: no other trial is better in one objective without being worse in another."
             )
         else:
             report.line(
-                f"The best trial of each study by {summaries[0].objectives[0]}; the test set chose nothing."
+                f"The best trial of each study by {summaries[0].objectives[0]}; "
+                "the test set was not used to choose."
             )
     for study in summaries:
         states = Counter(trial.state for trial in latest(study.trials))
@@ -91,7 +92,7 @@ def print_findings(summaries: Sequence[StudySummary], report: Report) -> None:
                 report.line(f"  failed: {trial.number}: {described(trial.params)}: {reason}")
     places = [study.storage for study in summaries if "://" not in study.storage]
     if places:
-        report.line(f"Look at it: optuna-dashboard {places[0]}")
+        report.line(f"Open it with: optuna-dashboard {places[0]}")
 
 
 def best_trials(summaries: Sequence[StudySummary]) -> Table:
@@ -108,25 +109,28 @@ def best_trials(summaries: Sequence[StudySummary]) -> Table:
         out.add_column(name, justify="left" if name == "run" else "right")
     for study, trial in rows:
         words = dict(word.partition("=")[::2] for word in study.words)
-        result, test = None, ""
-        run = trial.user_attrs.get("run")
-        if run and isinstance(read := read_run(Path(run)), Run) and read.finished:
-            result, test = read.result, f"{read.score:.4f}"
         states = Counter(t.state for t in study.trials)
+        run = trial.user_attrs.get("run")
         out.add_row(
             *(escape(words.get(key, "")) for key in separate),
             *(escape(value_text(trial.params.get(key, ""), 3)) for key in keys),
             *(objective_text(name, value) for name, value in zip(objectives, trial.values, strict=True)),
-            test,
-            f"{result['lr_decay_sum']:.3g}" if result else "",
-            size(result["metrics"]["size/body_bytes"]) if result else "",
-            size(result["metrics"]["size/total_bytes"]) if result else "",
+            *results_of(run),
             str(len(study.trials)),
             str(states[TrialState.PRUNED]),
             str(trial.number),
             Path(run).name if run else "",
         )
     return out
+
+
+def results_of(run: str | None) -> tuple[str, str, str, str]:
+    """What a trial's run says of itself: test metric, learning rate times decay, bytes of body and file."""
+    read = read_run(Path(run)) if run else None
+    if not isinstance(read, Run) or not read.finished:
+        return "", "", "", ""
+    body, total = (size(read.metrics[f"size/{part}_bytes"]) for part in ("body", "total"))
+    return f"{read.score:.4f}", f"{read.result['lr_decay_sum']:.3g}", body, total
 
 
 def listed(study: StudySummary) -> list[FrozenTrial]:

@@ -60,7 +60,7 @@ def read_sweeper(options: Mapping[str, Any]) -> SweeperOptions:
     if read.heartbeat >= read.lost_after:
         raise UserError(
             f"hydra.sweeper.heartbeat={read.heartbeat:g} must be less than lost_after={read.lost_after:g}, "
-            "else other machines take over trials that are worked on"
+            "otherwise other machines take over trials that are still running"
         )
     return read
 

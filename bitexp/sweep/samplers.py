@@ -56,7 +56,7 @@ def build(module: ModuleType, spec: Mapping[str, Any], key: str) -> Any:
         if argument not in accepted:
             hint = nearest(argument, accepted)
             raise UserError(
-                f"{key}.{argument} is no argument of {name}.{hint} Known: {', '.join(accepted) or 'none'}"
+                f"{key}.{argument} is not an argument of {name}.{hint} Known: {', '.join(accepted) or 'none'}"
             )
         if isinstance(value, Mapping) and "name" in value:
             arguments[argument] = build(module, value, f"{key}.{argument}")
@@ -67,7 +67,7 @@ def build(module: ModuleType, spec: Mapping[str, Any], key: str) -> Any:
     except ImportError as error:
         raise UserError(f"{name} needs a package: {error}. pip install 'bitexp[sweep]'") from None
     except (TypeError, ValueError) as error:
-        raise UserError(f"{key}: {name} refuses its arguments: {error}") from None
+        raise UserError(f"{key}: {name} rejects its arguments: {error}") from None
 
 
 def build_pruner(spec: Mapping[str, Any] | None) -> optuna.pruners.BasePruner:
@@ -175,7 +175,7 @@ def values(distribution: BaseDistribution) -> list[Any]:
     low, high = getattr(distribution, "low", 0), getattr(distribution, "high", 0)
     if step is None or getattr(distribution, "log", False):
         raise UserError(
-            f"a grid needs values to choose from, and interval({low}, {high}) has no end of them: "
+            f"a grid needs values to choose from, and interval({low}, {high}) is continuous: "
             "write choice(...) or range(...)"
         )
     return [low + step * number for number in range(round((high - low) / step) + 1)]

@@ -149,7 +149,7 @@ def objectives_of(options: SweeperOptions, settings: Settings) -> tuple[list[str
             known = ", ".join(["headline", *better])
             raise UserError(
                 f"hydra.sweeper.objectives: '{metric}' is not measured.{nearest(metric, better)} "
-                f"Known: {known}. The test set is no objective: it is looked at once, at the end"
+                f"Known: {known}. The test set cannot be an objective: it is used once, at the end"
             )
     towards: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
     directions = options.directions or [towards[better[metric]] for metric in objectives]
@@ -163,7 +163,7 @@ def budget(options: SweeperOptions, definition: Definition) -> int:
     asked, points = options.n_trials, definition.points()
     if asked is None and points is None:
         raise UserError(
-            f"hydra.sweeper.n_trials=null leaves the end to a sampler that tries each point once "
+            "hydra.sweeper.n_trials=null needs a sampler that tries each point once "
             f"(BruteForceSampler, GridSampler); {options.sampler.get('name')} needs a number"
         )
     return min(count for count in (asked, points) if count is not None)

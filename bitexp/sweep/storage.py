@@ -114,7 +114,7 @@ class Store:
                     raise
                 if not announced:
                     reason = str(error.__cause__ or error).strip().splitlines()[0]
-                    self._say(f"{redacted(self.place)} does not answer, trying on: {reason}")
+                    self._say(f"{redacted(self.place)} does not answer, retrying: {reason}")
                     announced = True
                 time.sleep(pause)
                 pause = min(2 * pause, 10.0)
@@ -171,7 +171,7 @@ def sqlite_file(url: str) -> str | None:
     except (ArgumentError, ValueError):  # without what is in it: it may be a password
         raise UserError(
             "storage: the URL of a database reads postgresql://USER:PASSWORD@HOST:PORT/DATABASE or "
-            "sqlite:////PATH; what is special in a password is written as in URLs (@ as %40)"
+            "sqlite:////PATH; percent-encode special characters in the password (@ as %40)"
         ) from None
     return str(parsed.database) if parsed.get_backend_name() == "sqlite" else None
 

@@ -205,10 +205,10 @@ class Study:
             return
         others = [key for key in now if stored.get(key) != now[key]]
         if others:
+            definition = "; ".join(f"{key}: {stored.get(key)}" for key in others)
             raise UserError(
-                f"the study '{self.name}' was begun with other {' and '.join(others)}: "
-                f"{', '.join(str(stored.get(key)) for key in others)}. The same command continues it; "
-                "another hydra.sweeper.study=NAME begins a new one"
+                f"the study '{self.name}' was started with a different definition ({definition}). The same "
+                "command continues it; another hydra.sweeper.study=NAME starts a new one"
             )
 
     def _retry_failed(self) -> int:

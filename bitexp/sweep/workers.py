@@ -86,12 +86,12 @@ class Workers:
                     return
                 if not announced:
                     numbers = ", ".join(str(other.number) for other in others)
-                    self.view.line(f"The budget is given out; waiting for trials of others: {numbers}")
+                    self.view.line(f"All trials are assigned; waiting for trials {numbers} of other workers")
                     announced = True
                 self.stop.wait(POLL)
                 continue
             if trial.taken_from is not None:
-                self.view.line(f"Trial {trial.number} goes on: {trial.taken_from} works on it no more")
+                self.view.line(f"Resuming trial {trial.number}: its worker {trial.taken_from} is gone")
             self._make(trial)
 
     def _make(self, trial: ClaimedTrial) -> None:
@@ -100,7 +100,7 @@ class Workers:
         try:
             result = self._outside(self.launch(trial))
             while not self.stop.is_set() and self.study.again(trial, result):
-                self.view.line(f"Trial {trial.number} failed and is tried again: {result.reason}")
+                self.view.line(f"Retrying trial {trial.number}, which failed: {result.reason}")
                 result = self._outside(self.launch(trial))
         except BaseException:  # Ctrl-C, or the launcher itself
             self.study.release(trial.number)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from functools import reduce
 from typing import Any, ClassVar, Literal, Self
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from bitexp.common.lightning import pl
 from bitexp.common.registry import Registry
 from bitexp.config.schema import Adam, Sgd
+from bitexp.quant.modes import with_child
 from bitexp.tasks.objectives import CROSS_ENTROPY, build_objectives
 from bitexp.train.optimizers import build_optimizer
 
@@ -76,9 +76,7 @@ class Task(pl.LightningModule):
 
     def with_model(self, model: nn.Module) -> Self:
         """This task around another network; metrics and settings are shared with this one."""
-        twin = copy.copy(self)
-        twin._modules = {**self._modules, "model": model}
-        return twin
+        return with_child(self, "model", model)
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's, but for the loggers, which get the value from the callback `Throughput`."""

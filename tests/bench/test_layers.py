@@ -69,7 +69,7 @@ def test_a_table_and_files(bench: Program, tmp_path: Path) -> None:
 
 def test_wrong_numbers_are_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = layers.Peer(lambda codes, scale, x, threads: lambda: torch.zeros(len(x), len(codes)), 2)
-    with pytest.raises(RuntimeError, match="one gives other numbers at 8x256, 2 token"):
+    with pytest.raises(RuntimeError, match="one computes different numbers at 8x256, 2 token"):
         layers.prepare({"one": wrong}, "hot", 8, 256, 2, 1)
 
 
@@ -80,7 +80,7 @@ def test_what_is_not_installed_is_said_once(bench: Program, monkeypatch: pytest.
     monkeypatch.setitem(PEERS, "int8", layers.Peer(absent, 8, "the package"))
     ended = bench(*SMALL, "--only", "int8", "--tokens", "1", "2")
     assert ended.code == 0
-    assert ended.out.count("int8 is left out: no module named 'int8' (package: the package)") == 1
+    assert ended.out.count("int8 is skipped: no module named 'int8' (package: the package)") == 1
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_what_is_not_installed_is_said_once(bench: Program, monkeypatch: pytest.
         (["layer"], "unknown benchmark 'layer'. Did you mean 'layers'?"),
         ([*SMALL, "--only", "cpuu"], "unknown implementation 'cpuu'. Did you mean 'cpu'?"),
         ([*SMALL, "--cache", "colt"], "invalid choice: 'colt' (choose from"),
-        ([*SMALL, "--shapes", "64"], "'64' is no shape like 2560x6912"),
-        ([*SMALL, "--tokens", "0"], "'0' is no number from 1 up"),
+        ([*SMALL, "--shapes", "64"], "'64' is not a shape: write OUTPUTSxINPUTS"),
+        ([*SMALL, "--tokens", "0"], "'0' must be a whole number of at least 1"),
         (["models", "--models", "vitt"], "unknown model 'vitt'. Did you mean 'vit'?"),
         (["models", "--kernels", "cpuu"], "unknown kernel 'cpuu'. Did you mean 'cpu'?"),
         (["models", "--quantizers", "full"], "there is nothing to freeze"),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from functools import cache
 
 import pytest
 import torch
 
-from bitexp.bench.candidates import BF16, PEER, candidates, layer_bytes, measure
+from bitexp.bench.candidates import BF16, PEER, Candidate, candidates, layer_bytes, measure
 from bitexp.bench.steps import PRECISIONS
 from bitexp.bench.workloads import WORKLOADS
 from bitexp.quant.layers import quantized_layers
@@ -15,20 +16,20 @@ from bitexp.quant.layers import quantized_layers
 
 def options(model: str, **changes: object) -> argparse.Namespace:
     """As the command line gives them."""
-    known: dict[str, object] = {
-        "shape": [1, 8, 8],
-        "classes": 10,
-        "context": 16,
-        "vocabulary": 64,
-        "batch": 1,
-    }
-    known |= {"quantizers": [*PRECISIONS]}
+    known: dict[str, object] = {"shape": [1, 8, 8], "classes": 10, "context": 16, "vocabulary": 64}
+    known |= {"batch": 32, "quantizers": [*PRECISIONS]}
     return argparse.Namespace(model=model, kernel="auto", **{**known, **changes})
+
+
+@cache
+def made(model: str) -> dict[str, Candidate]:
+    """The candidates of a model by name."""
+    return {c.name: c for c in candidates(options(model))}
 
 
 @pytest.mark.parametrize("model", [*WORKLOADS, "vit", "decoder"])
 def test_every_precision_takes_part_in_fp32_and_in_bf16(model: str) -> None:
-    found = {c.name: c for c in candidates(options(model))}
+    found = made(model)
     for name in ("full", "full_norm", "binary", "ternary_mean", "ternary_median"):
         assert name in found
         assert found[name + BF16].dtype == torch.bfloat16
@@ -43,7 +44,7 @@ def test_every_precision_takes_part_in_fp32_and_in_bf16(model: str) -> None:
 
 
 def test_the_layers_hold_at_most_35_percent_of_linear_and_layer_norm() -> None:
-    found = {c.name: c for c in candidates(options("reference_mlp", batch=32))}
+    found = made("reference_mlp")
     control = layer_bytes(found["full_norm"])
     for name in ("ternary_mean", "ternary_median", "binary", "ternary_mean" + BF16):
         assert layer_bytes(found[name]) <= 0.35 * control
@@ -57,8 +58,8 @@ def test_other_quantizers_take_part_beside_the_two_that_they_are_measured_by() -
 
 
 def test_costs_are_ratios_to_full() -> None:
-    found = [c for c in candidates(options("reference_mlp")) if c.name in ("full", "ternary_mean")]
-    costs = measure(found, 2)
+    found = made("reference_mlp")
+    costs = measure([found["full"], found["ternary_mean"]], 2)
     assert costs["full"].ratio == 1
     assert costs["full"].in_layers == 0
     assert costs["ternary_mean"].ratio > 0

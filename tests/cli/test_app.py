@@ -36,7 +36,7 @@ CASES = {
     "data=digit": ["unknown data 'digit'", f"{HINT} 'digits'?", "cifar10"],
     "kernel=int9": ["unknown kernel 'int9'", f"{HINT} 'int8'?", "reference"],
     "quantizer=": ["unknown quantizer ''", "Known: "],
-    "quantizer.name=ternary": ["unknown quantizer 'ternary'", f"{HINT} 'ternary_mean'?"],
+    "quantizer.weights=ternary": ["unknown weight quantizer 'ternary'", f"{HINT} 'ternary_mean'?"],
     "model.name=vitt": ["unknown model 'vitt'", f"{HINT} 'vit'?"],
     "optimizer.name=adamax": ["optimizer.name=adamax is unknown", f"{HINT} 'adam'?", "sgd"],
     "kernel.name=int9": ["unknown kernel 'int9'", f"{HINT} 'int8'?"],
@@ -49,14 +49,25 @@ CASES = {
     "+trainer.epoch=3": ["unknown key 'trainer.epoch'", f"{HINT} 'trainer.epochs'?", "Known in trainer: "],
     "+model.hiden=[3]": ["unknown key 'model.hiden'", f"{HINT} 'model.hidden'?", "Known in model: "],
     "+data.batchsize=3": ["unknown key 'data.batchsize'", f"{HINT} 'data.batch_size'?"],
+    "quantizer.granularity=channel": ["'quantizer.granularity' is now 'quantizer.weights.granularity'"],
+    "quantizer.weights={name:lsq,bits:3}": ["which has no key 'bits'", "+quantizer.weights.bits=..."],
+    "quantizer.activations=int44": ["unknown activation quantizer 'int44'", f"{HINT} 'int4'?"],
+    "quantizer.layers=[{match:layers.0,weigths:binary}]": [
+        "unknown key 'quantizer.layers.0.weigths'",
+        f"{HINT} 'quantizer.layers.0.weights'?",
+    ],
+    "quantizer.layers=[{match:nothing,weights:binary}]": ["no layer of the model is called 'nothing'"],
+    "quantizer.stages=[{until:0.5,activations:{name:int8,qmax:126}}]": [
+        "quantizer.stages.0.activations.qmax=126 should be 127 or 128"
+    ],
     "lr=0.1": ["unknown key 'lr'", f"{HINT} 'optimizer.lr'?"],
     "model=vit model.hidden=[3]": [
         "unknown key 'model.hidden'",
         "Known in model: name, full_precision, patch",
     ],
     "callbacks.early_stopping.patience=3": ["'callbacks.early_stopping' has no keys here: set it as a whole"],
-    "quantizer=full quantizer.lambda_schedule.name=step": ["Known in quantizer: name, include, exclude"],
-    "+seed=1": ["'seed' is there already: write seed=..., without the +"],
+    "quantizer=full quantizer.lambda_schedule.name=step": ["quantizer=full quantizes nothing"],
+    "+seed=1": ["'seed' exists already: write seed=..., without the +"],
     "~sede": ["unknown key 'sede'", f"{HINT} 'seed'?"],
     "~seed": ["the key 'seed' is missing"],
     "~model.hidden": ["the key 'model.hidden' is missing"],
@@ -66,7 +77,7 @@ CASES = {
     "optimizer.lr=nan": ["optimizer.lr=nan should be a finite number"],
     "optimizer.lr=null": ["optimizer.lr=null should be a valid number"],
     "optimizer.betas=[0.9,1.5]": ["optimizer.betas.1=1.5 should be less than 1"],
-    "data.batch_size=-3": ["data.batch_size=-3", "1 or more"],
+    "data.batch_size=-3": ["data.batch_size=-3 must be at least 1"],
     "data.batch_size=3.5": ["data.batch_size=3.5 should be a valid integer"],
     "data.augment.crop=99": ["data.augment.crop=99", "to 8, the size of the image"],
     "trainer.epochs=0": ["trainer.epochs=0 should be greater than or equal to 1"],
@@ -78,11 +89,11 @@ CASES = {
     "model.hidden=5": ["model.hidden=5 should be a valid list"],
     "quantizer.exclude=[haed]": ["no layer of the model is called 'haed'", f"{HINT} 'head'?"],
     "quantizer.norm=batch": ["quantizer.norm=batch should be 'none', 'rms' or 'layer'"],
-    "quantizer.granularity=group": ["quantizer.granularity=group and group_size=None do not fit together"],
+    "quantizer.weights.granularity=group": ["granularity=group and group_size=None do not fit together"],
     "seed=-1": ["seed=-1 should be greater than or equal to 0"],
     "seed=1.5": ["seed=1.5 should be a valid integer"],
     "name=../x": ["name=../x should be letters, digits"],
-    "packing=pack1": ["packing=pack1: the codes [-1, 0, 1] do not fit", "packing=auto"],
+    "packing=pack1": ["packing=pack1: the 3 codes -1..1 do not fit", "packing=auto"],
     "quantizer.lambda_schedule.name=cosine": ["should be 'constant', 'linear', 'sigmoid' or 'step'"],
     "quantizer.lambda_schedule=linear": ["quantizer.lambda_schedule=linear should be a section of keys"],
     "quantizer.lambda_schedule.start=0.5": ["quantizer.lambda_schedule.start=0.5 is larger than its end=0.0"],
@@ -167,14 +178,15 @@ def test_all_that_is_wrong_is_told_at_once(call: Any, outputs: Path) -> None:
 
 def test_so_is_what_only_the_code_can_tell(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said = call(
-        "quantizer.norm=x", "quantizer.bias=y", "+quantizer.foo=1", "model.hidden=[-1]", "kernel.name=z",
+        "quantizer.weights.granularity=x", "quantizer.activations.qmax=1", "+quantizer.weights.foo=1",
+        "model.hidden=[-1]", "kernel.name=z",
         "optimizer.stochastic_rounding=true",
     )  # fmt: skip
     assert said.code == 2
     for subject in (
-        "quantizer.norm=x should",
-        "quantizer.bias=y should",
-        "unknown key 'quantizer.foo'",
+        "quantizer.weights.granularity=x should",
+        "quantizer.activations.qmax=1 should",
+        "unknown key 'quantizer.weights.foo'",
         "model.hidden=[-1] must hold",
         "unknown kernel 'z'",
         "optimizer.stochastic_rounding=true rounds",
@@ -330,7 +342,7 @@ def test_another_package_brings_its_configs(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "their_package" / "__init__.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
     points = [EntryPoint("theirs", "their_package.things", "bitexp")]
-    monkeypatch.setattr("bitexp.config.search_path.entry_points", lambda group: points)
+    monkeypatch.setattr("bitexp.config.paths.entry_points", lambda group: points)
     search_path = ConfigSearchPathImpl()
     PluginConfigs().manipulate_search_path(search_path)
     assert [item.path for item in search_path.get_path()] == [f"file://{tmp_path}/their_package/conf"]

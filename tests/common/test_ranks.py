@@ -68,7 +68,7 @@ def test_processes_of_one_launcher_agree_through_the_folder(
     assert decision is not None
     assert (decision["folder"], decision["checkpoint"]) == (str(tmp_path), str(tmp_path / LAST))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
-    with pytest.raises(UserError, match="gave no decision"):
+    with pytest.raises(UserError, match="in vain for the first process"):
         ranks.wait_for_decision(tmp_path)
     write_json(tmp_path / "result.json", {"status": "finished"})
     assert ranks.wait_for_decision(tmp_path) is None

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from bitexp.deploy.packed_file import load_packed
 from bitexp.kernels import KERNELS
+from bitexp.report.runs import Run, read_run
 from bitexp.run.road import Outcome
 
 FILES = Path(__file__).parents[1] / "files" / "format1"
@@ -39,3 +40,12 @@ def test_a_small_run_has_the_metrics_that_it_had(quantizer: str, train: Callable
         assert metrics[name] == pytest.approx(before[name], rel=1e-4)
     for name in ("size/body_bytes", "size/total_bytes", "size/body_weights", "cost/int8_add"):
         assert metrics[name] == before[name]
+
+
+def test_an_old_run_is_reported_in_today_s_words() -> None:
+    run = read_run(FILES / "run")
+    assert isinstance(run, Run)
+    assert (run.precision, run.finished) == ("reloaded", True)
+    assert run.flat["quantizer.activations.qmax"] == 128
+    assert run.flat["quantizer.weights.granularity"] == "tensor"
+    assert "quantizer.act_qmax" not in run.flat

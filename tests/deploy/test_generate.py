@@ -252,4 +252,4 @@ def test_a_run_on_images_has_no_text(train: Callable[..., Outcome], call: Callab
     for words in ((), ("--weights", "last")):
         said = call(folder, *words)
         assert (said.code, said.out) == (2, "")
-        assert f"{folder} holds no language model, so it has no text to give" in said.err
+        assert f"{folder} is not a language model, so it cannot generate text" in said.err

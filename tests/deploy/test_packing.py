@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bitexp.deploy.packing import FORMAT_1, LAYOUTS, Layout, choose_layout, layout_of
 from bitexp.quant.levels import BINARY, TERNARY, Levels
@@ -126,8 +127,7 @@ def test_long_rows_take_the_stated_bytes_per_code(name: str) -> None:
 @given(data=st.data())
 def test_a_code_that_is_no_digit_is_refused(name: str, data: st.DataObject) -> None:
     levels = data.draw(levels_of(DIGITS[name]))
-    fits = range(levels.low, levels.low + levels.stride * DIGITS[name], levels.stride)
-    wrong = [code for code in range(-128, 128) if code not in fits]
+    wrong = [code for code in range(-128, 128) if code not in values(levels)]
     if wrong:
         codes = data.draw(codes_of(levels, least=1))
         codes.flat[data.draw(st.integers(0, codes.size - 1))] = data.draw(st.sampled_from(wrong))
@@ -142,6 +142,24 @@ def test_a_byte_that_five_trits_cannot_make_is_refused(byte: int, rows: int, inp
     packed[-1, -1] = byte
     with pytest.raises(ValueError, match="damaged"):
         layout.unpack(packed, inputs)
+
+
+@given(data=st.data())
+def test_a_digit_that_no_level_has_is_refused(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(list(LAYOUTS)))
+    levels = data.draw(levels_of(DIGITS[name]))
+    digit = data.draw(st.integers(0, DIGITS[name] - 1))
+    packed = replace(layout_of(name, levels), count=None, low=0, stride=1).pack(digits_of(digit, name))
+    if digit < levels.count:
+        assert layout_of(name, levels).unpack(packed, 1).item() == levels.low + digit * levels.stride
+    else:
+        with pytest.raises(ValueError, match="damaged"):
+            layout_of(name, levels).unpack(packed, 1)
+
+
+def digits_of(digit: int, name: str) -> Tensor:
+    """One digit as the code that a layout from 0 on would have for it."""
+    return torch.tensor([[digit]], dtype=torch.int16 if name == "pack8" else torch.int8)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -191,7 +209,7 @@ def test_binary_and_ternary_weights_have_the_bytes_of_format_1(
     row = torch.tensor([codes], dtype=torch.int8)
     layout = layout_of(name, levels)
     assert layout.pack(row).tolist() == [expected]
-    assert layout == in_format_1(name)
+    assert replace(layout, count=None) == in_format_1(name)
 
 
 def in_format_1(name: str) -> Layout:
@@ -217,6 +235,8 @@ def test_a_layout_that_cannot_hold_the_levels_is_refused() -> None:
         choose_layout("pack1", TERNARY)
     with pytest.raises(ValueError, match=r"the 4 codes -3\.\.3 do not fit the layout pack5"):
         choose_layout("pack5", Levels(-3, 3, 2))
+    with pytest.raises(ValueError, match=r"the 3 codes -1\.\.1 do not fit the layout pack1"):
+        layout_of("pack1", TERNARY)
 
 
 def test_an_unknown_layout_names_the_nearest() -> None:

@@ -12,7 +12,8 @@ from torch import nn
 from bitexp.common.registry import UnknownName
 from bitexp.quant import QUANTIZERS, Part, Quantizer, quantize
 from bitexp.quant.layers import quantized_layers
-from bitexp.quant.quantizer import REGISTRIES, SELECTION, LayerOptions, complete
+from bitexp.quant.options import REGISTRIES, LayerOptions, complete
+from bitexp.quant.quantizer import SELECTION
 from tests.support.configs import CONF, compose_config
 from tests.support.quantizers import MakeQuantizer
 
@@ -156,7 +157,7 @@ def test_rules_choose_what_the_layers_of_a_model_are() -> None:
     assert model[2] is kept
 
 
-def test_stages_hold_until_their_share_of_the_training() -> None:
+def test_stages_are_the_options_with_changes_until_a_share_of_the_training() -> None:
     quantizer = of(
         activations="int4",
         sparsifier="top_k",
@@ -171,34 +172,6 @@ def test_stages_hold_until_their_share_of_the_training() -> None:
         (None, True),
         ("int8", False),
     ]
-    model = nn.Sequential(nn.Linear(8, 4))
-    quantize(model, quantizer)
-    layer = quantized_layers(model)["0"]
-    found = []
-    for share in (0.0, 0.49, 0.5, 0.89, 0.9, 1.0):
-        layer.set_progress(share)
-        spec = layer.spec
-        found.append((spec.activations and spec.activations.part.name, spec.sparsifier is None))
-    assert found == [(None, True)] * 2 + [("int8", False)] * 2 + [("int4", False)] * 2
-
-
-@pytest.mark.parametrize(
-    ("stages", "message"),
-    [
-        ([{"activations": "int8"}], "a stage needs its end"),
-        ([{"until": 0.0, "activations": "int8"}], r"stages end at \[0\.0\]"),
-        ([{"until": 1.0, "activations": "int8"}], r"stages end at \[1\.0\]"),
-        ([{"until": 0.5}, {"until": 0.4}], r"stages end at \[0\.5, 0\.4\]: the shares must rise"),
-        ([{"until": 0.5}, {"until": 0.5}], "the shares must rise"),
-        ([{"until": 0.5, "weights": "binary"}], "stages cannot change weights"),
-        ([{"until": 0.5, "norm": "rms", "bias": "scaled"}], "stages cannot change bias, norm"),
-        ([{"until": 0.5, "activation": "int8"}], "unknown key 'activation'.*'activations'"),
-        ([{"until": 0.5, "activations": {"name": "int8", "qmax": 5}}], "qmax=5 should be"),
-    ],
-)
-def test_stages_that_cannot_be_are_refused(stages: list[dict[str, Any]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        of(stages=stages)
 
 
 SPARE = Quantizer.of(

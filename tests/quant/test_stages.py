@@ -83,15 +83,19 @@ def test_frozen_is_the_end() -> None:
     ("stages", "words"),
     [
         ([{"until": 0.5}, {"until": 0.5}], "the shares must rise"),
+        ([{"until": 0.5}, {"until": 0.4}], r"stages end at \[0\.5, 0\.4\]: the shares must rise"),
+        ([{"until": 0.0, "activations": "int8"}], "each above 0"),
         ([{"until": 1.0, "activations": "int8"}], "below 1"),
         ([{"until": 0.5, "weights": "binary"}], "stages cannot change weights"),
+        ([{"until": 0.5, "norm": "rms", "bias": "scaled"}], "stages cannot change bias, norm"),
+        ([{"until": 0.5, "activations": {"name": "int8", "qmax": 5}}], "qmax=5 should be"),
         ([{"activations": "int8"}], "a stage needs its end"),
         ([{"until": 0.5, "activation": "int8"}], "Did you mean 'activations'"),
     ],
 )
 def test_stages_that_cannot_be_are_refused(stages: list[dict[str, object]], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        quantize(nn.Sequential(nn.Linear(4, 4)), Quantizer.of({**CONFIG, "stages": stages}))
+        Quantizer.of({**CONFIG, "stages": stages})
 
 
 def test_a_layer_in_full_precision_has_no_stages() -> None:

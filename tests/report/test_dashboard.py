@@ -93,7 +93,7 @@ def test_a_server_that_refuses_is_told(program: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ws.Workspace, "save", refuse)
     ended = program("--entity", "team")
     assert ended.code == 2
-    assert "wandb did not take the workspace: no such entity" in ended.err
+    assert "wandb refused the workspace: no such entity" in ended.err
 
 
 def test_without_the_package_the_extra_is_named(program: Any, monkeypatch: pytest.MonkeyPatch) -> None:

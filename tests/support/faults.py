@@ -29,6 +29,17 @@ VARIANTS = {
     "best": ("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min", "optimizer.lr=0.3"),
     "patience": ("callbacks.early_stopping={monitor: val/loss, mode: max, patience: 1}", "trainer.epochs=9"),
     "two_stage": ("scheduler=two_stage", "trainer.max_steps=6", "quantizer=binary", "trainer.log_every=3"),
+    "learned": ("quantizer=lsq", "optimizer.lr=0.01"),
+    "learned_bf16": (
+        "quantizer=lsq",
+        "optimizer.lr=0.01",
+        "trainer.precision=bf16-true",
+        "optimizer.stochastic_rounding=true",
+    ),
+    "stages": (
+        "quantizer=ternary_hadamard",
+        "quantizer.stages=[{until: 0.6, activations: int8, transform: none}]",
+    ),
     "text": ("model.dropout=0.1",),
     "text_continual": ("+recipe=continual_reset",),
     "text_bf16": ("+recipe=bf16_latents_stochastic", "data.workers=1"),

@@ -95,9 +95,9 @@ def test_the_best_trial_of_each_study_is_a_row(trial: Any, said: Any) -> None:
         "full", "0.2", "0.9000", "0.5100", "0.125", "900 B", "26.7 kB", "3", "1", "1", "run1"
     ]  # fmt: skip
     assert cells(lines[3])[:4] == ["binary", "0.4", "0.6000", "0.5300"]
-    assert lines[4] == "The best trial of each study by val/accuracy; the test set chose nothing."
+    assert lines[4] == "The best trial of each study by val/accuracy; the test set was not used to choose."
     assert lines[5] == "tune-0: 2 finished, 1 pruned; budget 9. here.journal"
-    assert lines[7] == "Look at it: optuna-dashboard here.journal"
+    assert lines[7] == "Open it with: optuna-dashboard here.journal"
 
 
 def test_where_less_is_better_the_best_is_the_least(trial: Any, said: Any) -> None:
@@ -117,7 +117,8 @@ def test_of_several_objectives_the_front_is_shown(trial: Any, said: Any) -> None
         ["0.7000", "100 B"], ["0.8000", "250 B"], ["0.9000", "300 B"]
     ]  # fmt: skip
     assert (
-        lines[5] == "The Pareto front: no other trial is better in one objective and as good in the others."
+        lines[5]
+        == "The Pareto front: no other trial is better in one objective without being worse in another."
     )
 
 

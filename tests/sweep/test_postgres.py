@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
-import pwd
 import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,119 +19,6 @@ from optuna.trial import TrialState
 
 from bitexp.sweep.storage import Store
 from bitexp.sweep.study import ClaimedTrial, TrialResult
-
-PASSWORD = "pa55@word"
-REQUIRED = "BITEXP_REQUIRE_POSTGRESQL"
-"""Set in the environment, it makes of a skipped test a failed one."""
-
-
-def program(name: str) -> str | None:
-    """A program of PostgreSQL; distributions keep those of the server off the PATH."""
-    places = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda p: int(p.parts[4]))
-    return str(places[-1]) if places else shutil.which(name)
-
-
-def identity() -> dict[str, Any]:
-    """The server refuses to run as root: another user's process, where we are root."""
-    if os.getuid() != 0:
-        return {}
-    for name in ("postgres", "nobody"):
-        try:
-            user = pwd.getpwnam(name)
-        except KeyError:
-            continue
-        return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-    pytest.skip("PostgreSQL does not run as root, and there is no user postgres or nobody")
-
-
-@dataclass
-class Server:
-    """A private server with its data in a folder."""
-
-    folder: Path
-    host: str
-    port: int
-    identity: dict[str, Any]
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log"
-
-    def control(self, *words: str) -> None:
-        command = [str(program("pg_ctl")), "-D", str(self.folder / "data"), "-w", "-t", "120", *words]
-        done = subprocess.run(
-            command, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, text=True, **self.identity
-        )
-        assert done.returncode == 0, done.stdout + done.stderr + self.log.read_text()
-
-    def url(self, database: str, password: str | None = PASSWORD) -> str:
-        secret = "" if password is None else f":{password.replace('@', '%40')}"
-        return f"postgresql://bitexp{secret}@{self.host}:{self.port}/{database}"
-
-
-@contextlib.contextmanager
-def serving(host: str) -> Iterator[Server]:
-    """A server for a while, in a folder that its user may enter: pytest's own are closed to others."""
-    who = identity()
-    folder = Path(tempfile.mkdtemp(prefix="bitexp-postgresql-"))
-    try:
-        server = serve(folder, host, who)
-        try:
-            yield server
-        finally:
-            server.control("-m", "immediate", "stop")
-    finally:
-        shutil.rmtree(folder)
-
-
-def serve(folder: Path, host: str, who: dict[str, Any]) -> Server:
-    """Makes a cluster in a folder and starts its server."""
-    if who:
-        os.chown(folder, who["user"], who["group"])
-    (secret := folder / "password").write_text(PASSWORD)
-    secret.chmod(0o644)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = Server(folder, host, port, who)
-    command = [str(program("initdb")), "-D", str(folder / "data"), "-U", "bitexp", "-A", "scram-sha-256"]
-    command += [f"--pwfile={secret}", "--no-sync", "-E", "UTF8", "--locale=C"]
-    subprocess.run(command, cwd="/", check=True, capture_output=True, **who)
-    (folder / "data" / "postgresql.auto.conf").write_text(
-        f"listen_addresses = '{host}'\nport = {port}\nunix_socket_directories = ''\n"
-        "max_connections = 50\nshared_buffers = 16MB\nfsync = off\n"
-    )
-    with (folder / "data" / "pg_hba.conf").open("a") as file:
-        file.write("host all all samenet scram-sha-256\n")
-    server.control("-l", str(server.log), "start")
-    return server
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """A running server, or no test."""
-    missing = [name for name in ("initdb", "pg_ctl", "postgres") if program(name) is None]
-    if missing:
-        reason = f"no PostgreSQL server here: {', '.join(missing)} not found"
-        if os.environ.get(REQUIRED):
-            pytest.fail(f"{reason}, and {REQUIRED} is set")
-        pytest.skip(reason)
-    with serving("127.0.0.1") as server:
-        yield server
-
-
-@pytest.fixture
-def database(server: Server) -> str:
-    """The URL of a new database."""
-    import psycopg
-
-    name = f"study{next(NUMBERS)}"
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
-    return server.url(name)
-
-
-NUMBERS = itertools.count()
 
 
 @pytest.fixture
@@ -195,7 +78,7 @@ def test_two_workers_make_exactly_the_budget(
 
 
 def test_a_killed_worker_and_a_restarted_server_lose_nothing(
-    database: str, server: Server, work_off: Any, start: Any, run: Any, together: Any, made: Any, draws: Any,
+    database: str, server: Any, work_off: Any, start: Any, run: Any, together: Any, made: Any, draws: Any,
     journal: Path, until: Any, tmp_path: Path,
 ) -> None:  # fmt: skip
     held = tmp_path / "held"
@@ -225,7 +108,7 @@ def test_a_killed_worker_and_a_restarted_server_lose_nothing(
 
 @pytest.mark.slow
 def test_a_server_that_restarts_again_and_again_costs_time_only(
-    database: str, server: Server, work_off: Any, start: Any, together: Any, made: Any, draws: Any,
+    database: str, server: Any, work_off: Any, start: Any, together: Any, made: Any, draws: Any,
     journal: Path, until: Any,
 ) -> None:  # fmt: skip
     workers = [start(lambda: work_off(database, 12, together, workers=2, heartbeat=0.05)) for _ in range(2)]
@@ -241,7 +124,7 @@ def test_a_server_that_restarts_again_and_again_costs_time_only(
 
 
 def test_a_lock_that_was_lost_when_the_work_was_done_does_not_do_it_twice(
-    database: str, server: Server, opened: Any
+    database: str, server: Any, opened: Any
 ) -> None:
     study = opened(database, 3)
     ask, lost = study.study.ask, [True]
@@ -259,7 +142,7 @@ def test_a_lock_that_was_lost_when_the_work_was_done_does_not_do_it_twice(
     study.close()
 
 
-def kill_all(server: Server, database: str) -> None:
+def kill_all(server: Any, database: str) -> None:
     """Ends all connections to a database, and with them their locks."""
     import psycopg
 
@@ -291,57 +174,6 @@ def test_who_holds_the_lock_and_dies_holds_it_no_more(
         entered.append("study")
     store.close()
     assert entered == ["another", "study"]
-
-
-def test_a_real_sweep_on_the_server_keeps_its_password_to_itself(
-    database: str, command: Any, small: Any, outputs: Path
-) -> None:
-    words = (
-        "-m",
-        *small,
-        "hydra/sweeper=optuna",
-        "hydra.sweeper.n_trials=2",
-        "optimizer.lr=interval(0.01,0.1)",
-    )
-    words += ("hydra.sweeper.pruner={name: MedianPruner}", f"hydra.sweeper.storage='{database}'")
-    ended = command(*words)
-    assert ended.code == 0, ended.err
-    assert ": 2 finished; budget 2. postgresql://bitexp:***@127.0.0.1:" in ended.out
-    again = command(*words)
-    assert "2 of 2 trials done" in again.out
-    secrets = (PASSWORD, PASSWORD.replace("@", "%40"))
-    for result in (ended, again):
-        assert not any(secret in result.out + result.err for secret in secrets)
-    files = [path for path in outputs.rglob("*") if path.is_file()]
-    assert files
-    assert not [path for path in files if any(secret.encode() in path.read_bytes() for secret in secrets)]
-
-
-def test_a_password_may_come_from_the_environment(
-    database: str, server: Server, monkeypatch: pytest.MonkeyPatch, work_off: Any
-) -> None:
-    url = server.url(database.rpartition("/")[2], password=None)
-    monkeypatch.setenv("PGPASSWORD", PASSWORD)
-    assert len(work_off(url, 2)) == 2
-
-
-@pytest.mark.parametrize(
-    ("database_name", "password", "reason"),
-    [
-        ("postgres", "wrong", "password authentication failed"),
-        ("nosuch", PASSWORD, 'database "nosuch" does not'),
-    ],
-)
-def test_a_server_that_lets_nobody_in_is_told_in_words(
-    database_name: str, password: str, reason: str, server: Server, command: Any, small: Any
-) -> None:
-    url = server.url(database_name, password)
-    ended = command("-m", *small, "hydra/sweeper=optuna", "seed=0,1", f"hydra.sweeper.storage='{url}'")
-    assert ended.code == 2
-    assert reason in ended.err
-    assert password.replace("@", "%40") not in ended.err
-    assert PASSWORD not in ended.err
-    assert "Traceback" not in ended.err
 
 
 # two machines, as far as one can be two
@@ -379,7 +211,7 @@ def namespaces() -> Iterator[list[tuple[str, str]]]:
 
 @pytest.mark.slow
 def test_workers_of_two_networks_share_a_study(
-    namespaces: list[tuple[str, str]], server: Server, work_off: Any, start: Any, together: Any,
+    namespaces: list[tuple[str, str]], serving: Any, work_off: Any, start: Any, together: Any,
     made: Any, draws: Any, journal: Path,
 ) -> None:  # fmt: skip
     with serving("*") as other:

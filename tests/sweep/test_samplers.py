@@ -113,16 +113,19 @@ def test_no_pruner_prunes_nothing() -> None:
             r"s\.name=TPESampeler is unknown\. Did you mean 'TPESampler'\? Known: Brute",
         ),
         ({}, r"s\.name=None is unknown"),
-        ({"name": "TPESampler", "sed": 1}, r"s\.sed is no argument of TPESampler\. Did you mean 'seed'\?"),
+        (
+            {"name": "TPESampler", "sed": 1},
+            r"s\.sed is not an argument of TPESampler\. Did you mean 'seed'\?",
+        ),
         ({"name": "PartialFixedSampler", "seed": 0}, "Known: fixed_params, base_sampler"),
-        ({"name": "PartialFixedSampler"}, "PartialFixedSampler refuses its arguments"),
+        ({"name": "PartialFixedSampler"}, "PartialFixedSampler rejects its arguments"),
         (
             {"name": "CmaEsSampler", "independent_sampler": {"name": "Rndom"}},
             r"s\.independent_sampler\.name=Rnd",
         ),
         (
             {"name": "NSGAIISampler", "population_size": 1},
-            "NSGAIISampler refuses its arguments: .*population",
+            "NSGAIISampler rejects its arguments: .*population",
         ),
     ],
 )
@@ -134,10 +137,10 @@ def test_what_is_wrong_is_told_with_the_nearest_match(wrong: dict[str, Any], mes
 def test_a_wrong_pruner_is_told_too() -> None:
     with pytest.raises(UserError, match=r"name=Median is unknown\. Did you mean 'MedianPruner'"):
         build_pruner({"name": "Median"})
-    with pytest.raises(UserError, match="refuses its arguments"):
+    with pytest.raises(UserError, match="rejects its arguments"):
         build_pruner({"name": "ThresholdPruner"})
     inner = {"name": "PatientPruner", "pacience": 1}
-    with pytest.raises(UserError, match=r"wrapped_pruner\.pacience is no argument of PatientPruner"):
+    with pytest.raises(UserError, match=r"wrapped_pruner\.pacience is not an argument of PatientPruner"):
         build_pruner({"name": "PatientPruner", "patience": 1, "wrapped_pruner": inner})
 
 

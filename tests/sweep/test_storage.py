@@ -158,7 +158,7 @@ def test_a_database_that_comes_back_was_waited_for(
     store = Store(f"sqlite:///{tmp_path}/s.db", said.append)
     assert store.patiently(away(5, error)) == "done"
     (line,) = said
-    assert line.startswith(f"sqlite:///{tmp_path}/s.db does not answer, trying on: ")
+    assert line.startswith(f"sqlite:///{tmp_path}/s.db does not answer, retrying: ")
     with pytest.raises(type(error)):
         store.patiently(away(5, error), patience=0.0)
 

@@ -36,9 +36,9 @@ def read_batch(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = ArrayUnpickler(file, encoding="latin1").load()  # written by Python 2
     except Exception as error:  # a damaged pickle may raise nearly anything
-        raise UserError(f"{path} is no CIFAR file ({error}). Replace the file") from error
+        raise UserError(f"{path} is not a CIFAR file ({error}). Replace the file") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no CIFAR file: it holds no dictionary. Replace the file")
+        raise UserError(f"{path} is not a CIFAR file: it holds no dictionary. Replace the file")
     return content
 
 
@@ -60,7 +60,9 @@ class Cifar10(PublishedDataset):
     def class_names(self) -> list[str]:
         names = read_batch(self.folder / self.names_file).get(self.names_key, [])
         if len(names) != self.classes:
-            raise UserError(f"{self.folder / self.names_file} does not name {self.classes} classes")
+            raise UserError(
+                f"{self.folder / self.names_file} does not name {self.classes} classes. Replace the file"
+            )
         return [str(name) for name in names]
 
     @classmethod
@@ -80,7 +82,7 @@ class Cifar10(PublishedDataset):
         if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
             raise UserError(f"{path} holds no list of '{cls.label_key}'. Replace the file")
         if data.shape[1] != 3 * 32 * 32:
-            raise UserError(f"{path} holds rows of {data.shape[1]} bytes, not 3,072")
+            raise UserError(f"{path} holds rows of {data.shape[1]} bytes, not 3,072. Replace the file")
         images = torch.from_numpy(np.ascontiguousarray(data)).reshape(-1, *cls.shape)
         return checked_images(images, torch.tensor(labels), cls.shape, cls.classes, path)
 

@@ -96,7 +96,7 @@ class ImageFolder(ImageData):
         everything = self._everything
         held = held_out_count(self.test_size, len(everything.labels), "data.test_size")
         if held == 0:
-            raise UserError(f"{self.root} has no folder test: set data.test_size to more than 0")
+            raise UserError(f"{self.root} has no folder 'test': set data.test_size above 0")
         training, test = stratified(everything.labels, held, TEST_SEED)
         kept = training if part == "train" else test
         return replace(everything, names=everything.names[kept.numpy()], labels=everything.labels[kept])
@@ -118,7 +118,8 @@ class ImageFolder(ImageData):
         for folder in _folders(base):
             if folder.name not in classes:
                 raise UserError(
-                    f"{folder} is a class that the training images lack; they have {', '.join(classes)}"
+                    f"{folder} is a class that the training images do not have; "
+                    f"they have {', '.join(classes)}"
                 )
             members = sorted(path.relative_to(self.root).as_posix() for path in _images(folder))
             names += members

@@ -33,7 +33,7 @@ def read_idx(path: Path) -> Tensor:
     sizes = [int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4)]
     if not dimensions or len(content) <= start or len(content) - start != math.prod(sizes):
         raise UserError(
-            f"{path} is no whole IDX file of bytes: its header says sizes {sizes}, and "
+            f"{path} is not a complete IDX file of bytes: its header says sizes {sizes}, and "
             f"{max(len(content) - start, 0)} bytes follow. Replace the file"
         )
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=start).reshape(sizes)

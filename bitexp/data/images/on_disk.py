@@ -44,7 +44,7 @@ class ImagesOnDisk:
             with Image.open(path) as opened:
                 image = opened.convert("RGB" if self.channels == 3 else "L")
         except Exception as error:  # a damaged image may raise nearly anything
-            raise UserError(f"{path} is no readable image ({error}). Mend or remove it") from error
+            raise UserError(f"{path} cannot be decoded ({error}). Repair or remove the file") from error
         image = functional.center_crop(functional.resize(image, [self.size]), [self.size])
         pixels: Tensor = functional.pil_to_tensor(image)
         return pixels

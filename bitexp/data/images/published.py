@@ -51,7 +51,7 @@ class PublishedDataset(ImageData):
         except (OSError, RuntimeError) as error:
             raise UserError(self._missing(f" The download failed: {error}")) from error
         if (folder := self._find()) is None:
-            raise UserError(self._missing(" The download did not bring all files."))
+            raise UserError(self._missing(" The download is incomplete."))
         return folder
 
     def read(self, part: Part) -> ImagesInMemory | None:
@@ -94,7 +94,7 @@ class PublishedDataset(ImageData):
         endings = "".join(f" (or {ending})" for ending in self.endings if ending)
         places = "\n".join(f"  {place}" for place in self._places())
         return (
-            f"{self.title} is not here.{reason}\n"
+            f"{self.title} was not found.{reason}\n"
             f"Looked for {', '.join(self._names)}{endings} in:\n{places}\n"
             f"Get it with {self.other_way}data.download=true, or name its folder: "
             "data.data_dir=FOLDER.\n"

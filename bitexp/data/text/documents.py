@@ -80,14 +80,16 @@ def read_lines(path: Path, field: str) -> Iterator[str]:
                 record = json.loads(decode(line.rstrip(), where))
             except ValueError as error:
                 reason = str(error).replace("line 1 column", "column")
-                raise UserError(f"{where} is no JSON: {reason}") from None
+                raise UserError(f"{where} is not JSON: {reason}") from None
             if not isinstance(record, dict) or not isinstance(record.get(field), str):
                 keys = ", ".join(record) if isinstance(record, dict) else "none"
                 raise UserError(f"{where} has no text under '{field}' (data.field). Its keys: {keys}")
             try:
                 record[field].encode()
             except UnicodeEncodeError:  # JSON can write it, UTF-8 cannot
-                raise UserError(f"{where} has half a character (a lone surrogate) under '{field}'") from None
+                raise UserError(
+                    f"{where} contains half a character (a lone surrogate) under '{field}'"
+                ) from None
             yield record[field]
 
 

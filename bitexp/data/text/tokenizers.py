@@ -107,7 +107,7 @@ def load_tokenizer(text: str, origin: object) -> Tokenizer:
     except UserError:
         raise
     except Exception as error:  # the library raises bare exceptions
-        raise UserError(f"{origin} is no tokenizer.json: {error}") from None
+        raise UserError(f"{origin} is not a tokenizer.json: {error}") from None
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -120,7 +120,7 @@ class Cpu(Reference):
             raise ValueError(f"inputs of shape {list(x.shape)} do not end in {prepared.inputs} features")
         if bias is not None and bias.shape != (prepared.outputs,):
             raise ValueError(f"a bias of shape {list(bias.shape)} does not fit {prepared.outputs} outputs")
-        absmax = None if spec.activations is None else spec.activations.absmax
+        absmax = spec.absmax
         if (
             absmax is not None
             and (x.dtype is float32 and x.is_cpu and readable(x))

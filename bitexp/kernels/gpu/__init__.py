@@ -19,6 +19,8 @@ from bitexp.kernels.gpu.training import GpuBackend
 from bitexp.kernels.reference import PLAIN, Reference
 from bitexp.kernels.registry import KERNELS
 from bitexp.quant.backend import Backend
+from bitexp.quant.modes import readable
+from bitexp.quant.norms import normalize
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import LayerSpec, Norm
 
@@ -62,10 +64,13 @@ class Triton(Reference):
     ) -> Tensor:
         """As in the protocol; with `norm` x is not normed yet, and the norm is taken in the same launch."""
         if isinstance(prepared, Packed) and spec.absmax is not None and launchable(x):
-            from bitexp.kernels.gpu.linear import packed_linear
+            # torch.compile knows kernels of Triton; whatever else follows torch does not
+            if torch.compiler.is_compiling() or (readable(x) and (bias is None or readable(bias))):
+                from bitexp.kernels.gpu.linear import packed_linear
 
-            return packed_linear(x, prepared, bias, spec.absmax, spec.bias == "scaled", norm, dtype)
-        if norm != "none":
+                return packed_linear(x, prepared, bias, spec.absmax, spec.bias == "scaled", norm, dtype)
+            x = normalize(x.float(), norm, -1)[0]
+        elif norm != "none":
             raise ValueError(f"norm={norm} is fused only on a GPU, with packed weights and int8 activations")
         return super().forward(x, prepared, bias, spec).to(dtype)
 

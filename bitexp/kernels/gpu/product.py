@@ -1,7 +1,7 @@
 """The training forward on a GPU: int8 codes times int8 codes, with the scales in the same launch.
 
-Compiled graphs see one opaque operation. Grouped convolutions, floats and tensors on the CPU, where a
-model is built and probed before it moves, go the way of `reference`.
+Compilers, traces and transforms see one opaque operation. Grouped convolutions, floats and tensors on the
+CPU, where a model is built and probed before it moves, go the way of `reference`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitexp.quant.backend import Backend, float_product
-from bitexp.quant.modes import batched
+from bitexp.quant.modes import batched, followed, recorded
 from bitexp.quant.spec import ConvArgs, LayerSpec
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -28,7 +28,7 @@ def launchable(x: Tensor) -> bool:
 def int8_gemm_op(
     x: Tensor, w: Tensor, x_scale: Tensor | None, w_scale: Tensor | None, bias: Tensor | None, bias_kind: str
 ) -> Tensor:
-    """`int8_gemm` for compiled graphs."""
+    """`int8_gemm` where the operations of torch are followed."""
     from bitexp.kernels.gpu.int8 import int8_gemm
 
     return int8_gemm(x, w, x_scale, w_scale, bias, bias_kind)
@@ -45,7 +45,7 @@ def int8_gemm(
     x: Tensor, w: Tensor, x_scale: Tensor | None, w_scale: Tensor | None, bias: Tensor | None, bias_kind: str
 ) -> Tensor:
     """Eagerly past the dispatcher, which takes longer than starting the kernel."""
-    if torch.compiler.is_compiling():
+    if followed():
         return int8_gemm_op(x, w, x_scale, w_scale, bias, bias_kind)
     from bitexp.kernels.gpu.int8 import int8_gemm as launch
 
@@ -74,6 +74,8 @@ class Int8GpuBackend(Backend):
     ) -> Tensor | None:
         if x_scale is None or w_scale.dim() == 2 or unfit(x, weight, spec.conv):
             return None
+        if recorded(x_scale) or (bias is not None and recorded(bias)):
+            return None  # torch's operators have gradients
         kind = "none" if bias is None else spec.bias
         if spec.conv is None:
             return int8_gemm(x, weight, x_scale.reshape(-1), w_scale, bias, kind)

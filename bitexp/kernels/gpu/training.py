@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitexp.kernels.gpu.product import Int8GpuBackend
 from bitexp.quant.backend import Call, Grads, Saved
+from bitexp.quant.modes import readable
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import LayerSpec, rows
 
@@ -79,7 +80,7 @@ class GpuBackend(Int8GpuBackend):
         """`rows.abs().median(-1, keepdim=True).values`, the same bits."""
         from bitexp.kernels.gpu.scale import abs_median
 
-        if rows.is_cuda and not torch.compiler.is_compiling():
+        if rows.is_cuda and readable(rows):
             return abs_median(rows)
         return super().abs_median(rows)
 

@@ -123,9 +123,9 @@ def test_processes_share_the_images(arguments):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 0}, "batch_size=0 is too small; use 1 or more"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"eval_batch_size": -1}, "eval_batch_size=-1"),
-        ({"workers": -1}, "workers=-1 is too small; use 0 or more"),
+        ({"workers": -1}, "workers=-1 must be at least 0"),
         ({"limit": 0}, "limit=0"),
         ({"split_seed": -1}, "split_seed=-1"),
         ({"val_size": 1.0}, "val_size=1.0 is neither a fraction"),

@@ -117,7 +117,7 @@ def test_a_hostile_file_runs_nothing(tmp_path, monkeypatch, protocol, call):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "data_batch_1"
     path.write_bytes(pickle.dumps({"data": Hostile(*call)}, protocol=protocol))
-    with pytest.raises(UserError, match=r"data_batch_1 is no CIFAR file \(it asks for "):
+    with pytest.raises(UserError, match=r"data_batch_1 is not a CIFAR file \(it asks for "):
         read_batch(path)
     assert not (tmp_path / "proof").exists()
 

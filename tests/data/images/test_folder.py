@@ -107,7 +107,7 @@ def test_a_damaged_image_is_named(tmp_path, folder):
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(UserError) as caught:
         list(data.train_dataloader())
-    assert str(caught.value).startswith(f"{broken} is no readable image (")
+    assert str(caught.value).startswith(f"{broken} cannot be decoded (")
 
 
 def test_the_fingerprint_sees_names_and_sizes(tmp_path, folder):
@@ -135,13 +135,13 @@ def test_missing_images_say_what_is_expected(tmp_path, folder):
 
 def test_contradictions_are_refused(tmp_path, folder):
     pets(tmp_path)
-    with pytest.raises(UserError, match=r"no folder test: set data.test_size"):
+    with pytest.raises(UserError, match=r"no folder 'test': set data.test_size"):
         folder(tmp_path, test_size=0).setup()
-    with pytest.raises(ValueError, match="size=0 is too small"):
+    with pytest.raises(ValueError, match="size=0 must be at least 1"):
         folder(tmp_path, size=0)
     pets(tmp_path / "parts" / "train")
     paint(tmp_path / "parts" / "val" / "bird" / "0.png", 0)
-    with pytest.raises(UserError, match="bird is a class that the training images lack"):
+    with pytest.raises(UserError, match="bird is a class that the training images do not have"):
         folder(tmp_path / "parts").setup()
     (tmp_path / "parts" / "val" / "bird" / "0.png").unlink()
     (tmp_path / "parts" / "val" / "bird").rename(tmp_path / "parts" / "val" / "cat")

@@ -23,7 +23,7 @@ def test_missing_data_say_where_and_how(tmp_path, arguments):
     with pytest.raises(UserError) as caught:
         FashionMnist(**arguments()).locate()
     text = str(caught.value)
-    assert text.startswith("Fashion-MNIST is not here.\nLooked for train-images-idx3-ubyte, ")
+    assert text.startswith("Fashion-MNIST was not found.\nLooked for train-images-idx3-ubyte, ")
     for place in (
         "home/.cache/bitexp/fashion-mnist",
         "work/data/FashionMNIST/raw",
@@ -42,7 +42,7 @@ def test_missing_data_say_where_and_how(tmp_path, arguments):
 
 def test_everything_that_needs_the_data_says_so(arguments):
     for use in ("locate", "fingerprint", "setup", "prepare_data", "train_dataloader"):
-        with pytest.raises(UserError, match="MNIST is not here"):
+        with pytest.raises(UserError, match="MNIST was not found"):
             getattr(Mnist(**arguments()), use)()
 
 
@@ -65,7 +65,7 @@ def test_a_named_folder_is_the_only_place(tmp_path, arguments, write_mnist):
     write_mnist(tmp_path / "debian" / "mnist")
     write_mnist(tmp_path / "mine")
     assert Mnist(**arguments(data_dir=str(tmp_path / "mine"))).locate() == str(tmp_path / "mine")
-    with pytest.raises(UserError, match="MNIST is not here") as caught:
+    with pytest.raises(UserError, match="MNIST was not found") as caught:
         Mnist(**arguments(data_dir=str(tmp_path / "other"))).locate()
     assert "debian" not in str(caught.value)
 
@@ -80,7 +80,7 @@ def test_an_incomplete_folder_is_passed_over(tmp_path, arguments, write_mnist):
 def test_mnist_is_not_taken_for_fashion_mnist(tmp_path, arguments, write_mnist):
     write_mnist(tmp_path / "work/data/MNIST/raw")
     assert Mnist(**arguments()).locate()
-    with pytest.raises(UserError, match="Fashion-MNIST is not here"):
+    with pytest.raises(UserError, match="Fashion-MNIST was not found"):
         FashionMnist(**arguments()).locate()
 
 
@@ -102,7 +102,7 @@ def test_a_download_that_fails_is_explained(arguments, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(torchvision.datasets, "MNIST", download)
-    with pytest.raises(UserError, match=f"MNIST is not here. The download failed: {error}") as caught:
+    with pytest.raises(UserError, match=f"MNIST was not found. The download failed: {error}") as caught:
         Mnist(**arguments(download=True)).setup()
     assert caught.value.__cause__ is error
     assert "data=digits" in str(caught.value)
@@ -116,7 +116,7 @@ def test_cifar_downloads_its_archive_and_unpickles_nothing(tmp_path, arguments, 
         "download_and_extract_archive",
         lambda url, root, filename, md5: asked.append((url, root, filename, len(md5))),
     )
-    with pytest.raises(UserError, match="The download did not bring all files"):
+    with pytest.raises(UserError, match="The download is incomplete"):
         kind(**arguments(download=True, data_dir=str(tmp_path))).locate()
     name = f"cifar-{file}-python.tar.gz"
     assert asked == [(f"https://www.cs.toronto.edu/~kriz/{name}", str(tmp_path), name, 32)]

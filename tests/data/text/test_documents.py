@@ -52,14 +52,14 @@ def test_files_are_read_in_the_order_given(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"{'text': 1}", "line 3 is no JSON: Expecting property name"),
-        (b'{"text": "cut', "line 3 is no JSON: Unterminated string starting at: column 10"),
+        (b"{'text': 1}", "line 3 is not JSON: Expecting property name"),
+        (b'{"text": "cut', "line 3 is not JSON: Unterminated string starting at: column 10"),
         (b'{"body": "x", "id": 1}', r"line 3 has no text under 'text' \(data.field\). Its keys: body, id"),
         (b'{"text": 7}', "line 3 has no text under 'text'"),
         (b'{"text": null}', "line 3 has no text under 'text'"),
         (b'["text"]', r"line 3 has no text under 'text' \(data.field\). Its keys: none"),
         (b'{"text": "caf\xe9"}', "line 3 is not UTF-8: byte 0xe9 at position 13. Convert it"),
-        (b'{"text": "\\ud83d"}', r"line 3 has half a character \(a lone surrogate\) under 'text'"),
+        (b'{"text": "\\ud83d"}', r"line 3 contains half a character \(a lone surrogate\) under 'text'"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):

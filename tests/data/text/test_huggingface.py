@@ -177,7 +177,7 @@ def test_tokens_are_read_again_where_something_changed(folders, make, tmp_path):
 def test_a_data_set_has_to_be_named(make):
     with pytest.raises(UserError, match=r"needs the name of a data set, or a folder.*data.path=roneneldan"):
         make(None).locate()
-    with pytest.raises(ValueError, match="documents_limit=0 is too small"):
+    with pytest.raises(ValueError, match="documents_limit=0 must be at least 1"):
         make("owner/name", documents_limit=0)
 
 

@@ -149,8 +149,8 @@ def test_no_text_is_cut_or_filled_up():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", r"tokenizer\.json is no tokenizer\.json: .*line 1"),
-        (b'{"model": 1}', r"is no tokenizer\.json: "),
+        (b"{", r"tokenizer\.json is not a tokenizer\.json: .*line 1"),
+        (b'{"model": 1}', r"is not a tokenizer\.json: "),
         (b"\xff", r"cannot be read: .*0xff.*Known: bytes, bpe, or the path of a tokenizer\.json"),
         (None, r"cannot be read: .*No such file"),
         (words(a=0, b=1).to_str().encode(), r"has no token that ends a text\. Known: <\|endoftext\|>, "),

@@ -117,7 +117,7 @@ def distribution(override: Override) -> Any:
 
     name, value = key(override), override.value()
     if override.type == OverrideType.DEL:
-        raise UserError(f"'{override.input_line}' sweeps over what it deletes")
+        raise UserError(f"'{override.input_line}' cannot sweep over a key that it deletes")
     tags: set[str] = getattr(value, "tags", set())
     if unknown := tags - {"log"}:
         raise UserError(f"{name}: tag {', '.join(sorted(unknown))} is unknown. Known: log")
@@ -132,9 +132,9 @@ def distribution(override: Override) -> Any:
         if isinstance(value, RangeSweep) and not value.shuffle:
             points = sorted(value.range())
             if log:
-                raise UserError(f"{name}: range() has equal steps; interval() can be tagged log")
+                raise UserError(f"{name}: range() cannot be logarithmic; use tag(log, interval(...))")
             if not points:
-                raise UserError(f"'{override.input_line}' is empty")
+                raise UserError(f"'{override.input_line}' has no values")
             step = abs(value.step)
             if all(isinstance(point, int) for point in points):
                 return IntDistribution(points[0], points[-1], step=int(step))
