@@ -75,6 +75,7 @@ def files(folder: str, pattern: str) -> set[str]:
         ("conf", "bitexp/_conf", "*.yaml"),
         ("sweeps", "bitexp/_conf/sweeps", "*.yaml"),
         ("bitexp", "bitexp", "*.py"),
+        ("bitexp", "bitexp", "README.md"),
     ],
 )
 def test_wheel_carries_every_file(wheel: zipfile.ZipFile, source: str, target: str, pattern: str) -> None:

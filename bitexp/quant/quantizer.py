@@ -50,7 +50,7 @@ class Quantizer:
         if ends != sorted(set(ends)) or any(not 0 < end < 1 for end in ends):
             raise ValueError(f"stages end at {ends}: the shares must rise, each above 0 and below 1")
         for stage in self.stages:
-            fixed = sorted({"weights", "norm", "bias"} & set(stage.changes))
+            fixed = sorted({"weights", "estimator", "norm", "bias"} & set(stage.changes))
             if fixed:
                 raise ValueError(f"stages cannot change {', '.join(fixed)}; use them for the other parts")
         for options in self.variants():

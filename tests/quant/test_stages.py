@@ -87,6 +87,7 @@ def test_frozen_is_the_end() -> None:
         ([{"until": 0.0, "activations": "int8"}], "each above 0"),
         ([{"until": 1.0, "activations": "int8"}], "below 1"),
         ([{"until": 0.5, "weights": "binary"}], "stages cannot change weights"),
+        ([{"until": 0.5, "estimator": "clipped"}], "stages cannot change estimator"),
         ([{"until": 0.5, "norm": "rms", "bias": "scaled"}], "stages cannot change bias, norm"),
         ([{"until": 0.5, "activations": {"name": "int8", "qmax": 5}}], "qmax=5 should be"),
         ([{"activations": "int8"}], "a stage needs its end"),
