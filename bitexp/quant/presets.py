@@ -63,3 +63,12 @@ def merge(into: dict[str, Any], values: Mapping[str, Any]) -> None:
 
 
 QUANTIZERS = Presets()
+
+
+def as_quantizer(value: Quantizer | Mapping[str, Any] | str) -> Quantizer:
+    """A quantizer itself, from its config, or a preset by name."""
+    if isinstance(value, Quantizer):
+        return value
+    if isinstance(value, str):
+        return QUANTIZERS[value]
+    return Quantizer.of(value)
