@@ -28,6 +28,11 @@ COMMANDS = {
 }
 
 
+def is_word(typed: str) -> bool:
+    """Whether a first argument names a command: overrides have an equals sign or a prefix, flags a dash."""
+    return "=" not in typed and not typed.startswith(("+", "~", "-"))
+
+
 def command_lines() -> str:
     """The commands as lines of `--help`, between those of the run."""
     starts = {f"python -m bitexp {word} {command.usage}": command.help for word, command in COMMANDS.items()}

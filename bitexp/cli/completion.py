@@ -10,8 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from bitexp.cli.commands import COMMANDS
-from bitexp.cli.door import is_word
+from bitexp.cli.commands import COMMANDS, is_word
 from bitexp.common.console import write
 
 PROGRAM = re.compile(r"^\s*(\S*python\S*\s+(-m\s+)?)?\S+\s*")

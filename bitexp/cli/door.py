@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from bitexp import __version__
-from bitexp.cli.commands import COMMANDS
+from bitexp.cli.commands import COMMANDS, is_word
 from bitexp.common.console import error, write
 from bitexp.common.spelling import nearest
 
@@ -30,11 +30,6 @@ def enter(words: Sequence[str]) -> int:
     from bitexp.cli.app import run
 
     return run()
-
-
-def is_word(typed: str) -> bool:
-    """Whether a first argument names a command: overrides have an equals sign or a prefix, flags a dash."""
-    return "=" not in typed and not typed.startswith(("+", "~", "-"))
 
 
 def command(word: str, words: Sequence[str]) -> int:

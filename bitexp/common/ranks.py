@@ -61,12 +61,12 @@ def launch_key() -> str | None:
     return "/".join(values) if any(values) else None
 
 
-def announce(folder: Path, checkpoint: Path | None, judged_by: str | None = None) -> None:
-    """Tells the other processes which folder and checkpoint this run goes on with, and who judges it."""
+def announce(folder: Path, checkpoint: Path | None, pruned_by: str | None = None) -> None:
+    """Tells the other processes which folder and checkpoint this run goes on with, and what prunes it."""
     decision = {
         "folder": str(folder),
         "checkpoint": None if checkpoint is None else str(checkpoint),
-        "judged_by": judged_by,
+        "pruned_by": pruned_by,
     }
     os.environ[FOLLOW] = json.dumps(decision)
     if (key := launch_key()) is not None:

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bitexp.common.spelling import dotted, nearest, unknown_key
-from bitexp.config.compose import compose_lazily
+from bitexp.config.composition import compose_lazily
 from bitexp.config.old import MOVED
 from bitexp.config.paths import CONF
 

@@ -11,7 +11,8 @@ from torch import nn
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
 from bitexp.quant.options import LayerOptions
 from bitexp.quant.patterns import check_patterns, matches
-from bitexp.quant.quantizer import Quantizer, as_quantizer
+from bitexp.quant.presets import as_quantizer
+from bitexp.quant.quantizer import Quantizer
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ from bitexp.quant.modes import no_autocast, result_dtype
 from bitexp.quant.norms import normalize
 from bitexp.quant.options import LayerOptions, LayerParts
 from bitexp.quant.parts import ActivationQuantizer, WeightQuantizer
+from bitexp.quant.presets import as_quantizer
 from bitexp.quant.product import Quantized
-from bitexp.quant.quantizer import Quantizer, as_quantizer
+from bitexp.quant.quantizer import Quantizer
 from bitexp.quant.spec import ConvArgs, Geometry, LayerSpec
 
 Chosen = Quantizer | Mapping[str, object] | str | LayerOptions

@@ -28,3 +28,12 @@ class Presets(Mapping[str, Quantizer]):
 
 
 QUANTIZERS = Presets()
+
+
+def as_quantizer(value: Quantizer | Mapping[str, Any] | str) -> Quantizer:
+    """A quantizer itself, from its config, or a preset by name."""
+    if isinstance(value, Quantizer):
+        return value
+    if isinstance(value, str):
+        return QUANTIZERS[value]
+    return Quantizer.of(value)

@@ -127,14 +127,3 @@ def stage_of(config: Mapping[str, Any]) -> Stage:
     if until is None:
         raise ValueError(f"a stage needs its end: {{until: 0.95, ...}}, got {dict(config)}")
     return Stage(float(until), changes)
-
-
-def as_quantizer(value: Quantizer | Mapping[str, Any] | str) -> Quantizer:
-    """A quantizer itself, from its config, or a preset by name."""
-    if isinstance(value, Quantizer):
-        return value
-    if isinstance(value, str):
-        from bitexp.quant.presets import QUANTIZERS
-
-        return QUANTIZERS[value]
-    return Quantizer.of(value)

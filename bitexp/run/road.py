@@ -208,7 +208,7 @@ def follow(attempt: Attempt) -> Outcome:
     """Another process of a distributed run: trains along with the first, and leaves the rest to it."""
     decision = inherited() or wait_for_decision(attempt.folder.path)
     if decision is not None:
-        checkpoint, metric = decision["checkpoint"], decision["judged_by"]
+        checkpoint, metric = decision["checkpoint"], decision["pruned_by"]
         with Signals() as signals, contextlib.suppress(Stopped, Diverged, Pruned):
             attempt = replace(attempt, folder=RunFolder(Path(decision["folder"])))
             fit = Fit(attempt, signals, [], None if metric is None else Elsewhere(metric))

@@ -6,18 +6,15 @@ A new term is one class: it gets the outputs of the model, the batch and the tas
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from bitexp.common.errors import UserError
 from bitexp.common.registry import Registry
 from bitexp.config.arguments import check_arguments
-
-if TYPE_CHECKING:
-    from bitexp.tasks.task import Task
 
 CROSS_ENTROPY: Mapping[str, Mapping[str, Any]] = {"cross_entropy": {}}
 """Where nothing else is said."""
@@ -25,6 +22,13 @@ CROSS_ENTROPY: Mapping[str, Mapping[str, Any]] = {"cross_entropy": {}}
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")
+
+
+class Trained(Protocol):
+    """What an objective may ask of a task."""
+
+    model: nn.Module
+    label_smoothing: float
 
 
 class Objective:
@@ -37,7 +41,7 @@ class Objective:
     def __init__(self, *, weight: Weight = 1.0) -> None:
         self.weight = weight
 
-    def __call__(self, outputs: Tensor, batch: tuple[Tensor, Tensor], task: Task) -> Tensor:
+    def __call__(self, outputs: Tensor, batch: tuple[Tensor, Tensor], task: Trained) -> Tensor:
         """The term, a scalar in fp32.
 
         Args:
@@ -52,7 +56,7 @@ class Objective:
 class CrossEntropy(Objective):
     """The mean surprise at the targets, smoothed by the `label_smoothing` of the task where it has one."""
 
-    def __call__(self, outputs: Tensor, batch: tuple[Tensor, Tensor], task: Task) -> Tensor:
+    def __call__(self, outputs: Tensor, batch: tuple[Tensor, Tensor], task: Trained) -> Tensor:
         return cross_entropy(outputs, batch[1], task.label_smoothing)
 
 
@@ -66,7 +70,7 @@ class ZLoss(Objective):
     def __init__(self, *, weight: Weight = 1e-4) -> None:
         super().__init__(weight=weight)
 
-    def __call__(self, outputs: Tensor, batch: tuple[Tensor, Tensor], task: Task) -> Tensor:
+    def __call__(self, outputs: Tensor, batch: tuple[Tensor, Tensor], task: Trained) -> Tensor:
         return outputs.logsumexp(-1).square().mean()
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 import bitexp.__main__
-from bitexp.cli.commands import COMMANDS
-from bitexp.cli.door import is_word
+from bitexp.cli.commands import COMMANDS, is_word
 
 ROOT = Path(__file__).parents[2]
 

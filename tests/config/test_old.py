@@ -14,7 +14,8 @@ import yaml
 from bitexp.config.old import MOVED, upgraded, upgraded_description, upgraded_quantizer
 from bitexp.config.schema import read_settings
 from bitexp.deploy.description import Description
-from bitexp.deploy.load import WEIGHTS, load_run
+from bitexp.deploy.generate import WEIGHTS
+from bitexp.deploy.load import load_run
 from bitexp.kernels import KERNELS
 from bitexp.quant import QUANTIZERS, Quantizer
 from tests.support.configs import compose_config

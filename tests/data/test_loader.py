@@ -187,7 +187,7 @@ class Broken:
     digest = ""
 
     def read(self, indices):
-        raise UserError("/photos/cat.png is no readable image.\nMend it")
+        raise UserError("/photos/cat.png cannot be decoded.\nRepair it")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -199,4 +199,4 @@ def test_errors_for_users_come_out_of_workers_as_they_are(workers):
         list(loader)
     if workers:
         loader._iterator._shutdown_workers()  # left to the garbage collector, it takes 5 seconds
-    assert str(caught.value) == "/photos/cat.png is no readable image.\nMend it"
+    assert str(caught.value) == "/photos/cat.png cannot be decoded.\nRepair it"

@@ -90,7 +90,7 @@ def test_missing_data_are_told_before_anything_is_made(
 ) -> None:
     ended = command("data=cifar10", f"data.data_dir={tmp_path}/nowhere", "logger=csv")
     assert ended.code == 2
-    assert "CIFAR-10 is not here" in ended.err
+    assert "CIFAR-10 was not found" in ended.err
     assert f"{tmp_path}/nowhere" in ended.err
     assert "data=digits is embedded" in ended.err
     assert "Traceback" not in ended.err

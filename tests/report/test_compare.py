@@ -93,9 +93,9 @@ def test_other_data_are_another_comparison(write_run: Write, compared: Any) -> N
 def test_options_of_the_quantizer_are_rows_against_the_same_baseline(write_run: Write, compared: Any) -> None:
     write_run("full", 0, 0.95)
     for granularity, score in (("tensor", 0.9), ("channel", 0.92)):
-        write_run("ternary_mean", 0, score, quantizer__granularity=granularity)
+        write_run("ternary_mean", 0, score, quantizer__weights__granularity=granularity)
     comparison = compared()
-    assert comparison.axes.variant == ("quantizer.granularity",)
+    assert comparison.axes.variant == ("quantizer.weights.granularity",)
     assert [round(row.versus.difference, 6) for row in comparison.rows[1:]] == [-0.03, -0.05]
 
 

@@ -11,7 +11,7 @@ import torch
 
 from bitexp.deploy.packed_file import load_packed
 from bitexp.kernels import choose_kernel
-from bitexp.quant import QUANTIZERS
+from bitexp.quant import QUANTIZERS, WEIGHTS
 from bitexp.track.checkpoint_files import BEST, LAST, load_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +36,12 @@ def test_the_packed_file_tests_exactly_like_the_model(preset: str, train: Any) -
     assert_the_packed_file_is_what_was_trained(train(f"quantizer={preset}"))
 
 
-def test_the_presets_hold_every_quantizer() -> None:
-    assert set(QUANTIZERS.names()) <= set(PRESETS)
+def test_the_presets_hold_every_weight_quantizer() -> None:
+    chosen = {
+        options.weights.name for q in QUANTIZERS.values() for options in q.variants() if options.weights
+    }
+    assert set(PRESETS) == set(QUANTIZERS)
+    assert set(WEIGHTS.names()) <= chosen
 
 
 VARIANTS = {
@@ -48,8 +52,17 @@ VARIANTS = {
     "bf16": ["trainer.precision=bf16-true"],
     "bf16 mixed": ["trainer.precision=bf16-mixed", "model=vit", "model.depth=1"],
     "averaged": ["callbacks.ema_decay=0.5"],
-    "channel": ["quantizer.granularity=channel", "packing=pack2"],
-    "groups": ["quantizer.granularity=group", "quantizer.group_size=16", "quantizer.norm=rms"],
+    "channel": ["quantizer.weights.granularity=channel", "packing=pack2"],
+    "groups": [
+        "quantizer.weights.granularity=group",
+        "quantizer.weights.group_size=16",
+        "quantizer.norm=rms",
+    ],
+    "three bits": ["quantizer=lsq", "quantizer.weights.bits=3", "quantizer.weights.granularity=tensor"],
+    "by layer": ["quantizer.layers=[{match: 'layers.0', weights: {name: int, bits: 8}, activations: int4}]"],
+    "by stage": ["quantizer.activations=int4", "quantizer.stages=[{until: 0.5, activations: int8}]"],
+    "sparse": ["quantizer.sparsifier={name: top_k, keep: 0.5}"],
+    "clipped": ["quantizer=binary", "quantizer.estimator={name: clipped, at: 0.1}"],
     "floats": ["quantizer.activations=none", "packing=pack8"],
     "phased in": ["quantizer.lambda_schedule={name: sigmoid, start: 0.2, end: 1.0}"],
 }
