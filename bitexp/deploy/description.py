@@ -11,7 +11,7 @@ from torch import nn
 from bitexp.config.old import upgraded_description
 from bitexp.models import MODELS
 from bitexp.quant import quantize
-from bitexp.quant.quantizer import as_quantizer
+from bitexp.quant.presets import as_quantizer
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from bitexp.config.choices import choices, read_choice
 from bitexp.quant.quantizer import Quantizer

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bitexp.common.registry import load_modules
-from bitexp.tasks.objectives import OBJECTIVES, Objective
+from bitexp.tasks.objectives import OBJECTIVES, Objective, Trained
 from bitexp.tasks.task import TASKS, Task
 
 load_modules(__name__, __path__)
 
-__all__ = ["OBJECTIVES", "TASKS", "Objective", "Task"]
+__all__ = ["OBJECTIVES", "TASKS", "Objective", "Task", "Trained"]

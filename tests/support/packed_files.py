@@ -21,7 +21,7 @@ from bitexp.deploy.packed_file import checksum, load_packed, save_packed
 from bitexp.kernels import KERNELS
 from bitexp.models import MODELS
 from bitexp.quant import quantize
-from bitexp.quant.quantizer import as_quantizer
+from bitexp.quant.presets import as_quantizer
 from tests.support.quantizers import make_quantizer
 
 REFERENCE = KERNELS.get("reference")
