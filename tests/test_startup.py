@@ -124,6 +124,8 @@ def test_a_wrong_value_costs_the_schema_but_not_torch(
         "bitexp.common.console",
         "bitexp.common.errors",
         "bitexp.config.schema",
+        "bitexp.deploy",
+        "bitexp.report",
     ],
 )
 def test_light_modules(module: str) -> None:
