@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from bitexp.common.lazy import lazy
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitexp.report.notebook import comparisons, grid, results
@@ -13,7 +11,13 @@ __version__ = "0.1.0"
 
 __all__ = ["comparisons", "grid", "results"]
 
-__getattr__ = lazy(__name__, dict.fromkeys(__all__, "report.notebook"))
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:  # imported when asked for: importing bitexp itself imports nothing else
+        from bitexp.report import notebook
+
+        return getattr(notebook, name)
+    raise AttributeError(f"module 'bitexp' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:

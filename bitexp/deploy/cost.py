@@ -19,13 +19,13 @@ def operations(model: nn.Module, inputs: Tensor, body: Collection[str]) -> dict[
     """Additions and multiplications in the products of one forward, by the arithmetic they need.
 
     Args:
-        inputs: a batch; body: the layers a quantizer speaks for.
+        inputs: a batch; body: the names of the quantized layers.
 
     Returns:
         `fp32_add`, `fp32_mul`, `int8_add`, `int8_mul` over the whole batch, and `body_macs`,
         `total_macs`. Counted as in BitNet (arXiv 2310.11453, section 3.1): a layer with codes -1, 0, 1
         and int8 activations needs an int8 addition for each multiply-accumulate, and two multiplications
-        in fp32 for its steps, one for each input and one for each output. Wider codes need an int8
+        in fp32 for its scales, one for each input and one for each output. Wider codes need an int8
         multiplication each. Everything else (the head, products between activations) is in fp32.
         Elementwise work (norms, activations, residuals) is not counted, there as here.
     """

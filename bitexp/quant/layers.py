@@ -8,7 +8,7 @@ y = (x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w + bias
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
@@ -37,7 +37,7 @@ WIDEST = 2**31
 
 
 class Way(NamedTuple):
-    """How a layer goes at one of its stages: what to ask of the parts at every step takes as long as a norm.
+    """How a layer goes at one of its stages: asking its parts at every step would take as long as a norm.
 
     `inner` is the spec for input that is normed already. `learns` says whether the weight quantizer has
     parameters, `carries` whether the gradient of the latent weights takes a carrier, `prepares` whether the
@@ -136,6 +136,13 @@ class QuantizedLayer(nn.Module):
         self.backend = backend
         if self.options.weights is not None:
             self.parts.weights.backend = backend
+
+    def quantizer_parameters(self) -> Iterator[nn.Parameter]:
+        """What the parts of this layer learn."""
+        if self.options.weights is not None:
+            yield from self.parts.parameters()
+            for parts in getattr(self, "earlier", ()):
+                yield from parts.parameters()
 
     def quantized(self) -> Quantized:
         """The weights as integers, apart from any graph."""

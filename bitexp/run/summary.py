@@ -6,7 +6,7 @@ from collections import Counter
 
 from bitexp.common.format import amount, size
 from bitexp.config.schema import Settings
-from bitexp.deploy.packing import LAYOUTS, choose_layout
+from bitexp.deploy.packing import LAYOUTS, Layout, choose_layout
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.run.parts import Parts
 
@@ -16,14 +16,22 @@ def body_weights(parts: Parts) -> int:
     return sum(parts.model.get_parameter(f"{name}.weight").numel() for name in parts.conversion.body)
 
 
+def learned_scales(parts: Parts) -> int:
+    """Parameters of the quantizers themselves, such as learned scales."""
+    layers = quantized_layers(parts.model).values()
+    return sum({id(p): p.numel() for layer in layers for p in layer.quantizer_parameters()}.values())
+
+
 def model_line(settings: Settings, parts: Parts) -> str:
     """Parameters in body and head, and what stays in full precision."""
     total = sum(p.numel() for p in parts.model.parameters())
-    body = body_weights(parts)
+    body, learned = body_weights(parts), learned_scales(parts)
+    head = amount(total - body - learned)
     kept = ", ".join(settings.quantizer.exclude) or "nothing"
+    scales = f", {amount(learned)} learned scales" if learned else ""
     return (
         f"{settings.model.name}, {amount(total)} parameters: body {amount(body)} in "
-        f"{len(parts.conversion.body)} layers ({body / total:.1%}), head {amount(total - body)} "
+        f"{len(parts.conversion.body)} layers ({body / total:.1%}){scales}, head {head} "
         f"(full precision: {kept}, norms, biases)"
     )
 
@@ -36,25 +44,31 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
         norm = f", with the inner {norms} norm" if norms else ""
         return f"{name}: 32 bits per weight{norm}; body {size(full)}"
     packings = {layer: choose_layout(settings.packing, layer.spec.levels) for layer in layers.values()}
-    packed = sum(
-        layer.weight.shape[0] * LAYOUTS[packings[layer]].row_bytes(layer.weight[0].numel())
-        for layer in layers.values()
-    )
     weights = sum(layer.weight.numel() for layer in layers.values())
-    packed += full - 4 * weights  # layers that a rule leaves in full precision
+    packed = full - 4 * weights  # layers that a rule leaves in full precision
+    packed += sum(packed_bytes(layer, LAYOUTS[layout]) for layer, layout in packings.items())
     bits = sum(bits_per_weight(layer) * layer.weight.numel() for layer in layers.values()) / weights
     chosen = Counter(label(layer) for layer in layers.values())
     mixture = ""
     if len(chosen) > 1:
-        mixture = f" ({', '.join(f'{what} in {number} layers' for what, number in chosen.items())})"
-    activations = sorted(
-        {layer.spec.activations.part.name if layer.spec.activations else "none" for layer in layers.values()}
-    )
+        counts = (f"{what} in {number} layer{'s' * (number != 1)}" for what, number in chosen.items())
+        mixture = f" ({', '.join(counts)})"
+    activations = {
+        s.activations.part.name if s.activations else "none"
+        for s in (layer.spec for layer in layers.values())
+    }
     return (
-        f"{name}: {bits:.3g} bits per weight{mixture}, activations {', '.join(activations)}, norm "
+        f"{name}: {bits:.3g} bits per weight{mixture}, activations {', '.join(sorted(activations))}, norm "
         f"{norms or 'none'}; body {size(packed)} as {', '.join(sorted(set(packings.values())))} "
         f"(full: {size(full)}, {full / packed:.1f}x)"
     )
+
+
+def packed_bytes(layer: QuantizedLayer, layout: Layout) -> int:
+    """Bytes of a layer in the packed file, its bias left out: codes, scales and shifts."""
+    codes, scale, shift = layer.quantized()
+    floats = scale.numel() + (0 if shift is None else shift.numel())
+    return len(codes) * layout.row_bytes(codes[0].numel()) + 4 * floats
 
 
 def bits_per_weight(layer: QuantizedLayer) -> float:

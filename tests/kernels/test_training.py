@@ -34,7 +34,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "128 levels": {"activations": {"qmax": 128}},
     "scaled bias": {"bias": "scaled"},
-    "step per channel": {"weights": {"granularity": "channel"}},
+    "scale per channel": {"weights": {"granularity": "channel"}},
     "binary": {"weights": "binary"},
     "median": {"weights": "ternary_median"},
 }

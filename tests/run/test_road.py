@@ -193,7 +193,7 @@ def test_what_a_run_says(train: Any, capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().out
     for words in (
         "mlp, 1,210 parameters: body 1,024 in 1 layer",
-        "ternary_mean: 1.58 bits per weight, activations int8, norm layer; body 208 B as pack5",
+        "ternary_mean: 1.58 bits per weight, activations int8, norm layer; body 212 B as pack5",
         "digits, 1,293 train / 144 val / 360 test images; batch 64 = 4 batches an epoch",
         "kernel     ",
         "2 epochs = 8 steps",

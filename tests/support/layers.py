@@ -24,7 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "128 levels": {"activations": {"qmax": 128}},
     "scaled bias": {"bias": "scaled"},
     "float activations": {"activations": "none"},
-    "step per channel": {"weights": {"granularity": "channel"}},
+    "scale per channel": {"weights": {"granularity": "channel"}},
     "binary": {"weights": "binary"},
     "median": {"weights": "ternary_median"},
     "8 bits": {"weights": {"name": "int", "bits": 8}},
@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Changes of conf/quantizer/ternary_mean.yaml that every kind of layer takes."""
 
-LINEAR = {**VARIANTS, "step per group": {"weights": {"granularity": "group", "group_size": 6}}}
+LINEAR = {**VARIANTS, "scale per group": {"weights": {"granularity": "group", "group_size": 6}}}
 
 CONVS: dict[str, dict[str, Any]] = {
     "3x3": {"kernel_size": 3, "padding": 1},
@@ -114,7 +114,7 @@ def small(quantizer: Quantizer, conv: bool) -> tuple[QuantizedLayer, Tensor]:
 def small_of(variant: str, conv: bool) -> tuple[QuantizedLayer, Tensor]:
     """A small layer of a variant."""
     changes = {**LINEAR[variant]}
-    if variant == "step per group":
+    if variant == "scale per group":
         changes["weights"] = {"granularity": "group", "group_size": 8}
     return small(make_quantizer("ternary_mean", **changes), conv)
 

@@ -1,8 +1,8 @@
 """The CPU kernel: packed weights are multiplied as they lie, activation codes are made in the same call.
 
-Linear layers with codes of up to four bits and a step per tensor or per output run compiled (`layer.py`), in
-the layout of `layout.py`, with the fastest instructions of the processor (`dots.py`). Convolutions, steps per
-group, wider codes and float activations go the way of `int8`.
+Linear layers with codes of up to four bits and a scale per tensor or output run compiled (`layer.py`), in
+the layout of `layout.py`, with the fastest instructions of the processor (`dots.py`). Convolutions, scales
+per group, wider codes and float activations go the way of `int8`.
 
 Where weights are read from memory, Python's own data have left the cache, and a few lines take as long as a
 tenth of a small layer. So few lines are on the way of a token, and names of torch are looked up once.
@@ -34,7 +34,7 @@ class Packed:
 
     Args:
         weights: uint8 `[streams, blocks, 256]`.
-        scale: the steps, `[]` or `[outputs]`.
+        scale: of the codes, `[]` or `[outputs]`.
         bits, outputs, inputs: of the codes.
         isa: the instruction set that multiplies them.
     """
@@ -46,9 +46,9 @@ class Packed:
 
         self.weights, self.scale, self.bits, self.isa = memory.copied(weights), scale, bits, isa
         self.outputs, self.inputs = outputs, inputs
-        steps = F.pad(scale.detach().float().expand(outputs), (0, -outputs % layout.STREAM))
-        self.steps = torch.cat([steps, steps.new_full((layout.STREAM,), -0.0)])
-        where = self.weights.data_ptr(), self.steps.data_ptr()
+        scales = F.pad(scale.detach().float().expand(outputs), (0, -outputs % layout.STREAM))
+        self.scales = torch.cat([scales, scales.new_full((layout.STREAM,), -0.0)])
+        where = self.weights.data_ptr(), self.scales.data_ptr()
         self.run = functools.partial(layer(isa, bits), *where, inputs, outputs)
         self.scratch, self.streams = scratch_bytes(inputs), len(weights)
         self.worth = -(-threads.WORTH // (outputs * inputs))  # tokens from which on threads are

@@ -21,7 +21,7 @@ SPARE = 4 * 64 * max(isa.tiles[0][0] for isa in ISAS.values())
 
 
 def scratch_bytes(inputs: int) -> int:
-    """What a layer needs for codes, their sums and steps, and for the outputs of an unfinished stream."""
+    """What a layer needs for codes, their sums and scales, and for the outputs of an unfinished stream."""
     return ROWS * (inputs + 31 + 8) + SPARE + 4 * 64
 
 
@@ -39,7 +39,7 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
     It is the compiled function itself, without numba's choice by types at each call. Its arguments, in order,
     all of them integers:
 
-        w, scale          addresses of packed codes, and of float32 steps for every output of all streams,
+        w, scale          addresses of packed codes, and of float32 scales for every output of all streams,
                           with 64 times -0.0 behind them
         inputs, outputs   of the layer
         qmax              the largest activation code
@@ -59,7 +59,7 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
         filled = (inputs + 15) // 16 * 16
         ldq = max(blocks * 4 * groups, filled)
         rows = max(1, min(ROWS, tokens - token))
-        q, sums, steps = scratch, scratch + rows * ldq, scratch + rows * (ldq + 4)
+        q, sums, x_scales = scratch, scratch + rows * ldq, scratch + rows * (ldq + 4)
         spare, padded = scratch + rows * (ldq + 8), scratch + rows * (ldq + 8) + SPARE
         nothing = scale + (outputs + 63) // 64 * 256
         if bias and outputs % 64:
@@ -69,7 +69,12 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
             for r in range(end - start):
                 line = q + r * ldq
                 quantize(
-                    x + 4 * inputs * (start + r), inputs, line, np.float32(qmax), sums + 4 * r, steps + 4 * r
+                    x + 4 * inputs * (start + r),
+                    inputs,
+                    line,
+                    np.float32(qmax),
+                    sums + 4 * r,
+                    x_scales + 4 * r,
                 )
                 clear(line + filled, ldq - filled)
             for s in range(stream, streams):
@@ -81,27 +86,27 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
                 m = start
                 while m < end:
                     r = m - start
-                    line, total, step = q + r * ldq, sums + 4 * r, steps + 4 * r
+                    line, total, x_scale = q + r * ldq, sums + 4 * r, x_scales + 4 * r
                     target, ldy = (y + 4 * (m * outputs + 64 * s), 4 * outputs) if whole else (spare, 256)
                     if m + tokens_a <= end:
                         size = tokens_a
                         for p in range(0, 64 * 4, 64 * panels_a):
                             tile(number, bits, tokens_a, panels_a, codes + p, blocks, line, ldq,
-                                 total, step, factors + p, pre + p, post + p, target + p, ldy)  # fmt: skip
+                                 total, x_scale, factors + p, pre + p, post + p, target + p, ldy)  # fmt: skip
                     elif m + tokens_b <= end:
                         size = tokens_b
                         for p in range(0, 64 * 4, 64 * panels_b):
                             tile(number, bits, tokens_b, panels_b, codes + p, blocks, line, ldq,
-                                 total, step, factors + p, pre + p, post + p, target + p, ldy)  # fmt: skip
+                                 total, x_scale, factors + p, pre + p, post + p, target + p, ldy)  # fmt: skip
                     elif m + tokens_c <= end:
                         size = tokens_c
                         for p in range(0, 64 * 4, 64 * panels_c):
                             tile(number, bits, tokens_c, panels_c, codes + p, blocks, line, ldq,
-                                 total, step, factors + p, pre + p, post + p, target + p, ldy)  # fmt: skip
+                                 total, x_scale, factors + p, pre + p, post + p, target + p, ldy)  # fmt: skip
                     else:
                         size = 1
                         tile(number, bits, 1, 4, codes, blocks, line, ldq,
-                             total, step, factors, pre, post, target, ldy)  # fmt: skip
+                             total, x_scale, factors, pre, post, target, ldy)  # fmt: skip
                     if not whole:
                         for i in range(size):
                             place = y + 4 * ((m + i) * outputs + 64 * s)

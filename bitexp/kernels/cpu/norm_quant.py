@@ -52,7 +52,7 @@ def dots(grad: Array, x: Array, mean: Any, rstd: Any) -> Any:
 
 @compiled
 def quantize_row(x: Array, qmax: Any, codes: Array) -> Any:
-    """int8 codes of a row by the formula of `absmax_codes`; returns the step. NaN and inf reach the step."""
+    """int8 codes of a row by the formula of `absmax_codes`; returns their scale, which NaN and inf reach."""
     bits = x.view(np.uint32)
     largest = U32(0)
     for j in range(x.size):  # magnitudes of floats are ordered as their bits are, NaN above all
@@ -75,7 +75,7 @@ def quantize_row(x: Array, qmax: Any, codes: Array) -> Any:
 def norm_quantize(
     x: Array, codes: Array, scale: Array, mean: Array, rstd: Array, qmax: Any, subtract: bool
 ) -> None:
-    """Codes and steps of the normed rows, and the mean and 1/std of x; `subtract`: layer norm, else RMS."""
+    """Codes and scales of the normed rows, and the mean and 1/std of x; `subtract`: layer norm, else RMS."""
     n = F32(x.shape[1])
     normed = np.empty(x.shape[1], np.float32)
     for i in range(x.shape[0]):
@@ -90,7 +90,7 @@ def norm_quantize(
 
 @compiled
 def quantize(x: Array, codes: Array, scale: Array, qmax: Any) -> None:
-    """Codes and steps of the rows as they are."""
+    """Codes and scales of the rows as they are."""
     for i in range(x.shape[0]):
         scale[i] = quantize_row(x[i], qmax, codes[i])
 
@@ -109,9 +109,9 @@ def norm_backward(grad: Array, x: Array, mean: Array, rstd: Array, out: Array, s
 
 @compiled
 def rescale(sums: Array, scale: Array, w_scale: Array, bias: Array, scaled_bias: bool) -> None:
-    """int32 sums become the bits of fp32 outputs where they lie: sum x (step x weight step) + bias.
+    """int32 sums become the bits of fp32 outputs where they lie: sum x (scale x weight scale) + bias.
 
-    `w_scale` has a step per output; `bias` is empty where there is none.
+    `w_scale` has a scale per output; `bias` is empty where there is none.
     """
     for i in range(sums.shape[0]):
         row, s = sums[i], scale[i]
@@ -128,7 +128,7 @@ def rescale(sums: Array, scale: Array, w_scale: Array, bias: Array, scaled_bias:
 
 @compiled
 def dequantize_rows(codes: Array, scale: Array, out: Array) -> None:
-    """codes x steps."""
+    """codes x scales."""
     for i in range(codes.shape[0]):
         row, result, s = codes[i], out[i], scale[i]
         for j in range(row.size):
@@ -149,11 +149,11 @@ def add_rows(rows: Array, weights: Array, out: Array) -> None:
 
 
 @compiled
-def round_rows(rows: Array, step: Array, low: int, high: int, codes: Array) -> None:
-    """Codes of weights, row by row: rounded and clamped multiples of the row's step."""
+def round_rows(rows: Array, scale: Array, low: int, high: int, codes: Array) -> None:
+    """Codes of weights, row by row: rounded and clamped multiples of the row's scale."""
     lowest, highest = F32(low), F32(high)
     for i in range(rows.shape[0]):
-        row, result, factor = rows[i], codes[i], F32(1) / step[i]
+        row, result, factor = rows[i], codes[i], F32(1) / scale[i]
         for j in range(row.size):
             value = (min(max(row[j] * factor, lowest - F32(1)), highest + F32(1)) + ROUND) - ROUND
             result[j] = I8(I32(min(max(value, lowest), highest)))

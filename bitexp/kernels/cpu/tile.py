@@ -1,8 +1,8 @@
 """Two pieces of LLVM IR that numba's functions call: a tile of the product, and the codes of a token.
 
     tile      y[r, n] = ((mult * sum_k w[n, k] q[r, k] - low * sum_k q[r, k]) + pre[n])
-                        * (step[r] * scale[n]) + post[n]           for some tokens r and 16 to 64 outputs n
-    quantize  int8 codes, their sum and the step of one token
+                        * (x_scale[r] * scale[n]) + post[n]           for some tokens r and 16 to 64 outputs n
+    quantize  int8 codes, their sum and the scale of one token
 
 Everything is addressed by integers. Bytes lie as `bitexp.kernels.cpu.layout` says.
 """
@@ -98,14 +98,14 @@ class Loop:
 
 
 @intrinsic(prefer_literal=True)
-def tile(context, isa, bits, tokens, panels, w, blocks, q, ldq, sums, steps, scale, pre, post, y, ldy):  # type: ignore[no-untyped-def]
+def tile(context, isa, bits, tokens, panels, w, blocks, q, ldq, sums, x_scales, scale, pre, post, y, ldy):  # type: ignore[no-untyped-def]
     """`tokens` x `16 * panels` outputs.
 
     Args:
         isa: number of the instruction set in `NAMES`; it, bits, tokens and panels are constants.
         w, blocks: packed codes of a stream at its first panel, and how many blocks it has.
         q, ldq: int8 codes of the first token, and bytes from token to token.
-        sums, steps: int32 and float32, one per token.
+        sums, x_scales: int32 and float32, one per token.
         scale, pre, post: float32, one per output, at the first panel's; -0.0 is what adds nothing.
         y, ldy: where float32 outputs go, and bytes from token to token.
     """
@@ -120,7 +120,7 @@ def tile(context, isa, bits, tokens, panels, w, blocks, q, ldq, sums, steps, sca
 
 def emit_tile(
     b: Builder, isa: Isa, bits: int, rows: int, panels: int,
-    w: Value, blocks: Value, q: Value, ldq: Value, sums: Value, steps: Value,
+    w: Value, blocks: Value, q: Value, ldq: Value, sums: Value, x_scales: Value,
     scale: Value, pre: Value, post: Value, y: Value, ldy: Value,
 ) -> None:  # fmt: skip
     """The body of `tile`.
@@ -176,7 +176,7 @@ def emit_tile(
     for i in range(rows):
         token = b.mul(size, ir.Constant(I64, i))
         low = spread(b, load(b, sums, I32, token), LANES)
-        step = spread(b, load(b, steps, F32, token), FLOATS)
+        x_scale = spread(b, load(b, x_scales, F32, token), FLOATS)
         if bits == 4:
             low = b.mul(low, splat(8, LANES))
         line = b.add(y, b.mul(ldy, ir.Constant(I64, i)))
@@ -187,12 +187,12 @@ def emit_tile(
                 whole = b.shl(whole, splat(1, LANES))
             value = b.sitofp(b.sub(whole, low), FLOATS)
             value = b.fadd(value, load(b, pre, FLOATS, 64 * j))
-            value = b.fmul(value, b.fmul(step, load(b, scale, FLOATS, 64 * j)))
+            value = b.fmul(value, b.fmul(x_scale, load(b, scale, FLOATS, 64 * j)))
             store(b, b.fadd(value, load(b, post, FLOATS, 64 * j)), line, 64 * j)
 
 
 @intrinsic
-def quantize(context, x, count, q, qmax, sum_at, step_at):  # type: ignore[no-untyped-def]
+def quantize(context, x, count, q, qmax, sum_at, scale_at):  # type: ignore[no-untyped-def]
     """Codes of `count` floats at x as `bitexp.quant.activations.int8.absmax_codes` has them.
 
     Writes whole sixteens of codes, zero behind the last; absmax below 1e-5 counts as 1e-5.
@@ -206,7 +206,7 @@ def quantize(context, x, count, q, qmax, sum_at, step_at):  # type: ignore[no-un
 
 
 def emit_quantize(
-    b: Builder, x: Value, count: Value, q: Value, qmax: Value, sum_at: Value, step_at: Value
+    b: Builder, x: Value, count: Value, q: Value, qmax: Value, sum_at: Value, scale_at: Value
 ) -> None:
     """The body of `quantize`."""
     sixteen, four = ir.Constant(I64, 16), ir.Constant(I64, 4)
@@ -245,7 +245,7 @@ def emit_quantize(
     top = larger(larger(first, tops[1]), larger(tops[2], tops[3]))
     top = larger(top, magnitude(tail()))
     absmax = b.bitcast(call(b, "llvm.vector.reduce.smax.v16i32", I32, top), F32)
-    store(b, b.fdiv(absmax, qmax), step_at)
+    store(b, b.fdiv(absmax, qmax), scale_at)
     factor = b.fmul(b.fdiv(ir.Constant(F32, 1.0), absmax), qmax)
     factor = spread(b, factor, FLOATS)
     limit, magic = ir.Constant(FLOATS, [127.0] * 16), ir.Constant(FLOATS, [MAGIC] * 16)

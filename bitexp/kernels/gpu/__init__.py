@@ -1,7 +1,7 @@
 """The kernel `triton`: packed and int8 products on GPUs, written in Triton.
 
 Weights of {-1, 1} and {-1, 0, 1, 2} in linear layers are multiplied packed; wider codes and convolutions
-as int8 codes, steps per group by one int8 product each; float activations the way of `reference`.
+as int8 codes, scales per group by one int8 product each; float activations the way of `reference`.
 Triton is imported where a kernel is first used.
 """
 

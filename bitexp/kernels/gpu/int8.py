@@ -76,7 +76,7 @@ def int8_gemm(
     rows = x.shape[0]
     x = x if x.stride(-1) == 1 else x.contiguous()
     w = w if w.stride(-1) == 1 else w.contiguous()
-    # an expanded step has stride 0, which no kernel sees
+    # an expanded scale has stride 0, which no kernel sees
     x_scale, w_scale, bias = (None if v is None else v.contiguous() for v in (x_scale, w_scale, bias))
     tile = tile or int8_tile(rows, outputs, inputs, shared_memory(x.device))
     with on_device_of(x):

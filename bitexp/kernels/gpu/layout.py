@@ -23,7 +23,7 @@ RUN = 16
 
 
 class Packed(NamedTuple):
-    """Codes `[N, K]` in runs: `data` uint8 `[N, padded / per_byte]`, steps `[]` or `[N]`."""
+    """Codes `[N, K]` in runs: `data` uint8 `[N, padded / per_byte]`, scales `[]` or `[N]`."""
 
     data: Tensor
     scale: Tensor
@@ -52,7 +52,7 @@ def bits_for(codes: Tensor) -> int | None:
 
 
 def pack(codes: Tensor, scale: Tensor, bits: int) -> Packed:
-    """int8 codes `[N, K]` and their steps -> packed rows."""
+    """int8 codes `[N, K]` and their scales -> packed rows."""
     per_byte = 8 // bits
     digits = (codes + 1) if bits == 2 else (codes > 0)
     # a digit for code 0; there is none in one bit, and none is needed: activations are zero there

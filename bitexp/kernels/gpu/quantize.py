@@ -16,7 +16,7 @@ from bitexp.quant.spec import EPS, Norm
 
 
 class Quantized(NamedTuple):
-    """int8 codes `[M, padded]` (zero beyond K), their steps and sums `[M]`; mean and 1/std of a norm."""
+    """int8 codes `[M, padded]` (zero beyond K), their scales and sums `[M]`; mean and 1/std of a norm."""
 
     codes: Tensor
     scale: Tensor
