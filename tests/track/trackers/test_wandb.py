@@ -65,6 +65,14 @@ def test_a_run_is_written_offline_and_closed(tracked: Any, capfd: pytest.Capture
         assert name in text
 
 
+def test_a_preset_is_a_group_of_its_own(tracked: Any) -> None:
+    (run,) = records(tracked("quantizer=reloaded").folder)["run"]
+    assert run["run_group"] == "first_steps/reloaded"
+    assert "reloaded" in run["tags"]
+    assert "ternary_median" not in run["tags"]
+    assert run["config"]["update"]["quantizer"]["name"] == "reloaded"
+
+
 def test_each_run_of_a_process_has_its_own_also_after_a_failure(tracked: Any) -> None:
     import wandb
 

@@ -1,0 +1,30 @@
+"""A quantizer has one name everywhere: that of its YAML, a preset's as any other's."""
+
+from __future__ import annotations
+
+import json
+
+import yaml
+
+from bitexp.common.console import Report
+from bitexp.report.runs import Run, read_run
+from bitexp.run.model_card import NAME
+from tests.support.training import Train
+
+
+def test_a_preset_has_its_own_name_in_the_header_the_result_the_card_the_config_and_the_report(
+    train: Train,
+) -> None:
+    report = Report(quiet=True)
+    lines: list[str] = []
+    report.line = lambda text="": lines.append(text)  # type: ignore[method-assign]
+    folder = train("quantizer=reloaded", report=report).folder
+    assert " · reloaded · " in lines[0]
+    assert any("reloaded: 1.58 bits per weight" in line for line in lines)
+    assert any(line.startswith("first_steps · reloaded · seed 0: finished") for line in lines)
+    assert json.loads((folder / "result.json").read_text())["quantizer"] == "reloaded"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["quantizer"]["name"] == "reloaded"
+    assert (folder / NAME).read_text().startswith("# first_steps, reloaded, seed 0\n")
+    run = read_run(folder)
+    assert isinstance(run, Run)
+    assert run.precision == "reloaded"
