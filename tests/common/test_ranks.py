@@ -106,8 +106,11 @@ def test_two_processes_train_what_one_would_with_the_whole_batch(
 
 
 @pytest.mark.slow
-def test_two_processes_stop_together_and_continue_to_the_bit(outputs: Path, small: Any) -> None:
-    words = (*small, *TWO, "trainer.epochs=30")
+@pytest.mark.parametrize("quantizer", ["full", "lsq"])
+def test_two_processes_stop_together_and_continue_to_the_bit(
+    quantizer: str, outputs: Path, small: Any
+) -> None:
+    words = (*small, *TWO, f"quantizer={quantizer}", "trainer.epochs=30")
     (process := bitexp(*words, "name=undisturbed")).communicate()
     assert process.returncode == 0
     process = bitexp(*words, "name=stopped", "callbacks.checkpoint.every_steps=1")
