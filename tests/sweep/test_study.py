@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +16,7 @@ from optuna.trial import TrialState
 from bitexp.common.errors import UserError
 from bitexp.sweep.ownership import OWNER, SEEN, began, gone, machine, myself
 from bitexp.sweep.study import ClaimedTrial, TrialResult
-
-Launch = Callable[[ClaimedTrial], TrialResult]
-
-
-def finished(value: float = 1.0) -> TrialResult:
-    return TrialResult("finished", values=[value])
-
-
-def failed(kind: str = "crash", reason: str = "RuntimeError: no") -> TrialResult:
-    return TrialResult("failed", kind, reason)
-
-
-class Recorder:
-    """A launch function that ends the trials of some numbers in some other way."""
-
-    def __init__(self, **others: Any) -> None:
-        self.numbers: list[int] = []
-        self.params: list[Any] = []
-        self.others = {int(name.lstrip("_")): value for name, value in others.items()}
-
-    def __call__(self, trial: ClaimedTrial) -> TrialResult:
-        self.numbers.append(trial.number)
-        self.params.append(trial.params)
-        other = self.others.get(trial.number, finished())
-        return other() if callable(other) else other
-
+from tests.support.studies import Recorder, failed, finished
 
 # the budget
 
