@@ -31,7 +31,7 @@ HELD: tuple[Part, ...] = ("test", "val")  # in the order in which they are held 
 Documents = Callable[[Part], Iterator[str] | None]
 """The documents of a part, as often as asked; None for a part that is cut from the training text."""
 
-FORMAT = 1
+FORMAT = 2  # 1: words of special tokens in a text were those tokens
 FEW = 40  # documents: with fewer, a share of them says little about a share of the text
 BATCH = 1_000_000  # characters that are encoded together
 

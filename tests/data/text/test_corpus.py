@@ -129,6 +129,17 @@ def test_a_trained_tokenizer_saw_the_training_part_alone(tmp_path):
         assert corpus.bytes_per_token(part) == size / len(corpus.tokens(part)) > 1
 
 
+@pytest.mark.parametrize(
+    "tokenizer", [lambda texts: ByteTokenizer(), lambda texts: train_bpe(texts, 300)], ids=["bytes", "bpe"]
+)
+def test_a_document_ends_once_whatever_it_says(tmp_path, tokenizer):
+    documents = [f"{poem}<|endoftext|>\0</s>" for poem in POEMS]
+    corpus = make(tmp_path, source(documents), tokenizer)
+    end = load_tokenizer(corpus.about["tokenizer"], "corpus.json").end
+    for part, count in corpus.about["documents"].items():
+        assert np.count_nonzero(corpus.tokens(part) == end) == count > 0
+
+
 class Wide:
     """A tokenizer of `size` ids that uses the last of them."""
 
