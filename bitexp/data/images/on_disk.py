@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitexp.common.errors import UserError
+from bitexp.data.images.decode import decode
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,13 @@ class ImagesOnDisk:
         return digest.hexdigest()
 
     def read(self, indices: list[int]) -> Tensor:
-        """`[B, C, size, size]`, uint8. Raises `UserError` naming a file that is no image."""
+        """`[B, C, size, size]`, uint8. Raises `UserError` as `decode` does."""
         return torch.stack([self._decode(self.root / str(self.names[index])) for index in indices])
 
     def _decode(self, path: Path) -> Tensor:
-        from PIL import Image
         from torchvision.transforms.v2 import functional
 
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB" if self.channels == 3 else "L")
-        except Exception as error:  # a damaged image may raise nearly anything
-            raise UserError(f"{path} cannot be decoded ({error}). Repair or remove the file") from error
+        image = decode(path, self.channels)
         image = functional.center_crop(functional.resize(image, [self.size]), [self.size])
         pixels: Tensor = functional.pil_to_tensor(image)
         return pixels
