@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bitexp.common.checks import at_least, check_share, held_out_count
 from bitexp.common.errors import UserError
@@ -32,6 +33,7 @@ class ImageFolder(ImageData):
         test_size: held out of all images, always the same ones, where there is no folder `test`.
         size: side of the square that every image is brought to, in pixels.
         channels: 3: colour, 1: grey.
+        limit: so many training images, stratified; `split_seed` says which. None: all.
 
     The other arguments are those of `ImageData`. Mean and deviation come from about a thousand
     training images.
@@ -100,6 +102,11 @@ class ImageFolder(ImageData):
         training, test = stratified(everything.labels, held, TEST_SEED)
         kept = training if part == "train" else test
         return replace(everything, names=everything.names[kept.numpy()], labels=everything.labels[kept])
+
+    def limited(self, training: Tensor) -> Tensor:
+        # the images lie class by class: the first ones would be of one class
+        left_out = max(0, len(training) - (self.limit or len(training)))
+        return training[stratified(self._train.labels[training], left_out, self.split_seed)[0]]
 
     @cached_property
     def _everything(self) -> ImagesOnDisk:

@@ -78,6 +78,35 @@ def test_images_are_resized_and_cut_as_torchvision_does(tmp_path, channels, mode
     assert torch.equal(got[0], expected)
 
 
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_limited_part_holds_every_class_in_its_share(tmp_path, folder, parts):
+    for number in range(40):
+        paint(tmp_path / "train" / "ant" / f"{number}.png", number)
+    for number in range(20):
+        paint(tmp_path / "train" / "bee" / f"{number}.png", number)
+        paint(tmp_path / "val" / "ant" / f"{number}.png", number)
+    data_dir, held = (tmp_path, 20) if parts else (tmp_path / "train", 6)
+
+    def training(**changes):
+        data = folder(data_dir, **{"val_size": 6, "test_size": 9, **changes})
+        data.setup()
+        assert data.sizes["val"] == held
+        chosen = data._split[0]
+        return data._train.names[chosen.numpy()].tolist(), data._train.labels[chosen]
+
+    if parts:
+        paint(tmp_path / "test" / "ant" / "0.png", 0)
+    everything = training()[0]
+    names, labels = training(limit=15)
+    assert torch.bincount(labels).tolist() == [10, 5]
+    assert names == sorted(names)
+    assert set(names) < set(everything)
+    assert training(limit=15, seed=5)[0] == names  # of the run
+    assert training(limit=15, split_seed=5)[0] != names
+    for limit in (len(everything), 1000):
+        assert training(limit=limit)[0] == everything
+
+
 def test_workers_change_nothing(tmp_path, folder):
     pets(tmp_path)
     augment = {"crop": 2, "flip": True}
