@@ -12,6 +12,7 @@ from bitexp.common.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+DECODING = 1  # raised when a file gives other pixels: runs on it are other runs then
 MADE_OF_16_BITS = ("PNG", "PPM")  # formats that know no other numbers of more than 8 bits
 PHOTOMETRIC, WHITE_IS_ZERO = 262, 0  # a tag of TIFF
 
@@ -24,6 +25,7 @@ def decode(path: Path, channels: int) -> Image.Image:
     """
     from PIL import Image, ImageOps
 
+    Image.init()  # all formats: while one thread loads them, another one would find its file unknown
     try:
         with Image.open(path) as image:
             image.load()

@@ -1,5 +1,8 @@
 """A user's own images: layouts, decoding in workers, damaged files."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -139,15 +142,42 @@ def test_a_damaged_image_is_named(tmp_path, folder):
     assert str(caught.value).startswith(f"{broken} cannot be decoded (")
 
 
-def test_the_fingerprint_sees_names_and_sizes(tmp_path, folder):
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_damaged_images_of_any_part_are_told_before_training(tmp_path, folder, part):
+    for each in ("train", "val", "test"):
+        pets(tmp_path / each)
+    folder(tmp_path).fingerprint()
+    broken = [tmp_path / part / name for name in ("cat/3.png", "dog/5.PNG")]
+    for path in broken:
+        content = bytearray(path.read_bytes())
+        content[60] ^= 1  # as long as before
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        folder(tmp_path).fingerprint()
+    lines = str(caught.value).splitlines()
+    assert [line.split(" cannot be decoded (")[0] for line in lines] == [str(path) for path in broken]
+
+
+def test_the_fingerprint_sees_names_and_contents(tmp_path, folder):
     pets(tmp_path)
     prints = [folder(tmp_path).fingerprint(), folder(tmp_path).fingerprint()]
     (tmp_path / "cat" / "0.png").rename(tmp_path / "cat" / "9.png")
     prints.append(folder(tmp_path).fingerprint())
     paint(tmp_path / "cat" / "9.png", 0, size=(13, 10))
     prints.append(folder(tmp_path).fingerprint())
+    path = tmp_path / "dog" / "4.PNG"
+    before, times = path.read_bytes(), path.stat()
+    for shade in range(256):  # another image of the same size, under the old times
+        paint(path, shade)
+        if path.stat().st_size == len(before) and path.read_bytes() != before:
+            break
+    assert len(path.read_bytes()) == len(before)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    prints.append(folder(tmp_path).fingerprint())
     assert prints[0] == prints[1]
-    assert len(set(prints)) == 3
+    assert len(set(prints)) == 4
+    copy = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name} elsewhere")
+    assert folder(copy).fingerprint() == prints[-1]
 
 
 def test_missing_images_say_what_is_expected(tmp_path, folder):
