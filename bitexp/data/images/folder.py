@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from bitexp.common.checks import at_least, check_share, held_out_count
 from bitexp.common.errors import UserError
-from bitexp.data.base import Part
+from bitexp.data.base import PARTS, Part
 from bitexp.data.images.base import ImageData
 from bitexp.data.images.on_disk import ImagesOnDisk
 from bitexp.data.images.split import stratified
@@ -87,6 +88,16 @@ class ImageFolder(ImageData):
         """The number of class folders."""
         return len(self.class_names)
 
+    def remarks(self) -> str:
+        """Which files are left out."""
+        bases = filter(None, map(self._base, PARTS))
+        folders = [folder for base in bases for folder in _folders(base)]
+        others = Counter(path.suffix.lower() for folder in folders for path in _others(folder))
+        listed = ", ".join(
+            f"{count:,} {ending or 'without ending'}" for ending, count in sorted(others.items())
+        )
+        return f"files left out: {listed}" if others else ""
+
     def read(self, part: Part) -> ImagesOnDisk | None:
         base = self._base(part)
         if part == "val":
@@ -148,3 +159,9 @@ def _folders(root: Path) -> list[Path]:
 
 def _images(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+
+
+def _others(folder: Path) -> Iterator[Path]:
+    """Visible files that are not taken for images."""
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() not in ENDINGS)
+    return (path for path in paths if path.name[0] != "." and path.is_file())

@@ -61,6 +61,20 @@ def test_folders_of_parts_are_taken_as_they_are(tmp_path, folder):
         assert sum(len(labels) for _, labels in loader) == count
 
 
+def test_files_that_are_not_taken_for_images_are_told(tmp_path, folder):
+    pets(tmp_path / "plain")
+    (tmp_path / "plain" / "dog" / "notes.txt").unlink()
+    (tmp_path / "plain" / "dog" / ".DS_Store").touch()
+    assert folder(tmp_path / "plain").remarks() == ""
+    for part in ("train", "test"):
+        pets(tmp_path / part)
+        for name in ("1.HEIC", "2.heic", "README"):
+            (tmp_path / part / "cat" / name).touch()
+    expected = "files left out: 2 without ending, 4 .heic, 2 .txt"
+    assert folder(tmp_path).remarks() == expected
+    assert folder(tmp_path / "test").remarks() == "files left out: 1 without ending, 2 .heic, 1 .txt"
+
+
 def test_train_may_be_a_class_of_its_own(tmp_path, folder):
     paint(tmp_path / "train" / "0.png", 0)
     paint(tmp_path / "plane" / "0.png", 0)
