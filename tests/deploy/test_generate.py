@@ -146,6 +146,23 @@ def test_byte_pairs_are_streamed_as_whole_characters(
     assert said.out == f"5 times {text_of(folder, '5 times ', 60, Sampling(0.7))}\n"
 
 
+@pytest.mark.parametrize("overrides", [(), ("data.tokenizer=bpe", "data.vocabulary=300")])
+def test_the_word_for_the_end_is_text_in_a_prompt(
+    trained: Callable[..., Path],
+    call: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+) -> None:
+    prompts: list[list[int]] = []
+    monkeypatch.setattr(
+        "bitexp.models.generation.generate", lambda model, ids, *_: iter(prompts.append(ids) or [])
+    )
+    said = call(trained(*overrides), "--prompt", "a<|endoftext|>b")
+    assert (said.code, said.out) == (0, "a<|endoftext|>b\n")
+    assert len(prompts[0]) > 4
+    assert prompts[0].count(prompts[0][0]) == 1  # the end of the text before
+
+
 def test_text_comes_while_it_is_made_and_stays_when_it_is_stopped(
     trained: Callable[..., Path], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,8 @@ class ImageData(Data):
         eval_batch_size: upper limit of a batch in validation and test.
         val_size: held out of the training part, stratified: a fraction (float) or a count (int).
         split_seed: which images those are.
-        limit: only the first that many training images, after the split; None: all.
+        limit: only that many training images, after the split: the first of published data sets, which come
+            shuffled; None: all.
         data_dir: where the files are; None: the usual places.
         download: fetch missing files from the internet.
         workers: processes that prepare batches; 0: none, best for small images in memory.
@@ -99,9 +100,13 @@ class ImageData(Data):
         if validation is None:
             held = held_out_count(self.val_size, len(self._train.labels), "data.val_size")
             training, held_out = stratified(self._train.labels, held, self.split_seed)
-            return training[: self.limit], self._train, held_out
-        training = torch.arange(len(self._train.labels))[: self.limit]
+            return self.limited(training), self._train, held_out
+        training = self.limited(torch.arange(len(self._train.labels)))
         return training, validation, torch.arange(len(validation.labels))
+
+    def limited(self, training: Tensor) -> Tensor:
+        """As many of the training indices `[N]` as `limit` allows, in their order."""
+        return training[: self.limit]
 
     @cached_property
     def _statistics(self) -> tuple[list[float], list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -10,10 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bitexp.common.checks import at_least, check_share, held_out_count
 from bitexp.common.errors import UserError
-from bitexp.data.base import Part
+from bitexp.data.base import PARTS, Part
 from bitexp.data.images.base import ImageData
 from bitexp.data.images.on_disk import ImagesOnDisk
 from bitexp.data.images.split import stratified
@@ -32,6 +34,7 @@ class ImageFolder(ImageData):
         test_size: held out of all images, always the same ones, where there is no folder `test`.
         size: side of the square that every image is brought to, in pixels.
         channels: 3: colour, 1: grey.
+        limit: so many training images, stratified; `split_seed` says which. None: all.
 
     The other arguments are those of `ImageData`. Mean and deviation come from about a thousand
     training images.
@@ -85,6 +88,16 @@ class ImageFolder(ImageData):
         """The number of class folders."""
         return len(self.class_names)
 
+    def remarks(self) -> str:
+        """Which files are left out."""
+        bases = filter(None, map(self._base, PARTS))
+        folders = [folder for base in bases for folder in _folders(base)]
+        others = Counter(path.suffix.lower() for folder in folders for path in _others(folder))
+        listed = ", ".join(
+            f"{count:,} {ending or 'without ending'}" for ending, count in sorted(others.items())
+        )
+        return f"files left out: {listed}" if others else ""
+
     def read(self, part: Part) -> ImagesOnDisk | None:
         base = self._base(part)
         if part == "val":
@@ -100,6 +113,11 @@ class ImageFolder(ImageData):
         training, test = stratified(everything.labels, held, TEST_SEED)
         kept = training if part == "train" else test
         return replace(everything, names=everything.names[kept.numpy()], labels=everything.labels[kept])
+
+    def limited(self, training: Tensor) -> Tensor:
+        # the images lie class by class: the first ones would be of one class
+        left_out = max(0, len(training) - (self.limit or len(training)))
+        return training[stratified(self._train.labels[training], left_out, self.split_seed)[0]]
 
     @cached_property
     def _everything(self) -> ImagesOnDisk:
@@ -141,3 +159,9 @@ def _folders(root: Path) -> list[Path]:
 
 def _images(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+
+
+def _others(folder: Path) -> Iterator[Path]:
+    """Visible files that are not taken for images."""
+    paths = (path for path in folder.rglob("*") if path.suffix.lower() not in ENDINGS)
+    return (path for path in paths if path.name[0] != "." and path.is_file())

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitexp.common.errors import UserError
+from bitexp.data.hashes import content_hashes
+from bitexp.data.images.decode import DECODING, decode
 
 
 @dataclass(frozen=True)
@@ -26,25 +27,22 @@ class ImagesOnDisk:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of names, sizes in bytes and labels: reading millions of files takes too long."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, label in zip(self.names.tolist(), self.labels.tolist(), strict=True):
-            digest.update(f"{name}\0{(self.root / name).stat().st_size}\0{label}\n".encode())
+        """A hash of names, contents and labels. Raises `UserError` naming files that cannot be decoded."""
+        names = self.names.tolist()
+        hashes = content_hashes(self.root, names, "images", partial(decode, channels=self.channels))
+        digest = hashlib.blake2b(f"decoding {DECODING}\n".encode(), digest_size=16)
+        for name, content, label in zip(names, hashes, self.labels.tolist(), strict=True):
+            digest.update(f"{name}\0{content}\0{label}\n".encode())
         return digest.hexdigest()
 
     def read(self, indices: list[int]) -> Tensor:
-        """`[B, C, size, size]`, uint8. Raises `UserError` naming a file that is no image."""
+        """`[B, C, size, size]`, uint8. Raises `UserError` as `decode` does."""
         return torch.stack([self._decode(self.root / str(self.names[index])) for index in indices])
 
     def _decode(self, path: Path) -> Tensor:
-        from PIL import Image
         from torchvision.transforms.v2 import functional
 
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("RGB" if self.channels == 3 else "L")
-        except Exception as error:  # a damaged image may raise nearly anything
-            raise UserError(f"{path} cannot be decoded ({error}). Repair or remove the file") from error
+        image = decode(path, self.channels)
         image = functional.center_crop(functional.resize(image, [self.size]), [self.size])
         pixels: Tensor = functional.pil_to_tensor(image)
         return pixels

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from bitexp.common.errors import UserError
 from bitexp.data.base import Part
+from bitexp.data.hashes import stamp
 from bitexp.data.images.base import ImageData
 from bitexp.data.images.batches import ImagesInMemory
 
@@ -58,8 +59,7 @@ class PublishedDataset(ImageData):
         if part not in self.files:
             return None
         files = self._files(self.folder, self.files[part])
-        stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-        return _parse(self.parse, part, tuple(files), stamps)
+        return _parse(self.parse, part, tuple(files), tuple(map(stamp, files)))
 
     def _roots(self) -> list[Path]:
         """Folders that may hold the data set's own folder; downloads go to the first."""
@@ -107,6 +107,6 @@ def _parse(
     parse: Callable[[Part, Sequence[Path]], ImagesInMemory],
     part: Part,
     files: tuple[Path, ...],
-    stamps: tuple[tuple[int, int], ...],  # a changed file is read again
+    stamps: tuple[tuple[int, ...], ...],  # a changed file is read again
 ) -> ImagesInMemory:
     return parse(part, files)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 from bitexp.common.checks import at_least, check_fraction
 from bitexp.common.randomness import generator
 from bitexp.data.base import PARTS, Data, Part
+from bitexp.data.cache import cache_folder
 from bitexp.data.loader import ResumableLoader
 from bitexp.data.text.corpus import Corpus, check_length, open_corpus
 from bitexp.data.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
@@ -122,7 +122,7 @@ class TextData(Data):
         parts = [content, self.tokenizer_key, self.shares["val"], self.shares["test"]]
         key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
         corpus = open_corpus(
-            cache_folder(), key, self.documents, self.make_tokenizer, self.shares, self.describe()
+            cache_folder() / "tokens", key, self.documents, self.make_tokenizer, self.shares, self.describe()
         )
         validates = self.shares["val"] > 0 or self.documents("val") is not None
         check_length(corpus, self.context, [part for part in PARTS if part != "val" or validates])
@@ -177,7 +177,8 @@ class TextData(Data):
     def remarks(self) -> str:
         about = self.corpus.about
         counts = " / ".join(f"{about['tokens'][part]:,}" for part in PARTS)
-        return f"{about['title']}; {counts} tokens ({self.tokenizer}), context {self.context}"
+        mended = "; its kept tokens were damaged and have been made again" if self.corpus.mended else ""
+        return f"{about['title']}; {counts} tokens ({self.tokenizer}), context {self.context}{mended}"
 
     @cached_property
     def _train(self) -> Windows:
@@ -205,10 +206,3 @@ class TextData(Data):
         """All windows in order."""
         windows = self._part("test")
         return self.evaluation_loader(windows, torch.arange(len(windows)))
-
-
-def cache_folder() -> Path:
-    """Where tokens are kept: below $BITEXP_CACHE, or ~/.cache/bitexp."""
-    named = os.environ.get("BITEXP_CACHE")
-    root = Path(named).expanduser() if named else Path.home() / ".cache" / "bitexp"
-    return root.absolute() / "tokens"

@@ -1,8 +1,9 @@
 """The tokens of a corpus on disk: made once, atomically, memory-mapped by everyone after that.
 
-    KEY/corpus.json      counts, digest, tokenizer
+    KEY/corpus.json      counts, digest, tokenizer, a checksum of all that
     KEY/train.tokens     ids one after the other, as uint8, uint16 or int32; likewise val and test
 
+They decide about runs, so they are compared with the digest and the checksum before they are used.
 A document is held out as a whole; a corpus of few documents is cut by position instead.
 """
 
@@ -14,7 +15,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,13 +26,14 @@ from bitexp.common.console import counting
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json, write_json
 from bitexp.data.base import PARTS, Part
+from bitexp.data.cache import is_whole, sealed
 from bitexp.data.text.tokenizers import Tokenizer
 
 HELD: tuple[Part, ...] = ("test", "val")  # in the order in which they are held out
 Documents = Callable[[Part], Iterator[str] | None]
 """The documents of a part, as often as asked; None for a part that is cut from the training text."""
 
-FORMAT = 1
+FORMAT = 2  # 1: no checksum, and words of special tokens in a text were those tokens
 FEW = 40  # documents: with fewer, a share of them says little about a share of the text
 BATCH = 1_000_000  # characters that are encoded together
 
@@ -42,6 +44,8 @@ class Corpus:
 
     folder: Path
     about: Mapping[str, Any]
+    mended: bool = False
+    """Whether it was found damaged, and was made again."""
 
     @property
     def digest(self) -> str:
@@ -81,10 +85,11 @@ def open_corpus(
     folder = root / key
     if (corpus := existing(folder)) is not None:
         return corpus
+    damaged = folder.exists() and not outdated(folder)
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{key}.lock"):
         if (corpus := existing(folder)) is not None:  # another process made it while this one waited
-            return corpus
+            return replace(corpus, mended=damaged)
         scrap = root / f"{key}.part"  # of a process that was killed, or damaged since
         for old in (scrap, folder):
             shutil.rmtree(old, ignore_errors=True)
@@ -96,20 +101,38 @@ def open_corpus(
             shutil.rmtree(scrap, ignore_errors=True)
     corpus = existing(folder)
     assert corpus is not None
-    return corpus
+    return replace(corpus, mended=damaged)
 
 
 def existing(folder: Path) -> Corpus | None:
-    """The corpus in a folder, if it is whole."""
+    """The corpus in a folder, if it is what was written there; its tokens are read once for that."""
     about = read_json(folder / "corpus.json")
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
+    if not is_whole(about) or about.get("format") != FORMAT:
         return None
-    width = np.dtype(about["dtype"]).itemsize
+    sums: list[bytes] = []
     for part in PARTS:
-        path = folder / f"{part}.tokens"
-        if not path.is_file() or path.stat().st_size != width * about["tokens"][part]:
+        try:
+            with (folder / f"{part}.tokens").open("rb") as file:
+                sums.append(hashlib.file_digest(file, checksum).digest())
+        except FileNotFoundError:
             return None
-    return Corpus(folder, about)
+    return Corpus(folder, about) if about["digest"] == digest(about["tokenizer"], sums) else None
+
+
+def outdated(folder: Path) -> bool:
+    """Whether the corpus in a folder is of another version of bitexp."""
+    about = read_json(folder / "corpus.json")
+    return isinstance(about, dict) and about.get("format") != FORMAT
+
+
+def checksum() -> hashlib.blake2b:
+    """A new checksum for the tokens of a part."""
+    return hashlib.blake2b(digest_size=16)
+
+
+def digest(tokenizer: str, sums: Iterable[bytes]) -> str:
+    """A hash of a tokenizer and of the checksums of all parts."""
+    return hashlib.blake2b(b"".join([tokenizer.encode(), *sums]), digest_size=16).hexdigest()
 
 
 def write_corpus(
@@ -123,8 +146,7 @@ def write_corpus(
     with counting(f"reading {title} for its tokenizer", "MB") as progress:
         tokenizer = make_tokenizer(training_texts(documents, shares, progress))
     dtype = smallest_dtype(tokenizer.size)
-    digest = hashlib.blake2b(tokenizer.to_json().encode(), digest_size=16)
-    sums = {part: hashlib.blake2b(digest_size=16) for part in PARTS}
+    sums = {part: checksum() for part in PARTS}
     counts, sizes, texts = (dict.fromkeys(PARTS, 0) for _ in range(3))
     end = np.array([tokenizer.end], dtype)
     with ExitStack() as stack:
@@ -144,19 +166,17 @@ def write_corpus(
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
-    for part in PARTS:
-        digest.update(sums[part].digest())
     about = {
         "format": FORMAT,
         "title": title,
-        "digest": digest.hexdigest(),
+        "digest": digest(tokenizer.to_json(), [sums[part].digest() for part in PARTS]),
         "dtype": dtype.name,
         "tokens": counts,
         "bytes": sizes,
         "documents": texts,
         "tokenizer": tokenizer.to_json(),
     }
-    write_json(folder / "corpus.json", about)
+    write_json(folder / "corpus.json", sealed(about))
 
 
 def training_texts(

@@ -1,11 +1,13 @@
 """Tokenizers: bytes as they are, or byte pairs by the library `tokenizers`, trained here or loaded.
 
-Every document ends with one token of its own: the byte 0, or a special token.
+Every document ends with one token of its own: the byte 0, or a special token. No text holds it: the words of
+special tokens are read as text, and the character U+0000 becomes U+FFFD where tokens are bytes.
 """
 
 from __future__ import annotations
 
 import codecs
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,7 +31,7 @@ class Tokenizer(Protocol):
     """The id that ends a document."""
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each text, without the end."""
+        """The ids of each text, without the end, which no text can bring about."""
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """The text of ids, piece by piece as they come; it stops at the end of a document."""
@@ -45,7 +47,7 @@ class ByteTokenizer:
     end = 0
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode(), np.uint8) for text in texts]
+        return [np.frombuffer(text.replace("\0", "\ufffd").encode(), np.uint8) for text in texts]
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -65,16 +67,28 @@ class TokenizersTokenizer:
     def __init__(self, inner: Any, origin: object) -> None:
         inner.no_truncation()  # published files may cut texts to the length of a model, or fill them up
         inner.no_padding()
-        self.inner = inner
+        self.inner, self.origin = inner, origin
         self.size = 1 + max(inner.get_vocab().values(), default=-1)  # ids may have gaps
         ids = [inner.token_to_id(word) for word in ENDS]
         ends = [token for token in ids if token is not None]
         if not ends:
             raise UserError(f"{origin} has no token that ends a text. Known: {', '.join(ENDS)}")
         self.end: int = ends[0]
+        added = inner.get_added_tokens_decoder().get(self.end)
+        if added is not None and not added.special:  # such a word is found in texts whatever is set below
+            inner.add_special_tokens([added.content])
+        inner.encode_special_tokens = True  # as the text they are; not part of the file, set on every loading
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, without the end. Raises `UserError` where a text cannot do without it."""
         encodings = self.inner.encode_batch(list(texts), add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
+            if self.end in encoding.ids:  # a vocabulary of whole words may have it
+                raise UserError(
+                    f"{self.origin} knows the word '{self.inner.id_to_token(self.end)}' only as the end of a "
+                    f"text, and it stands in the text '{textwrap.shorten(text, 80)}'. Replace it there, or "
+                    "use another tokenizer"
+                )
         return [np.array(encoding.ids, np.int64) for encoding in encodings]
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:

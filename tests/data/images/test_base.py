@@ -60,6 +60,12 @@ def test_a_limit_leaves_the_validation_part_alone(arguments):
     assert limited == (whole[0][:100], whole[1])
 
 
+def test_the_first_images_of_a_published_data_set_are_of_all_classes(arguments):
+    data = Digits(**arguments(limit=200))  # published figures were taken from the first so many
+    counts = torch.bincount(data.read("train").labels[data._split[0]], minlength=10)
+    assert counts.min() >= 10
+
+
 def test_training_images_are_normalized_by_themselves(arguments):
     data = Digits(**arguments(limit=128))
     batches = torch.cat([images for images, _ in data.train_dataloader()])

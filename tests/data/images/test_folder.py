@@ -1,5 +1,8 @@
 """A user's own images: layouts, decoding in workers, damaged files."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +61,20 @@ def test_folders_of_parts_are_taken_as_they_are(tmp_path, folder):
         assert sum(len(labels) for _, labels in loader) == count
 
 
+def test_files_that_are_not_taken_for_images_are_told(tmp_path, folder):
+    pets(tmp_path / "plain")
+    (tmp_path / "plain" / "dog" / "notes.txt").unlink()
+    (tmp_path / "plain" / "dog" / ".DS_Store").touch()
+    assert folder(tmp_path / "plain").remarks() == ""
+    for part in ("train", "test"):
+        pets(tmp_path / part)
+        for name in ("1.HEIC", "2.heic", "README"):
+            (tmp_path / part / "cat" / name).touch()
+    expected = "files left out: 2 without ending, 4 .heic, 2 .txt"
+    assert folder(tmp_path).remarks() == expected
+    assert folder(tmp_path / "test").remarks() == "files left out: 1 without ending, 2 .heic, 1 .txt"
+
+
 def test_train_may_be_a_class_of_its_own(tmp_path, folder):
     paint(tmp_path / "train" / "0.png", 0)
     paint(tmp_path / "plane" / "0.png", 0)
@@ -76,6 +93,35 @@ def test_images_are_resized_and_cut_as_torchvision_does(tmp_path, channels, mode
         expected = same(image.convert("RGB" if channels == 3 else "L"))
     assert got.dtype == torch.uint8
     assert torch.equal(got[0], expected)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_limited_part_holds_every_class_in_its_share(tmp_path, folder, parts):
+    for number in range(40):
+        paint(tmp_path / "train" / "ant" / f"{number}.png", number)
+    for number in range(20):
+        paint(tmp_path / "train" / "bee" / f"{number}.png", number)
+        paint(tmp_path / "val" / "ant" / f"{number}.png", number)
+    data_dir, held = (tmp_path, 20) if parts else (tmp_path / "train", 6)
+
+    def training(**changes):
+        data = folder(data_dir, **{"val_size": 6, "test_size": 9, **changes})
+        data.setup()
+        assert data.sizes["val"] == held
+        chosen = data._split[0]
+        return data._train.names[chosen.numpy()].tolist(), data._train.labels[chosen]
+
+    if parts:
+        paint(tmp_path / "test" / "ant" / "0.png", 0)
+    everything = training()[0]
+    names, labels = training(limit=15)
+    assert torch.bincount(labels).tolist() == [10, 5]
+    assert names == sorted(names)
+    assert set(names) < set(everything)
+    assert training(limit=15, seed=5)[0] == names  # of the run
+    assert training(limit=15, split_seed=5)[0] != names
+    for limit in (len(everything), 1000):
+        assert training(limit=limit)[0] == everything
 
 
 def test_workers_change_nothing(tmp_path, folder):
@@ -110,15 +156,42 @@ def test_a_damaged_image_is_named(tmp_path, folder):
     assert str(caught.value).startswith(f"{broken} cannot be decoded (")
 
 
-def test_the_fingerprint_sees_names_and_sizes(tmp_path, folder):
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_damaged_images_of_any_part_are_told_before_training(tmp_path, folder, part):
+    for each in ("train", "val", "test"):
+        pets(tmp_path / each)
+    folder(tmp_path).fingerprint()
+    broken = [tmp_path / part / name for name in ("cat/3.png", "dog/5.PNG")]
+    for path in broken:
+        content = bytearray(path.read_bytes())
+        content[60] ^= 1  # as long as before
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        folder(tmp_path).fingerprint()
+    lines = str(caught.value).splitlines()
+    assert [line.split(" cannot be decoded (")[0] for line in lines] == [str(path) for path in broken]
+
+
+def test_the_fingerprint_sees_names_and_contents(tmp_path, folder):
     pets(tmp_path)
     prints = [folder(tmp_path).fingerprint(), folder(tmp_path).fingerprint()]
     (tmp_path / "cat" / "0.png").rename(tmp_path / "cat" / "9.png")
     prints.append(folder(tmp_path).fingerprint())
     paint(tmp_path / "cat" / "9.png", 0, size=(13, 10))
     prints.append(folder(tmp_path).fingerprint())
+    path = tmp_path / "dog" / "4.PNG"
+    before, times = path.read_bytes(), path.stat()
+    for shade in range(256):  # another image of the same size, under the old times
+        paint(path, shade)
+        if path.stat().st_size == len(before) and path.read_bytes() != before:
+            break
+    assert len(path.read_bytes()) == len(before)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    prints.append(folder(tmp_path).fingerprint())
     assert prints[0] == prints[1]
-    assert len(set(prints)) == 3
+    assert len(set(prints)) == 4
+    copy = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name} elsewhere")
+    assert folder(copy).fingerprint() == prints[-1]
 
 
 def test_missing_images_say_what_is_expected(tmp_path, folder):

@@ -1,5 +1,7 @@
 """Where data are looked for, and what is said when they are not there."""
 
+import os
+
 import pytest
 import torchvision.datasets
 import torchvision.datasets.utils
@@ -94,6 +96,16 @@ def test_downloads_when_asked(tmp_path, arguments, write_mnist, monkeypatch):
     assert data.locate() == str(tmp_path / "home/.cache/bitexp/FashionMNIST/raw")
     monkeypatch.setattr(torchvision.datasets, "FashionMNIST", None)  # not a second time
     assert FashionMnist(**arguments(download=True)).locate() == data.locate()
+
+
+def test_a_file_edited_in_place_is_read_again(tmp_path, arguments, write_mnist):
+    write_mnist(tmp_path / "mine")
+    first = Mnist(**arguments(data_dir=str(tmp_path / "mine"))).fingerprint()
+    path = tmp_path / "mine" / "t10k-labels-idx1-ubyte"
+    times = path.stat()
+    path.write_bytes(path.read_bytes()[:-1] + b"\x05")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert Mnist(**arguments(data_dir=str(tmp_path / "mine"))).fingerprint() != first
 
 
 @pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("Error downloading")])

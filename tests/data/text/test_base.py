@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bitexp.common.errors import UserError
 from bitexp.data import DATA
 from bitexp.data.text import stdlib
-from bitexp.data.text.base import TextData, Windows, cache_folder
+from bitexp.data.text.base import TextData, Windows
 from bitexp.data.text.tokenizers import load_tokenizer, train_bpe
 
 POEMS = [f"poem {number}: grüße 😀, {number**3} times\n" for number in range(60)]
@@ -242,14 +242,16 @@ def test_tokens_of_a_file_are_those_of_the_tokenizer_in_it(make, own_cache, tmp_
     assert make(tokenizer=str(path)).fingerprint() != first.fingerprint()
 
 
-def test_the_cache_has_a_place(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    for named, folder in (("/big/disk", "/big/disk/tokens"), ("near", tmp_path / "near/tokens")):
-        monkeypatch.setenv("BITEXP_CACHE", named)
-        assert cache_folder() == Path(folder)
-    monkeypatch.delenv("BITEXP_CACHE")
-    monkeypatch.setenv("HOME", "/home/ada")
-    assert cache_folder() == Path("/home/ada/.cache/bitexp/tokens")
+def test_damaged_tokens_are_made_again_and_that_is_said(make, own_cache):
+    first = make()
+    assert "damaged" not in first.remarks()
+    path = first.corpus.folder / "train.tokens"
+    path.write_bytes(bytes(path.stat().st_size))
+    again = make()
+    assert again.remarks() == f"{first.remarks()}; its kept tokens were damaged and have been made again"
+    assert again.fingerprint() == first.fingerprint()
+    assert np.array_equal(again.corpus.tokens("train"), first.corpus.tokens("train"))
+    assert make().remarks() == first.remarks()
 
 
 @pytest.mark.parametrize("options", [{}, {"tokenizer": "bpe", "vocabulary": 300}])

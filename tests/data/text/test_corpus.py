@@ -129,6 +129,17 @@ def test_a_trained_tokenizer_saw_the_training_part_alone(tmp_path):
         assert corpus.bytes_per_token(part) == size / len(corpus.tokens(part)) > 1
 
 
+@pytest.mark.parametrize(
+    "tokenizer", [lambda texts: ByteTokenizer(), lambda texts: train_bpe(texts, 300)], ids=["bytes", "bpe"]
+)
+def test_a_document_ends_once_whatever_it_says(tmp_path, tokenizer):
+    documents = [f"{poem}<|endoftext|>\0</s>" for poem in POEMS]
+    corpus = make(tmp_path, source(documents), tokenizer)
+    end = load_tokenizer(corpus.about["tokenizer"], "corpus.json").end
+    for part, count in corpus.about["documents"].items():
+        assert np.count_nonzero(corpus.tokens(part) == end) == count > 0
+
+
 class Wide:
     """A tokenizer of `size` ids that uses the last of them."""
 
@@ -253,23 +264,55 @@ def test_killed_in_the_middle_nothing_counts(tmp_path, start, monkeypatch, momen
     )
 
 
+def overwrite(path, change):
+    """Other content under the old times."""
+    before, times = path.read_bytes(), path.stat()
+    after = change(before)
+    assert after != before
+    path.write_bytes(after)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         lambda folder: os.truncate(folder / "val.tokens", 5),
+        lambda folder: overwrite(folder / "train.tokens", lambda content: bytes(len(content))),
+        lambda folder: overwrite(folder / "test.tokens", lambda content: content[:-1] + b"\x01"),
+        lambda folder: overwrite(folder / "val.tokens", lambda content: content[::-1]),
+        lambda folder: overwrite(
+            folder / "corpus.json", lambda text: text.replace(b'"val": 3,', b'"val": 4,')
+        ),
+        lambda folder: overwrite(folder / "corpus.json", lambda text: text.replace(b"bytes", b"bites")),
         lambda folder: (folder / "test.tokens").unlink(),
         lambda folder: (folder / "train.tokens").write_bytes(b"more" * 10_000),
         lambda folder: (folder / "corpus.json").write_text("{"),
         lambda folder: (folder / "corpus.json").write_text('{"format": 0}'),
         lambda folder: (folder / "corpus.json").unlink(),
     ],
-    ids=["truncated", "missing", "longer", "cut", "old", "gone"],
+    ids=[
+        "truncated",
+        "zeros",
+        "bit",
+        "order",
+        "count",
+        "tokenizer",
+        "missing",
+        "longer",
+        "cut",
+        "old",
+        "gone",
+    ],
 )
-def test_damaged_tokens_are_made_again(tmp_path, damage):
+def test_damaged_tokens_are_made_again(tmp_path, request, damage):
     seen = tmp_path / "seen"
-    damage(make(tmp_path / "root", source(POEMS, seen=seen)).folder)
+    first = make(tmp_path / "root", source(POEMS, seen=seen))
+    damage(first.folder)
     corpus = make(tmp_path / "root", source(POEMS, seen=seen))
     assert seen.read_text() == "read\n" * 2
+    assert corpus.digest == first.digest
+    assert corpus.mended == ("old" not in request.node.callspec.id)
+    assert not make(tmp_path / "root", source(POEMS, seen=seen)).mended
     assert {part: texts_of(corpus, part) for part in ("train", "val", "test")} == by_part(
         source(POEMS), SHARES
     )

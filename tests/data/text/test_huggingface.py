@@ -4,12 +4,14 @@ import os
 import sys
 
 import datasets
+import huggingface_hub
 import huggingface_hub.constants
 import numpy as np
 import pytest
 
 from bitexp.common.errors import UserError
 from bitexp.data.text.documents import stream_huggingface
+from bitexp.data.text.hub import ask_hub
 from bitexp.data.text.huggingface import HuggingFace
 
 COUNTS = {"train": 60, "validation": 30, "test": 25}
@@ -166,12 +168,80 @@ def test_tokens_are_read_again_where_something_changed(folders, make, tmp_path):
     assert make(tmp_path / "set", seed=2, context=9).content_key() == keys[0]
     path = tmp_path / "set" / "train.jsonl"
     tokens = first.fingerprint()
+    times = path.stat()
     path.write_text(path.read_text().replace("train 7", "train 8"))  # as long as before
-    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     changed = make(tmp_path / "set")
     assert len({*keys, changed.content_key()}) == len(changes) + 2
     assert changed.fingerprint() != tokens
     assert make("owner/name").content_key() != make("owner/name", revision="v2").content_key()
+
+
+@pytest.fixture
+def hub(folders, monkeypatch):
+    """A hub that holds `owner/name`: the commit of each branch, None where it does not answer."""
+    branches = {}
+    asked = []
+
+    def answer(path, revision):
+        if branches.get(revision) is None:
+            raise ConnectionError("no network")
+        return branches[revision]
+
+    def stream(path, name, split, revision, field, limit):
+        asked.append(revision)
+        yield from (f"{text} {revision}" for text in TEXTS["train"])
+
+    monkeypatch.setattr("bitexp.data.text.hub.ask_hub", answer)
+    monkeypatch.setattr("bitexp.data.text.huggingface.stream_huggingface", stream)
+    return branches, asked
+
+
+OLD, NEW = "a1" * 20, "b2" * 20
+
+
+def test_a_name_on_the_hub_means_its_commit_of_today(make, hub):
+    branches, asked = hub
+    branches |= {None: OLD, "v2": NEW}
+    first, again = (make("owner/name") for _ in range(2))
+    assert first.fingerprint() == again.fingerprint()
+    assert set(asked) == {OLD}
+    assert first.remarks().endswith("; commit a1a1a1a1a1a1")
+    branches[None] = NEW  # somebody pushed
+    pushed = make("owner/name")
+    assert pushed.fingerprint() != first.fingerprint()
+    assert set(asked) == {OLD, NEW}
+    count = len(asked)
+    same = [make("owner/name", revision=revision).fingerprint() for revision in ("v2", NEW)]
+    assert same == [pushed.fingerprint()] * 2
+    assert len(asked) == count  # the tokens of a commit are read once, whatever it is called
+
+
+def test_without_an_answer_of_the_hub_data_are_what_they_were_and_that_is_said(make, hub):
+    branches, asked = hub
+    branches[None] = OLD
+    first = make("owner/name").fingerprint()
+    branches.clear()
+    count = len(asked)
+    later = make("owner/name")
+    assert later.fingerprint() == first
+    assert later.remarks().endswith("; commit a1a1a1a1a1a1 (the hub did not answer: data as last read)")
+    assert len(asked) == count
+    never = make("owner/other")
+    assert never.remarks().endswith("; commit not known (the hub did not answer: data as last read)")
+
+
+def test_a_commit_needs_no_question(make, hub):
+    assert make("owner/name", revision=NEW).remarks().endswith("; commit b2b2b2b2b2b2")
+
+
+def test_the_hub_is_asked_for_a_commit(monkeypatch):
+    def dataset_info(self, path, revision, timeout):
+        assert (path, revision) == ("owner/name", "v2")
+        return huggingface_hub.DatasetInfo(id=path, sha=OLD)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    assert ask_hub("owner/name", "v2") == OLD
 
 
 def test_a_data_set_has_to_be_named(make):

@@ -49,6 +49,47 @@ def test_text_comes_back(kind, text):
         assert bytes(ids) == text.encode()
 
 
+ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("word", [*ENDS, "<s>", "<pad>", "[MASK]"])
+def test_words_of_special_tokens_are_text(kind, word):
+    tokenizer = KINDS[kind]
+    ids = encode(tokenizer, f"so {word} on")
+    assert tokenizer.end not in ids
+    assert say(tokenizer, ids) == f"so {word} on"
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_words_of_special_tokens_of_a_file_are_text(special):
+    inner = Tokenizer.from_str(KINDS["merged"].to_json().replace(END, "<eos>"))
+    inner.add_special_tokens(["<s>", "<pad>"])
+    written = inner.to_str().replace('"special": true', f'"special": {str(special).lower()}')
+    tokenizer = load_tokenizer(load_tokenizer(written, "here").to_json(), "there")
+    ids = encode(tokenizer, "a<eos>b")
+    assert tokenizer.end not in ids
+    assert say(tokenizer, ids) == "a<eos>b"
+    if special:
+        ids = encode(tokenizer, "a<s><pad>b")
+        assert not {inner.token_to_id(word) for word in ("<s>", "<pad>")} & set(ids)
+
+
+def test_an_end_that_is_a_word_of_the_vocabulary_is_refused_in_texts():
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), ("a", -1.0), ("<", -3.0), ("/", -3.0), ("s", -3.0), (">", -3.0)]
+    inner = Tokenizer(models.Unigram(pieces, 0, byte_fallback=False))
+    inner.add_special_tokens(["</s>"])
+    tokenizer = load_tokenizer(inner.to_str(), "words.json")
+    assert encode(tokenizer, "a</a") == [2, 3, 4, 2]
+    with pytest.raises(UserError, match=r"^words\.json knows the word '</s>' only as .* the text 'a</s>a'"):
+        tokenizer.encode(["a", "a</s>a"])
+
+
+def test_a_zero_in_a_text_does_not_end_it_where_tokens_are_bytes():
+    assert say(KINDS["bytes"], encode(KINDS["bytes"], "a\0b")) == "a\ufffdb"
+    assert say(KINDS["merged"], encode(KINDS["merged"], "a\0b")) == "a\0b"
+
+
 @each
 def test_texts_are_encoded_one_by_one(kind):
     batch = KINDS[kind].encode(["", *TEXTS])
