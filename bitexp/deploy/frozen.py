@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitexp.deploy.packing import Layout, choose_layout, layout_of
 from bitexp.kernels import Kernel, as_kernel
+from bitexp.quant.checks import check_input
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.quant.norms import normalize
 from bitexp.quant.options import build
@@ -79,7 +80,11 @@ class FrozenLayer(nn.Module):
         self.kernel_makes_codes = activations is None or activations.absmax is not None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(kept, recurse)  # another precision is for what lies around it: rounding is for good
         self.use(self.kernel)  # the prepared weights follow the buffers to another device
         return self
 
@@ -88,6 +93,7 @@ class FrozenLayer(nn.Module):
         self.use(self.kernel)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x)
         device = x.device.type
         if not torch.is_autocast_enabled(device):
             y = self._forward(x)
@@ -118,7 +124,16 @@ class FrozenLayer(nn.Module):
 
 
 def freeze_layer(layer: QuantizedLayer, layout: str, kernel: Kernel) -> FrozenLayer:
-    """The frozen twin of a trained layer, in fp32; `layout` may be `auto`."""
+    """The frozen twin of a trained layer, in fp32; `layout` may be `auto`.
+
+    Raises:
+        ValueError: lambda is below 1, or the layout cannot hold the codes.
+    """
+    if layer.phasing:
+        raise ValueError(
+            f"lambda is {float(layer.mix):g}, and a frozen layer is quantized fully: it would give other "
+            "numbers; use set_lambda(model, 1.0) first, and test what is frozen then"
+        )
     codes, scale, shift = layer.quantized()
     packing = Packing.of(layout, layer.spec)
     packed = packing.layout.pack(codes.flatten(1))
@@ -149,7 +164,7 @@ def freeze(
             codes. kernel: what multiplies, or its name.
 
     Raises:
-        ValueError: the model is a single layer, or the layout cannot hold a layer's codes.
+        ValueError: the model is a single layer, lambda is below 1, or the layout cannot hold a layer's codes.
     """
     layers = quantized_layers(model)
     if "" in layers:

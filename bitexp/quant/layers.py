@@ -8,7 +8,7 @@ y = (x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w + bias
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bitexp.quant.autograd import quantized_product
 from bitexp.quant.backend import TORCH, Backend, Call
 from bitexp.quant.cache import CodesCache
+from bitexp.quant.checks import check_exact, check_input
 from bitexp.quant.estimators import carried
 from bitexp.quant.modes import no_autocast, result_dtype
 from bitexp.quant.norms import normalize
@@ -31,9 +32,6 @@ from bitexp.quant.spec import ConvArgs, Geometry, LayerSpec
 
 Chosen = Quantizer | Mapping[str, object] | str | LayerOptions
 """A quantizer (or its config, or its name), or the options of a layer."""
-
-WIDEST = 2**31
-"""Where int32 sums end."""
 
 
 class Way(NamedTuple):
@@ -142,6 +140,7 @@ class QuantizedLayer(nn.Module):
         return self._quantize(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x)
         if self.options.weights is None:
             return self._plain_forward(x)
         dtype = result_dtype(x)
@@ -221,6 +220,13 @@ class QuantizedLayer(nn.Module):
             return F.linear(normed, self.weight, self.bias)
         stride, padding, dilation, groups = conv
         return F.conv2d(normed, self.weight, self.bias, stride, padding, dilation, groups)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        exact = self.mix
+        super()._apply(fn, recurse)
+        if self.mix.dtype != exact.dtype:  # lambda in bf16 would be another
+            self.mix = exact.to(self.mix.device)
+        return self
 
     def train(self, mode: bool = True) -> Self:
         self.cache.clear()  # between training and evaluation weights are swapped behind torch's back
@@ -321,19 +327,6 @@ def spec_of(options: LayerOptions, parts: LayerParts, weight: Tensor, conv: Conv
         shift=parts.weights.has_shift,
         bias=options.bias,
     )
-
-
-def check_exact(spec: LayerSpec) -> None:
-    """Raises `ValueError` where a sum over that many codes could leave the integers of 32 bits."""
-    if spec.activations is None:
-        return
-    inputs = torch.Size(spec.shape[1:]).numel()
-    largest = inputs * spec.activations.levels.largest * spec.levels.largest
-    if largest >= WIDEST:
-        raise ValueError(
-            f"a layer with {inputs:,} inputs can sum to {largest:,}, more than 32 bits hold; keep this "
-            "layer in full precision (quantizer.exclude) or give it fewer bits"
-        )
 
 
 def set_lambda(model: nn.Module, value: float) -> None:

@@ -1,0 +1,32 @@
+"""What quantized layers, trained and frozen, refuse in words instead of computing something else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitexp.quant.spec import LayerSpec
+
+WIDEST = 2**31
+"""Where int32 sums end."""
+
+
+def check_input(x: Tensor) -> None:
+    """Raises `TypeError` for an input that is not of real floats, which an ordinary layer refuses as well."""
+    if not x.dtype.is_floating_point:
+        raise TypeError(
+            f"a quantized layer takes floats and not {x.dtype}: convert the input before it, as in x.float()"
+        )
+
+
+def check_exact(spec: LayerSpec) -> None:
+    """Raises `ValueError` where a sum over that many codes could leave the integers of 32 bits."""
+    if spec.activations is None:
+        return
+    inputs = torch.Size(spec.shape[1:]).numel()
+    largest = inputs * spec.activations.levels.largest * spec.levels.largest
+    if largest >= WIDEST:
+        raise ValueError(
+            f"a layer with {inputs:,} inputs can sum to {largest:,}, more than 32 bits hold; keep this "
+            "layer in full precision (quantizer.exclude) or give it fewer bits"
+        )
