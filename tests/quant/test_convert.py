@@ -114,10 +114,21 @@ def test_patterns_choose_the_layers(
         ("blocks.0.q", "block", False),
         ("blocks.0.q", "blocks.0.q.weight", False),
         ("head", "Head", False),
+        ("a[0]", "a[0]", True),
+        ("a[0].q", "a[0]", True),
+        ("a0", "a[0]", True),
+        ("a[1]", "a[0]", False),
     ],
 )
 def test_a_pattern_covers_a_module_and_all_below_it(name: str, pattern: str, expected: bool) -> None:
     assert matches(name, [pattern]) is expected
+
+
+def test_a_name_with_characters_of_patterns_can_be_excluded(make_quantizer: Make) -> None:
+    model = nn.ModuleDict({"a[0]": nn.Linear(4, 4), "a[1]": nn.Linear(4, 4), "b*": nn.Linear(4, 4)})
+    conversion = quantize(model, make_quantizer("ternary_mean"), ["*"], ["a[0]", "b*"])
+    assert conversion.body == ["a[1]"]
+    assert conversion.kept == ["a[0].weight", "b*.weight"]
 
 
 def test_parameters_are_taken_over_as_they_are(make_quantizer: Make) -> None:
