@@ -63,6 +63,7 @@ class FrozenLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.packing = spec, packing
+        vars(self).update(spec.attributes())
         for name, tensor in (("packed", packed), ("scale", scale), ("shift", shift), ("bias", bias)):
             self.register_buffer(name, tensor)
         self.activations = build("activations", spec.activations.part if spec.activations else None)
@@ -92,14 +93,14 @@ class FrozenLayer(nn.Module):
         super()._load_from_state_dict(*args)
         self.use(self.kernel)
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_input(x)
-        device = x.device.type
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input)
+        device = input.device.type
         if not torch.is_autocast_enabled(device):
-            y = self._forward(x)
-            return y if y.dtype == x.dtype else y.to(x.dtype)
+            y = self._forward(input)
+            return y if y.dtype == input.dtype else y.to(input.dtype)
         with torch.autocast(device, enabled=False):
-            return self._forward(x).to(torch.get_autocast_dtype(device))
+            return self._forward(input).to(torch.get_autocast_dtype(device))
 
     def _forward(self, x: Tensor) -> Tensor:
         spec = self.spec

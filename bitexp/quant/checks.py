@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bitexp.quant.spec import LayerSpec
 
@@ -17,6 +18,25 @@ def check_input(x: Tensor) -> None:
         raise TypeError(
             f"a quantized layer takes floats and not {x.dtype}: convert the input before it, as in x.float()"
         )
+
+
+PARAMETRIZED = (
+    "its {name} is computed and no parameter (weight_norm, spectral_norm, prune, parametrizations). "
+    "Take that off first (remove_weight_norm, remove_spectral_norm, prune.remove, remove_parametrizations), "
+    "then quantize, then put it on the quantized layer: in this order it is trained, saved and frozen"
+)
+
+
+def unfit_parameters(weight: Tensor, bias: Tensor | None) -> str | None:
+    """Why these cannot become latent weights and the bias of a quantized layer, or None."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and not isinstance(tensor, nn.Parameter):
+            return PARAMETRIZED.format(name=name)
+    if is_lazy(weight):
+        return "it has no weights yet: run the model once before it is quantized"
+    if not weight.dtype.is_floating_point:
+        return f"its weights are {weight.dtype} and no real floats"
+    return None
 
 
 def check_exact(spec: LayerSpec) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bitexp.quant.autograd import quantized_product
 from bitexp.quant.backend import TORCH, Backend, Call
 from bitexp.quant.cache import CodesCache
-from bitexp.quant.checks import check_exact, check_input
+from bitexp.quant.checks import check_exact, check_input, unfit_parameters
 from bitexp.quant.estimators import carried
 from bitexp.quant.modes import no_autocast, result_dtype
 from bitexp.quant.norms import normalize
@@ -89,6 +89,8 @@ class QuantizedLayer(nn.Module):
     ) -> None:
         """`stages` are the options that hold at first, each until a share of the training."""
         super().__init__()
+        if reason := unfit_parameters(weight, bias):
+            raise ValueError(reason)
         self.weight: Tensor = weight  # parameters, both
         self.bias: Tensor | None = bias
         self.options = options
@@ -100,6 +102,7 @@ class QuantizedLayer(nn.Module):
         self.ends = tuple(until for until, _ in stages)
         if options.weights is None:
             self.specs = [LayerSpec(tuple(weight.shape), conv, options.norm, activations=None, weights=None)]
+            vars(self).update(self.spec.attributes())
             return
         self.parts = options.parts(weight)
         earlier = [earlier_parts(self.parts, options, o, weight) for _, o in stages]
@@ -109,6 +112,7 @@ class QuantizedLayer(nn.Module):
         self.specs = [spec_of(o, p, weight, conv) for o, p in everything]
         self.ways = [Way.of(spec, p) for spec, (_, p) in zip(self.specs, everything, strict=True)]
         check_exact(self.spec)
+        vars(self).update(self.spec.attributes())
 
     @property
     def spec(self) -> LayerSpec:
@@ -139,13 +143,13 @@ class QuantizedLayer(nn.Module):
         """The weights as integers, apart from any graph."""
         return self._quantize(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        check_input(x)
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input)
         if self.options.weights is None:
-            return self._plain_forward(x)
-        dtype = result_dtype(x)
-        with no_autocast(x):
-            return self._quantized_forward(x, dtype)
+            return self._plain_forward(input)
+        dtype = result_dtype(input)
+        with no_autocast(input):
+            return self._quantized_forward(input, dtype)
 
     def _quantized_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         way, weight, training = self.ways[self.stage], self.weight, self.training
@@ -255,7 +259,7 @@ class BitLinear(QuantizedLayer):
         stages: Sequence[tuple[float, LayerOptions]] = (),
     ) -> None:
         super().__init__(linear.weight, linear.bias, options_of(quantizer), None, stages)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.training = linear.training
 
 
 class BitConv2d(QuantizedLayer):
@@ -281,14 +285,15 @@ class BitConv2d(QuantizedLayer):
             raise ValueError("granularity=group is for linear layers; use channel for convolutions")
         args = (pair(conv.stride), pair(conv.padding), pair(conv.dilation), conv.groups)
         super().__init__(conv.weight, conv.bias, options, args, stages)
+        self.training = conv.training
         transform = self.active.transform if options.weights is not None else None
         if conv.groups > 1 and transform is not None and transform.on_weights:
             raise ValueError("a transform of activations and weights mixes the groups of a convolution")
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            return super().forward(x[None])[0]
-        return super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            return super().forward(input[None])[0]
+        return super().forward(input)
 
 
 def pair(value: tuple[int, ...]) -> tuple[int, int]:
