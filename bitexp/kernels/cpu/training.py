@@ -117,7 +117,9 @@ class CpuBackend(Int8Backend):
             share(rescale, (sums_array[place], s[part]), scales, offsets, scaled)
             if out.dtype != result.dtype:
                 out[part] = result[place]
-        return (y, codes, scale, None, None) if spec.norm == "none" else (y, codes, scale, mean, rstd)
+        if spec.norm == "none":
+            return y, codes, scale, None, None
+        return y, codes, scale, mean if spec.norm == "layer" else None, rstd  # zeros are no mean, see Saved
 
     def backward(
         self,
@@ -132,6 +134,8 @@ class CpuBackend(Int8Backend):
         from bitexp.kernels.cpu.norm_quant import add_rows, dequantize_rows, norm_backward
 
         codes, (scale, mean, rstd) = rows(saved[0]).numpy(), (flat(t) for t in saved[1:])
+        if mean is None and rstd is not None:
+            mean = np.zeros_like(rstd)
         need_x, need_w, need_b = needed
         outputs, inputs = w_codes.shape
         dtype, latent = call.grad_dtype, torch.empty(outputs, inputs, dtype=F32)
