@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitexp.deploy.packing import Layout, choose_layout, layout_of
 from bitexp.kernels import Kernel, as_kernel
+from bitexp.quant.checks import check_input
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.quant.norms import normalize
 from bitexp.quant.options import build
@@ -62,6 +63,7 @@ class FrozenLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.spec, self.packing = spec, packing
+        vars(self).update(spec.attributes())
         for name, tensor in (("packed", packed), ("scale", scale), ("shift", shift), ("bias", bias)):
             self.register_buffer(name, tensor)
         self.activations = build("activations", spec.activations.part if spec.activations else None)
@@ -79,7 +81,11 @@ class FrozenLayer(nn.Module):
         self.kernel_makes_codes = activations is None or activations.absmax is not None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        super()._apply(fn, recurse)
+        def kept(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(kept, recurse)  # another precision is for what lies around it: rounding is for good
         self.use(self.kernel)  # the prepared weights follow the buffers to another device
         return self
 
@@ -87,13 +93,14 @@ class FrozenLayer(nn.Module):
         super()._load_from_state_dict(*args)
         self.use(self.kernel)
 
-    def forward(self, x: Tensor) -> Tensor:
-        device = x.device.type
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input)
+        device = input.device.type
         if not torch.is_autocast_enabled(device):
-            y = self._forward(x)
-            return y if y.dtype == x.dtype else y.to(x.dtype)
+            y = self._forward(input)
+            return y if y.dtype == input.dtype else y.to(input.dtype)
         with torch.autocast(device, enabled=False):
-            return self._forward(x).to(torch.get_autocast_dtype(device))
+            return self._forward(input).to(torch.get_autocast_dtype(device))
 
     def _forward(self, x: Tensor) -> Tensor:
         spec = self.spec
@@ -118,7 +125,16 @@ class FrozenLayer(nn.Module):
 
 
 def freeze_layer(layer: QuantizedLayer, layout: str, kernel: Kernel) -> FrozenLayer:
-    """The frozen twin of a trained layer, in fp32; `layout` may be `auto`."""
+    """The frozen twin of a trained layer, in fp32; `layout` may be `auto`.
+
+    Raises:
+        ValueError: lambda is below 1, or the layout cannot hold the codes.
+    """
+    if layer.phasing:
+        raise ValueError(
+            f"lambda is {float(layer.mix):g}, and a frozen layer is quantized fully: it would give other "
+            "numbers; use set_lambda(model, 1.0) first, and test what is frozen then"
+        )
     codes, scale, shift = layer.quantized()
     packing = Packing.of(layout, layer.spec)
     packed = packing.layout.pack(codes.flatten(1))
@@ -149,7 +165,7 @@ def freeze(
             codes. kernel: what multiplies, or its name.
 
     Raises:
-        ValueError: the model is a single layer, or the layout cannot hold a layer's codes.
+        ValueError: the model is a single layer, lambda is below 1, or the layout cannot hold a layer's codes.
     """
     layers = quantized_layers(model)
     if "" in layers:

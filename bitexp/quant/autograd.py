@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.backend import Call, Grads, Saved
 from bitexp.quant.modes import apply_without_binding, followed, in_memory, no_autocast
 from bitexp.quant.norms import normalize, normalize_backward
 from bitexp.quant.product import Quantized, product_grads, scaled_product
+from bitexp.quant.second_order import differentiable
 from bitexp.quant.spec import Geometry
 
 
@@ -26,6 +28,9 @@ class QuantizedProduct(torch.autograd.Function):
     Saves int8 codes instead of the floats that were multiplied. What `backward` needs and `forward`
     computes is returned beside y (not differentiable), as functorch's form of a Function demands.
     Activation codes may be given; then x is normed already.
+
+    The gradient of a gradient goes through x and the latent weights again (`second_order.py`). Without a norm
+    x is not kept, so `forward` returns `link` as well: zeros in its place, whose gradient is that of x.
     """
 
     generate_vmap_rule = True
@@ -43,12 +48,13 @@ class QuantizedProduct(torch.autograd.Function):
         call: Call,
     ) -> tuple[Tensor, *tuple[Tensor | None, ...]]:
         b, spec = None if bias is None else bias.float(), call.spec
+        link = x.new_zeros(()).expand(x.shape) if spec.norm == "none" else None
         if call.fused:
-            return call.backend.forward(x, b, w_codes, w_scale, call)
+            return *call.backend.forward(x, b, w_codes, w_scale, call), link
         weights, at = Quantized(w_codes, w_scale, w_shift), Geometry(spec.conv)
         if x_codes is not None:
             y = scaled_product(x_codes, x_scale, weights, b, spec, call.backend)
-            return y.to(call.dtype), None, None, None, None
+            return y.to(call.dtype), None, None, None, None, link
         normed, mean, rstd = normalize(x.float(), spec.norm, at.feature_dim)
         if spec.activations is not None:
             assert spec.absmax is not None
@@ -56,38 +62,50 @@ class QuantizedProduct(torch.autograd.Function):
         else:  # cloned, since an output of a Function may not be its input
             codes, scale = normed.clone() if normed is x else normed, None
         y = scaled_product(codes, scale, weights, b, spec, call.backend)
-        return y.to(call.dtype), codes, scale, mean, rstd
+        return y.to(call.dtype), codes, scale, mean, rstd, link
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
         x, weight, bias, w_codes, w_scale, w_shift, x_codes, x_scale, call = inputs
-        _, codes, scale, mean, rstd = output
-        ctx.mark_non_differentiable(*(t for t in output[1:] if t is not None))
+        _, codes, scale, mean, rstd, link = output
+        ctx.mark_non_differentiable(*(t for t in output[1:5] if t is not None))
         ctx.set_materialize_grads(False)
         if x_codes is not None:
             codes, scale = x_codes, x_scale
-        kept_x = None if call.spec.norm == "none" else x
-        ctx.save_for_backward(kept_x, codes, scale, w_codes, w_scale, w_shift, mean, rstd)
+        kept_x = x if link is None else link
+        # of the weights only the graph is needed, so that they may change before the backward: torch would
+        # refuse that of a saved tensor; functorch, on the other hand, knows saved tensors only
+        saved_weight, ctx.weight = (weight, None) if followed() else (None, weight)
+        ctx.save_for_backward(kept_x, codes, scale, w_codes, w_scale, w_shift, mean, rstd, saved_weight)
         ctx.call = call
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if grad is None:
-            return (None,) * 9
-        x, codes, scale, w_codes, w_scale, w_shift, mean, rstd = ctx.saved_tensors
-        call: Call = ctx.call
-        needed = ctx.needs_input_grad[:3]
-        with no_autocast(grad):
-            saved = (codes, scale, mean, rstd)
-            # a graph of the backward itself (create_graph) needs operators that torch can differentiate
-            if call.fused and not torch.is_grad_enabled() and not followed() and in_memory(grad):
-                grads = call.backend.backward(grad, x, saved, w_codes, w_scale, call, needed)
-            else:
-                weights = Quantized(w_codes, w_scale, w_shift)
-                grads = straight_through(grad, x, saved, weights, call, needed)
+    def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads: Grads = (None, None, None)
+        if grad is not None:
+            with no_autocast(grad):
+                grads = gradients(ctx, grad)
+        of_link, needed = others[-1], ctx.needs_input_grad
+        if of_link is not None and needed[0]:
+            grads = (of_link if grads[0] is None else grads[0] + of_link, *grads[1:])
         cast = (None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True))
         return (*cast, None, None, None, None, None, None)
+
+
+def gradients(ctx: Any, grad: Tensor) -> Grads:
+    """The gradients of the output of `QuantizedProduct`, by whoever can make them here."""
+    x, codes, scale, w_codes, w_scale, w_shift, mean, rstd, weight = ctx.saved_tensors
+    call: Call = ctx.call
+    needed = ctx.needs_input_grad[:3]
+    weights = Quantized(w_codes, w_scale, w_shift)
+    if torch.is_grad_enabled() and not is_dynamo_compiling():  # a graph of the backward itself
+        latent = ctx.weight if weight is None else weight
+        return differentiable(grad, x, latent, codes, scale, weights, call, needed)
+    normed_x, saved = (None if call.spec.norm == "none" else x), (codes, scale, mean, rstd)
+    if call.fused and not followed() and in_memory(grad):
+        return call.backend.backward(grad, normed_x, saved, w_codes, w_scale, call, needed)
+    return straight_through(grad, normed_x, saved, weights, call, needed)
 
 
 def straight_through(

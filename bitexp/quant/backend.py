@@ -27,7 +27,7 @@ class Call(NamedTuple):
 
 
 Saved = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""activation codes, their scale, and the mean and 1/std of the norm"""
+"""activation codes, their scale, and the mean (None where none is subtracted) and 1/std of the norm"""
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
 """with respect to the input, the latent weights and the bias"""

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from bitexp.quant.checks import unfit_parameters
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
+from bitexp.quant.modes import carry_over
 from bitexp.quant.options import LayerOptions
 from bitexp.quant.patterns import check_patterns, matches
 from bitexp.quant.presets import as_quantizer
@@ -33,7 +35,9 @@ def quantize(
 
     Patterns are those of a shell, on dotted names; a module's name covers all below it. Where a module
     declares `prenorm = {linear: norm}`, the norm right before a linear becomes the linear's own, and an
-    identity takes its place. Parameters are taken over as they are, so ties survive.
+    identity takes its place. Parameters are taken over as they are, so ties survive, and so do hooks, the
+    training flag, and whatever else was attached to a layer. Subclasses, whose own code would be lost, are
+    refused.
 
     Args:
         quantizer: a preset of conf/quantizer by its name, a `Quantizer`, or a config of one.
@@ -46,7 +50,7 @@ def quantize(
     named = dict(model.named_modules(remove_duplicate=False))
     matched = [pattern for rule in quantizer.layers for pattern in rule.match]
     check_patterns([*include, *exclude, *matched], [*named, *(n for n, _ in model.named_parameters())])
-    body: dict[str, nn.Module] = {
+    body: dict[str, nn.Linear | nn.Conv2d] = {
         name: module
         for name, module in named.items()
         if isinstance(module, nn.Linear | nn.Conv2d) and matches(name, include) and not matches(name, exclude)
@@ -56,11 +60,35 @@ def quantize(
             f"no layer of {type(model).__name__} is left to quantize: include={list(include)}, "
             f"exclude={list(exclude)}"
         )
+    settings = {name: quantizer.for_layer(name) for name in body}
+    check_replaceable({name: layer for name, layer in body.items() if settings[name].replaces_layers})
     if "" in body:
         raise ValueError("the model is a single layer and cannot be replaced in place: wrap it in a module")
     kept = kept_weights(model, body, exclude)
-    replace(model, {name: (layer, quantizer.for_layer(name)) for name, layer in body.items()}, quantizer)
+    replace(model, {name: (layer, settings[name]) for name, layer in body.items()}, quantizer)
     return Conversion(sorted(body), kept)
+
+
+def check_replaceable(layers: Mapping[str, nn.Linear | nn.Conv2d]) -> None:
+    """Raises `ValueError` for layers that are more than an `nn.Linear` or `nn.Conv2d`, with what to do."""
+    refused = [f"{name}: {reason}" for name, layer in layers.items() if (reason := own_code(layer))]
+    if refused:
+        raise ValueError("\n".join(refused))
+
+
+def own_code(layer: nn.Linear | nn.Conv2d) -> str | None:
+    """Why a quantized layer cannot compute what this one does, or None."""
+    if reason := unfit_parameters(layer.weight, layer.bias):
+        return reason
+    kind, base = type(layer), nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    if kind is not base:
+        return (
+            f"it is a {kind.__name__}, and what this does beyond an nn.{base.__name__} would be lost; "
+            f"exclude it, or make it an nn.{base.__name__} inside a module of your own"
+        )
+    if "forward" in vars(layer):
+        return "its forward was replaced by another, which would be lost; exclude it"
+    return None
 
 
 def replace(
@@ -84,13 +112,16 @@ def replace(
 
 
 def make(name: str, layer: nn.Module, options: LayerOptions, quantizer: Quantizer) -> QuantizedLayer:
-    """The quantized twin of a layer; errors name the layer."""
+    """The quantized twin of a layer, with all that was attached to it; errors name the layer."""
     try:
         stages = quantizer.staged(options)
         if isinstance(layer, nn.Linear):
-            return BitLinear(layer, options, stages)
-        assert isinstance(layer, nn.Conv2d)
-        return BitConv2d(layer, options, stages)
+            twin: QuantizedLayer = BitLinear(layer, options, stages)
+        else:
+            assert isinstance(layer, nn.Conv2d)
+            twin = BitConv2d(layer, options, stages)
+        carry_over(layer, twin, twin.spec.attributes())
+        return twin
     except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from error
 

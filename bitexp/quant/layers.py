@@ -8,7 +8,7 @@ y = (x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w + bias
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Self
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bitexp.quant.autograd import quantized_product
 from bitexp.quant.backend import TORCH, Backend, Call
 from bitexp.quant.cache import CodesCache
+from bitexp.quant.checks import check_exact, check_input, unfit_parameters
 from bitexp.quant.estimators import carried
 from bitexp.quant.modes import no_autocast, result_dtype
 from bitexp.quant.norms import normalize
@@ -31,9 +32,6 @@ from bitexp.quant.spec import ConvArgs, Geometry, LayerSpec
 
 Chosen = Quantizer | Mapping[str, object] | str | LayerOptions
 """A quantizer (or its config, or its name), or the options of a layer."""
-
-WIDEST = 2**31
-"""Where int32 sums end."""
 
 
 class Way(NamedTuple):
@@ -91,6 +89,8 @@ class QuantizedLayer(nn.Module):
     ) -> None:
         """`stages` are the options that hold at first, each until a share of the training."""
         super().__init__()
+        if reason := unfit_parameters(weight, bias):
+            raise ValueError(reason)
         self.weight: Tensor = weight  # parameters, both
         self.bias: Tensor | None = bias
         self.options = options
@@ -102,6 +102,7 @@ class QuantizedLayer(nn.Module):
         self.ends = tuple(until for until, _ in stages)
         if options.weights is None:
             self.specs = [LayerSpec(tuple(weight.shape), conv, options.norm, activations=None, weights=None)]
+            vars(self).update(self.spec.attributes())
             return
         self.parts = options.parts(weight)
         earlier = [earlier_parts(self.parts, options, o, weight) for _, o in stages]
@@ -111,6 +112,7 @@ class QuantizedLayer(nn.Module):
         self.specs = [spec_of(o, p, weight, conv) for o, p in everything]
         self.ways = [Way.of(spec, p) for spec, (_, p) in zip(self.specs, everything, strict=True)]
         check_exact(self.spec)
+        vars(self).update(self.spec.attributes())
 
     @property
     def spec(self) -> LayerSpec:
@@ -148,12 +150,13 @@ class QuantizedLayer(nn.Module):
         """The weights as integers, apart from any graph."""
         return self._quantize(self.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        check_input(input)
         if self.options.weights is None:
-            return self._plain_forward(x)
-        dtype = result_dtype(x)
-        with no_autocast(x):
-            return self._quantized_forward(x, dtype)
+            return self._plain_forward(input)
+        dtype = result_dtype(input)
+        with no_autocast(input):
+            return self._quantized_forward(input, dtype)
 
     def _quantized_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         way, weight, training = self.ways[self.stage], self.weight, self.training
@@ -229,6 +232,13 @@ class QuantizedLayer(nn.Module):
         stride, padding, dilation, groups = conv
         return F.conv2d(normed, self.weight, self.bias, stride, padding, dilation, groups)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        exact = self.mix
+        super()._apply(fn, recurse)
+        if self.mix.dtype != exact.dtype:  # lambda in bf16 would be another
+            self.mix = exact.to(self.mix.device)
+        return self
+
     def train(self, mode: bool = True) -> Self:
         self.cache.clear()  # between training and evaluation weights are swapped behind torch's back
         return super().train(mode)
@@ -256,7 +266,7 @@ class BitLinear(QuantizedLayer):
         stages: Sequence[tuple[float, LayerOptions]] = (),
     ) -> None:
         super().__init__(linear.weight, linear.bias, options_of(quantizer), None, stages)
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.training = linear.training
 
 
 class BitConv2d(QuantizedLayer):
@@ -282,14 +292,15 @@ class BitConv2d(QuantizedLayer):
             raise ValueError("granularity=group is for linear layers; use channel for convolutions")
         args = (pair(conv.stride), pair(conv.padding), pair(conv.dilation), conv.groups)
         super().__init__(conv.weight, conv.bias, options, args, stages)
+        self.training = conv.training
         transform = self.active.transform if options.weights is not None else None
         if conv.groups > 1 and transform is not None and transform.on_weights:
             raise ValueError("a transform of activations and weights mixes the groups of a convolution")
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() == 3:
-            return super().forward(x[None])[0]
-        return super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            return super().forward(input[None])[0]
+        return super().forward(input)
 
 
 def pair(value: tuple[int, ...]) -> tuple[int, int]:
@@ -328,19 +339,6 @@ def spec_of(options: LayerOptions, parts: LayerParts, weight: Tensor, conv: Conv
         shift=parts.weights.has_shift,
         bias=options.bias,
     )
-
-
-def check_exact(spec: LayerSpec) -> None:
-    """Raises `ValueError` where a sum over that many codes could leave the integers of 32 bits."""
-    if spec.activations is None:
-        return
-    inputs = torch.Size(spec.shape[1:]).numel()
-    largest = inputs * spec.activations.levels.largest * spec.levels.largest
-    if largest >= WIDEST:
-        raise ValueError(
-            f"a layer with {inputs:,} inputs can sum to {largest:,}, more than 32 bits hold; keep this "
-            "layer in full precision (quantizer.exclude) or give it fewer bits"
-        )
 
 
 def set_lambda(model: nn.Module, value: float) -> None:

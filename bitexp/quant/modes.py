@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -93,6 +93,44 @@ def apply_without_binding(function: type[torch.autograd.Function]) -> Callable[.
     2.13).
     """
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+
+def carry_over(layer: nn.Module, twin: nn.Module, shape: Collection[str]) -> None:
+    """Gives a twin what was attached to the layer whose place it takes.
+
+    That is: hooks, the training flag, attributes, and further parameters, buffers and modules. Hooks stay in
+    their own dictionaries, so that their handles still remove them. `shape` names attributes that both have.
+
+    Raises:
+        ValueError: the twin has an attribute of that name for itself.
+    """
+    apart = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl")
+    every = vars(nn.Module())
+    for name, value in vars(layer).items():
+        if name in apart:
+            continue
+        if name not in every:
+            if name in shape:
+                continue
+            check_free(twin, name)
+        vars(twin)[name] = value
+    for name, parameter in layer.named_parameters(recurse=False):
+        if name not in ("weight", "bias"):
+            check_free(twin, name)
+            twin.register_parameter(name, parameter)
+    for name, buffer in layer.named_buffers(recurse=False):
+        check_free(twin, name)
+        fleeting = name in vars(layer)["_non_persistent_buffers_set"]
+        twin.register_buffer(name, buffer, persistent=not fleeting)
+    for name, child in layer.named_children():
+        check_free(twin, name)
+        twin.add_module(name, child)
+
+
+def check_free(module: nn.Module, name: str) -> None:
+    """Raises `ValueError` where a module has an attribute of that name."""
+    if hasattr(module, name):
+        raise ValueError(f"its attribute '{name}' is one that a quantized layer has for itself: rename it")
 
 
 def with_child(module: M, name: str, child: nn.Module) -> M:

@@ -108,6 +108,22 @@ class LayerSpec:
         object.__setattr__(self, "absmax", absmax)
         object.__setattr__(self, "wide", wide)
 
+    def attributes(self) -> dict[str, Any]:
+        """What an ordinary layer of this shape says of itself: `in_features`, `kernel_size` and the like."""
+        if self.conv is None:
+            return {"in_features": self.shape[1], "out_features": self.shape[0]}
+        stride, padding, dilation, groups = self.conv
+        return {
+            "in_channels": self.shape[1] * groups,
+            "out_channels": self.shape[0],
+            "kernel_size": self.shape[2:],
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "padding_mode": "zeros",
+        }
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values, parts as sections of YAML."""
 

@@ -15,7 +15,7 @@ from bitexp.deploy.frozen import FrozenLayer, Packing, freeze, freeze_layer
 from bitexp.deploy.packing import LAYOUTS
 from bitexp.kernels import KERNELS
 from bitexp.quant import QUANTIZERS, Levels, Part, Quantizer
-from bitexp.quant.layers import BitConv2d, BitLinear
+from bitexp.quant.layers import BitConv2d, BitLinear, set_lambda
 from bitexp.quant.spec import ActivationSpec, LayerSpec
 from tests.support.kernels import every_kernel
 from tests.support.quantizers import MakeQuantizer as Make
@@ -156,3 +156,30 @@ def test_a_layer_whose_bytes_no_codes_make_is_refused() -> None:
     packed = torch.full((2, 1), 243, dtype=torch.uint8)
     with pytest.raises(ValueError, match="damaged"):
         FrozenLayer(spec, Packing.of("pack5", spec), packed, torch.ones(()), None, None, REFERENCE)
+
+
+@every_kernel
+@pytest.mark.parametrize("preset", ["ternary_mean", "lsq"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_what_a_frozen_layer_has_learned_is_not_rounded_by_another_precision(
+    make_quantizer: Make, kernel: str, preset: str, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    frozen = freeze_layer(BitLinear(nn.Linear(40, 24), make_quantizer(preset)), "auto", KERNELS.get(kernel))
+    x, state = torch.randn(3, 40), {k: v.clone() for k, v in frozen.state_dict().items()}
+    expected = frozen(x)
+    model = nn.Sequential(frozen, nn.Linear(24, 2)).to(dtype)
+    assert model[1].weight.dtype == dtype
+    assert all(v.dtype == state[k].dtype and torch.equal(v, state[k]) for k, v in frozen.state_dict().items())
+    assert torch.equal(frozen(x), expected)
+    assert model(x.to(dtype)).dtype == dtype
+
+
+def test_a_layer_that_is_quantized_in_part_is_not_frozen(make_quantizer: Make) -> None:
+    model = nn.Sequential(BitLinear(nn.Linear(8, 4), make_quantizer("ternary_mean")))
+    set_lambda(model, 0.25)
+    with pytest.raises(ValueError, match=r"lambda is 0\.25.*set_lambda\(model, 1\.0\) first"):
+        freeze(model)
+    assert isinstance(model[0], BitLinear)
+    set_lambda(model, 1.0)
+    assert set(freeze(model)) == {"0"}

@@ -129,7 +129,7 @@ def test_a_fused_norm_changes_hardly_any_code(make_quantizer: Make, norm: Any) -
     assert float((different > 0).float().mean()) < 1e-5  # of a million codes; about one is seen
     assert_close(scale, expected_scale, rtol=1e-5, atol=0)
     assert_close(rstd, expected_rstd, rtol=1e-5, atol=0)
-    assert_close(mean, torch.zeros_like(mean) if expected_mean is None else expected_mean)
+    assert_close(mean, expected_mean)  # None for rms
 
 
 def test_evaluation_has_the_bits_of_the_reference_and_training_goes_on_after_it(make_quantizer: Make) -> None:
@@ -186,7 +186,7 @@ def test_codes_are_saved_and_no_float_tensor_but_the_input_of_a_norm(make_quanti
     x, saved = torch.randn(20, 64, requires_grad=True), list[Tensor]()
     with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         y = layer(x)
-    large = [t for t in saved if t.is_floating_point() and t.numel() > 20]
+    large = [t for t in saved if t.is_floating_point() and t.untyped_storage().nbytes() > 80]
     assert [t.data_ptr() for t in large] == ([] if norm == "none" else [x.data_ptr()])
     assert sorted(t.shape for t in saved if t.dtype == torch.int8) == sorted([x.shape, layer.weight.shape])
     y.relu_().sum().backward()  # the output is no view, so it may be overwritten

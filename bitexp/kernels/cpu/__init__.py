@@ -74,7 +74,7 @@ class Packed:
         if tokens < self.worth or get_num_threads() == 1:
             self.run(*given, scratch(self.scratch), 0, tokens, 0, self.streams)
         else:
-            in_threads(self.run, given, self.scratch, tokens, self.streams)
+            in_threads(self.run, given, self.scratch, tokens, self.streams, self, x, y, bias)
         return y
 
 

@@ -10,7 +10,8 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 
 import torch
 
@@ -43,27 +44,55 @@ def scratch(size: int) -> int:
     return address
 
 
-def with_scratch(run: Callable[..., None], given: tuple[int, ...], size: int, *ranges: int) -> None:
+def with_scratch(
+    run: Callable[..., None], given: tuple[int, ...], size: int, ranges: tuple[int, ...], alive: object
+) -> None:
     """Calls `run` with scratch memory of the thread that this runs in."""
     run(*given, scratch(size), *ranges)
 
 
+def together(threads: int, jobs: list[Callable[[], None]]) -> None:
+    """Calls all jobs, the first in this thread, and returns or raises only when none of them runs any more.
+
+    An exception here, such as Ctrl-C, would otherwise free memory that the others are still writing into.
+    What such memory belongs to is also held by the jobs themselves, for whatever waiting cannot help.
+    """
+    waiting: list[Future[None]] = []
+    try:
+        waiting.extend(pool(threads).submit(job) for job in jobs[1:])
+        jobs[0]()
+    finally:
+        settle(waiting)
+    for future in waiting:
+        future.result()
+
+
+def settle(futures: list[Future[None]]) -> None:
+    """Waits until all are done. What is raised meanwhile is raised then."""
+    raised: BaseException | None = None
+    for future in futures:
+        while not future.done():
+            try:
+                wait([future])
+            except BaseException as error:
+                raised = error
+    if raised is not None:
+        raise raised
+
+
 def in_threads(
-    run: Callable[..., None], given: tuple[int, ...], size: int, tokens: int, streams: int
+    run: Callable[..., None], given: tuple[int, ...], size: int, tokens: int, streams: int, *alive: object
 ) -> None:
     """Calls `run(*given, scratch, token, tokens, stream, streams)` for ranges that make up all of them.
 
-    Each call has `size` bytes of scratch memory by itself.
+    Each call has `size` bytes of scratch memory by itself, and holds `alive`, whose addresses are given.
     """
     threads = torch.get_num_threads()
     if tokens >= FEW * threads:
         parts = [(a, b, 0, streams) for a, b in shares(tokens, threads)]
     else:
         parts = [(0, tokens, a, b) for a, b in shares(streams, threads)]
-    waiting = [pool(threads).submit(with_scratch, run, given, size, *part) for part in parts[1:]]
-    with_scratch(run, given, size, *parts[0])
-    for future in waiting:
-        future.result()
+    together(threads, [partial(with_scratch, run, given, size, part, alive) for part in parts])
 
 
 def shares(count: int, threads: int) -> list[tuple[int, int]]:

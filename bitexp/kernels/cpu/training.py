@@ -7,13 +7,14 @@ of a whole activation is ever made. More threads take larger parts, which change
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bitexp.kernels.cpu.threads import pool, shares
+from bitexp.kernels.cpu.threads import shares, together
 from bitexp.kernels.int8 import Int8Backend
 from bitexp.quant.backend import Call, Grads, Saved
 from bitexp.quant.levels import Levels
@@ -74,11 +75,10 @@ def share(function: Callable[..., None], rows: tuple[Any, ...], *rest: Any) -> N
     if threads == 1 or rows[0].size < WORTH:
         function(*rows, *rest)
         return
-    (start, stop), *others = shares(len(rows[0]), threads)
-    waiting = [pool(threads).submit(function, *(r[a:b] for r in rows), *rest) for a, b in others]
-    function(*(r[start:stop] for r in rows), *rest)
-    for future in waiting:
-        future.result()
+    together(
+        threads,
+        [partial(function, *(r[a:b] for r in rows), *rest) for a, b in shares(len(rows[0]), threads)],
+    )
 
 
 class CpuBackend(Int8Backend):
@@ -117,7 +117,9 @@ class CpuBackend(Int8Backend):
             share(rescale, (sums_array[place], s[part]), scales, offsets, scaled)
             if out.dtype != result.dtype:
                 out[part] = result[place]
-        return (y, codes, scale, None, None) if spec.norm == "none" else (y, codes, scale, mean, rstd)
+        if spec.norm == "none":
+            return y, codes, scale, None, None
+        return y, codes, scale, mean if spec.norm == "layer" else None, rstd  # zeros are no mean, see Saved
 
     def backward(
         self,
@@ -132,6 +134,8 @@ class CpuBackend(Int8Backend):
         from bitexp.kernels.cpu.norm_quant import add_rows, dequantize_rows, norm_backward
 
         codes, (scale, mean, rstd) = rows(saved[0]).numpy(), (flat(t) for t in saved[1:])
+        if mean is None and rstd is not None:
+            mean = np.zeros_like(rstd)
         need_x, need_w, need_b = needed
         outputs, inputs = w_codes.shape
         dtype, latent = call.grad_dtype, torch.empty(outputs, inputs, dtype=F32)

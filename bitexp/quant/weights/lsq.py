@@ -58,7 +58,9 @@ class LSQ(WeightQuantizer):
     ) -> tuple[Tensor, ...]:
         codes, scale = quantized.codes, quantized.scale
         per_row = scale.reshape(-1, *[1] * (weight.dim() - 1)) if scale.dim() else scale
-        ratio = weight / per_row
+        ratio = (
+            weight.detach() / per_row
+        )  # of second order nothing is left: that of w/s cancels that of round
         inside = (ratio >= self.levels.low) & (ratio <= self.levels.high)
         slope = torch.where(inside, codes - ratio, codes.to(ratio.dtype))
         of_step = (grad * slope).flatten(1).sum(-1) if scale.dim() else (grad * slope).sum()

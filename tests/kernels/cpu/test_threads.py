@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,6 +68,27 @@ def test_an_error_in_a_thread_is_raised(three_threads: None) -> None:
 
     with pytest.raises(ArithmeticError):
         threads.in_threads(fails, (), 1, 1, 3)
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_an_interruption_waits_for_the_threads_that_write(three_threads: None, times: int) -> None:
+    writing, ended = threading.Semaphore(0), list[int]()
+
+    def run(scratch: int, first: int, last: int, stream: int, streams: int) -> None:
+        if stream:
+            writing.release()
+            time.sleep(0.3)
+            ended.append(stream)
+            return
+        for _ in range(2):
+            writing.acquire()
+        for n in range(times - 1):
+            threading.Timer(0.05 * (n + 1), signal.raise_signal, [signal.SIGINT]).start()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.in_threads(run, (), 1, 1, 3)
+    assert sorted(ended) == [1, 2]
 
 
 @given(count=st.integers(0, 50), among=st.integers(1, 9))
