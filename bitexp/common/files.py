@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from bitexp.common.secrets import redacted
+
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Writes a file so that a crash at any time leaves the old one or the new one, never a part.
@@ -29,8 +31,8 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_yaml(path: Path, value: Any) -> None:
-    """Writes YAML, atomically, in the order given."""
-    write_atomic(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+    """Writes YAML, atomically, in the order given and without secrets."""
+    write_atomic(path, yaml.safe_dump(redacted(value), sort_keys=False, allow_unicode=True).encode())
 
 
 def read_yaml(path: Path) -> Any | None:
@@ -42,8 +44,8 @@ def read_yaml(path: Path) -> Any | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, atomically, for people: indented, with a final newline."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Writes JSON, atomically, for people: indented, with a final newline and without secrets."""
+    write_atomic(path, (json.dumps(redacted(value), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any | None:

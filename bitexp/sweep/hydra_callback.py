@@ -1,4 +1,4 @@
-"""The table at the end of a multirun: mean and spread per precision, and what did not end well."""
+"""Around a multirun: secrets leave its words; at its end the table of what it found."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from omegaconf import DictConfig
 
 class Summary(Callback):
     """Hydra callback: prints the summary of a multirun from the records of its jobs."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from bitexp.sweep.secret_words import take_secrets
+
+        take_secrets(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if "OptunaSweeper" in config.hydra.sweeper._target_:

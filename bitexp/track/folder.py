@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json, read_yaml, write_json, write_yaml
+from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 
 UNIMPORTANT = (
@@ -157,7 +158,7 @@ def unfinished_runs(settings: Settings) -> Iterator[RunFolder]:
         if is_over(result) or not folder.attempts():
             continue
         stored = read_yaml(path)
-        if isinstance(stored, dict) and identity(stored, "") == identity(config, ""):
+        if isinstance(stored, dict) and identity(stored, "") == identity(redacted(config), ""):
             yield folder
 
 
