@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -28,6 +30,16 @@ def write_atomic(path: Path, content: bytes) -> None:
     except BaseException:
         scrap.unlink(missing_ok=True)
         raise
+
+
+def create_unused(path: Path) -> Path:
+    """Creates a folder of that name, or where it is taken, perhaps just now, the same with a number."""
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError
 
 
 def write_yaml(path: Path, value: Any) -> None:

@@ -94,7 +94,9 @@ def run(
         folder.begin(settings, overrides, record)
         write_json(folder.model, vars(attempt.description))
         with own_environment():
-            announce(folder.path, checkpoint, None if pruner is None else pruner.metric)
+            announce(
+                folder.path, checkpoint, None if pruner is None else pruner.metric, attempt.world_size - 1
+            )
             report.keep(folder.path / "train.log")
             header(attempt, checkpoint, remarks)
             result = make(attempt, checkpoint, pruner)
@@ -209,7 +211,8 @@ def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
 
 def follow(attempt: Attempt) -> Outcome:
     """Another process of a distributed run: trains along with the first, and leaves the rest to it."""
-    decision = inherited() or wait_for_decision(attempt.folder.path)
+    folder, again = attempt.folder, attempt.settings.rerun
+    decision = inherited() or wait_for_decision(folder.path, lambda: not again and is_over(folder.result()))
     if decision is not None:
         checkpoint, metric = decision["checkpoint"], decision["pruned_by"]
         with Signals() as signals, contextlib.suppress(Stopped, Diverged, Pruned):
