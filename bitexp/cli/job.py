@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import traceback
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bitexp.common.console import Report, error
+from bitexp.common.console import Report, error, trace
 from bitexp.common.errors import UserError, describe_crash
 from bitexp.common.exit import Progress
 from bitexp.common.files import write_json
@@ -142,7 +142,7 @@ def print_failure(failure: dict[str, str], overrides: list[str]) -> None:
     """On stderr, after the words of its job where there are several; a crash with its traceback."""
     error(f"{', '.join(overrides)}: {failure['reason']}" if overrides else failure["reason"])
     if failure["kind"] == "crash":
-        traceback.print_exc()
+        trace(*sys.exc_info())
 
 
 def follow_first() -> int:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from bitexp.common.secrets import redacted
 
 LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "wandb", "py.warnings")
 
@@ -32,7 +36,7 @@ class Report:
     def keep(self, path: Path) -> None:
         """Appends everything from here on to a file, with what the libraries log."""
         self._file = LogFile(path, encoding="utf-8")
-        self._file.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._file.setFormatter(WithoutSecrets("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         for name in LIBRARIES:
             logging.getLogger(name).addHandler(self._file)
 
@@ -46,7 +50,8 @@ class Report:
             self._file = None
 
     def line(self, text: str = "") -> None:
-        """One line, to the screen and to the file."""
+        """One line, to the screen and to the file, without secrets."""
+        text = redacted(text)
         self.console.print(text, markup=False)
         if self._file is not None:
             record = logging.LogRecord("bitexp", logging.INFO, "", 0, text, None, None)
@@ -62,6 +67,13 @@ class Report:
     def table(self, table: Table) -> None:
         """A table, to the screen."""
         self.console.print(table)
+
+
+class WithoutSecrets(logging.Formatter):
+    """What libraries log may quote a URL with its password."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(redacted(super().format(record)))
 
 
 class LogFile(logging.FileHandler):
@@ -88,5 +100,10 @@ def write(text: str) -> None:
 
 
 def error(message: str) -> None:
-    """Says on stderr what was wrong."""
-    print(f"bitexp: {message}", file=sys.stderr)
+    """Says on stderr what was wrong, without secrets."""
+    print(f"bitexp: {redacted(message)}", file=sys.stderr)
+
+
+def trace(kind: type[BaseException], problem: BaseException, frames: TracebackType | None) -> None:
+    """Prints a traceback to stderr as Python does, but without secrets."""
+    print(redacted("".join(traceback.format_exception(kind, problem, frames))), end="", file=sys.stderr)

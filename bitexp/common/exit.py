@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from bitexp.common.console import error
+from bitexp.common.console import error, trace
 from bitexp.common.errors import UserError
 
 
@@ -26,7 +26,7 @@ class Progress:
 def guarded(entry: Callable[[], Any]) -> int:
     """Runs a command and returns its exit code: 2 where the user can mend what was wrong, 130 for Ctrl-C.
 
-    What else goes wrong is a fault of ours and keeps its traceback.
+    What else goes wrong is a fault of ours and keeps its traceback, but for secrets.
     """
     Progress.started, Progress.worst = False, 0
     try:
@@ -38,4 +38,7 @@ def guarded(entry: Callable[[], Any]) -> int:
     except UserError as problem:
         error(str(problem))
         return 2
+    except Exception:
+        sys.excepthook = trace
+        raise
     return Progress.worst

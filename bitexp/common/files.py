@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from bitexp.common.secrets import redacted
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -28,9 +32,19 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise
 
 
+def create_unused(path: Path) -> Path:
+    """Creates a folder of that name, or where it is taken, perhaps just now, the same with a number."""
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError
+
+
 def write_yaml(path: Path, value: Any) -> None:
-    """Writes YAML, atomically, in the order given."""
-    write_atomic(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+    """Writes YAML, atomically, in the order given and without secrets."""
+    write_atomic(path, yaml.safe_dump(redacted(value), sort_keys=False, allow_unicode=True).encode())
 
 
 def read_yaml(path: Path) -> Any | None:
@@ -42,8 +56,8 @@ def read_yaml(path: Path) -> Any | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON, atomically, for people: indented, with a final newline."""
-    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    """Writes JSON, atomically, for people: indented, with a final newline and without secrets."""
+    write_atomic(path, (json.dumps(redacted(value), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any | None:

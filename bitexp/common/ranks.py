@@ -1,7 +1,7 @@
 """One process decides, the others follow: what a run of several processes has to agree on before it starts.
 
 Lightning starts the other processes of one machine with the same command line; they find the decision in
-their environment. Where a launcher (torchrun, Slurm) starts all of them, they read it from the run's folder.
+their environment. Where a launcher (torchrun, Slurm) starts all of them, they ask beside the run's folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,14 @@ PATIENCE = 600.0  # seconds a process waits for the first one's decision
 def global_rank() -> int:
     """This process's rank before any process group exists, from what launchers set."""
     for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if name == "SLURM_PROCID" and os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
-            continue
-        if name in os.environ:
+        if name in os.environ and (name != "SLURM_PROCID" or in_slurm()):
             return int(os.environ[name])
     return 0
+
+
+def in_slurm() -> bool:
+    """Whether Slurm started this process; in its interactive shells it has not."""
+    return "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
 
 
 @contextlib.contextmanager
@@ -48,29 +52,50 @@ def own_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def launch_key() -> str | None:
-    """What all processes of one launch share, and no other launch has; None when Lightning launches."""
-    names = (
-        "TORCHELASTIC_RUN_ID",
-        "TORCHELASTIC_RESTART_COUNT",
-        "SLURM_JOB_ID",
-        "SLURM_STEP_ID",
-        "MASTER_PORT",
-    )
-    values = [os.environ.get(name, "") for name in names]
-    return "/".join(values) if any(values) else None
+def launched() -> bool:
+    """Whether somebody else than Lightning starts all processes of this run."""
+    return in_slurm() or "RANK" in os.environ or "LOCAL_RANK" in os.environ
 
 
-def announce(folder: Path, checkpoint: Path | None, pruned_by: str | None = None) -> None:
-    """Tells the other processes which folder and checkpoint this run goes on with, and what prunes it."""
+def announce(folder: Path, checkpoint: Path | None, pruned_by: str | None = None, followers: int = 0) -> None:
+    """Tells the other processes which folder and checkpoint this run goes on with, and what prunes it.
+
+    Where a launcher starts them, the first process clears away what earlier launches have left and waits for
+    the question of each: a process repeats its own while it lives, and knows the answer by it. The id of a
+    launch or its port would not do, since the next launch may have the same.
+
+    Args:
+        followers: how many there are.
+
+    Raises:
+        UserError: they do not come.
+    """
     decision = {
         "folder": str(folder),
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "pruned_by": pruned_by,
     }
     os.environ[FOLLOW] = json.dumps(decision)
-    if (key := launch_key()) is not None:
-        write_json(folder / "launch.json", {**decision, "key": key})
+    if not launched() or followers == 0:
+        return
+    for stale in [answer_file(folder), *question_files(folder)]:
+        stale.unlink(missing_ok=True)
+    deadline = time.monotonic() + PATIENCE
+    while len(questions := [read_json(file) for file in question_files(folder)]) < followers:
+        if time.monotonic() > deadline:
+            raise UserError(f"waited {PATIENCE:.0f} s in vain for {followers} more processes of this run")
+        time.sleep(0.1)
+    write_json(answer_file(folder), {**decision, "questions": questions})
+
+
+def answer_file(folder: Path) -> Path:
+    """Where the first process of a launch answers the others."""
+    return folder.parent / ".locks" / f"{folder.name}.launch.json"
+
+
+def question_files(folder: Path) -> list[Path]:
+    """Where the others ask, each in a file of its own."""
+    return sorted((folder.parent / ".locks").glob(f"{folder.name}.rank*.json"))
 
 
 def inherited() -> dict[str, Any] | None:
@@ -80,15 +105,32 @@ def inherited() -> dict[str, Any] | None:
     return dict(json.loads(os.environ[FOLLOW]))
 
 
-def wait_for_decision(folder: Path) -> dict[str, Any] | None:
-    """The first process's decision for a run that a launcher started; None when the run is finished."""
+def wait_for_decision(folder: Path, over: Callable[[], bool]) -> dict[str, Any] | None:
+    """The first process's decision for a run that a launcher started.
+
+    Args:
+        over: whether there is nothing to do, so that the first process decides nothing.
+
+    Returns:
+        None when the run is over.
+
+    Raises:
+        UserError: the first process does not answer.
+    """
+    question = uuid.uuid4().hex
+    place = answer_file(folder).with_name(f"{folder.name}.rank{global_rank()}.json")
+    place.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        decision = read_json(folder / "launch.json")
-        if isinstance(decision, dict) and decision.get("key") == launch_key():
-            return decision
-        result = read_json(folder / "result.json")
-        if isinstance(result, dict) and result.get("status") == "finished":
-            return None
-        time.sleep(0.2)
+    try:
+        while time.monotonic() < deadline:
+            if read_json(place) != question:
+                write_json(place, question)
+            answer = read_json(answer_file(folder))
+            if isinstance(answer, dict) and question in answer.get("questions", ()):
+                return answer
+            if over():
+                return None
+            time.sleep(0.1)
+    finally:
+        place.unlink(missing_ok=True)
     raise UserError(f"waited {PATIENCE:.0f} s in vain for the first process to decide about {folder}")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 from bitexp.common.lightning import pl
 from bitexp.common.ranks import own_environment
@@ -14,6 +21,7 @@ from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
 from bitexp.tasks import Task
 from bitexp.track.checkpoint_files import STATE, load_checkpoint
+from bitexp.track.folder import RunFolder
 from bitexp.track.metrics import MetricsCsv
 from bitexp.train.checkpoints import AtomicCheckpointIO, Checkpoints
 from bitexp.train.diagnostics import Diagnostics
@@ -78,7 +86,7 @@ class Fit:
         callbacks.append(self.checkpoints)
         if pruner is not None:
             callbacks.append(Pruning(pruner, schedule))
-        self.trainer = build_trainer(settings, callbacks, [self.metrics, *loggers])
+        self.trainer = build_trainer(settings, callbacks, [self.metrics, *loggers], attempt.folder)
         if settings.trainer.compile:
             parts.model.compile()
 
@@ -120,14 +128,19 @@ class Fit:
         return self.checkpoints.seconds
 
 
-def build_trainer(settings: Settings, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
+def build_trainer(
+    settings: Settings, callbacks: list[pl.Callback], loggers: list[Any], folder: RunFolder
+) -> pl.Trainer:
     """Lightning's Trainer from the `trainer` section."""
     options: Any = settings.trainer
-    return pl.Trainer(
+    return secluded_trainer(
+        folder,
+        environment(),
+        AtomicCheckpointIO(),
         accelerator=options.accelerator,
         devices=options.devices,
         strategy=options.strategy,
-        precision=PRECISION[options.precision],  # type: ignore[arg-type]
+        precision=PRECISION[options.precision],
         max_epochs=options.epochs,
         accumulate_grad_batches=options.accumulate,
         gradient_clip_val=options.gradient_clip,
@@ -138,10 +151,28 @@ def build_trainer(settings: Settings, callbacks: list[pl.Callback], loggers: lis
         num_sanity_val_steps=0,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
         enable_autolog_hparams=False,
-        **PLAIN,
     )
+
+
+def secluded_trainer(folder: RunFolder, *plugins: Any, **options: Any) -> pl.Trainer:
+    """A Trainer that nothing around it changes: no file of the current folder, no variable of Lightning's.
+
+    Under Slurm, Lightning takes the weights of any `hpc_ckpt_N.ckpt` in its root; ours does not exist.
+    """
+    ambient = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PL_TRAINER_")}
+    try:
+        root = folder.checkpoints / ".none"
+        return pl.Trainer(default_root_dir=root, plugins=list(plugins), **options, **PLAIN)
+    finally:
+        os.environ.update(ambient)
+
+
+def environment() -> ClusterEnvironment:
+    """Who starts the processes that train together; Slurm restarts none by Lightning's own checkpoints."""
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else LightningEnvironment()
 
 
 def test(attempt: Attempt, task: Task) -> dict[str, float]:
@@ -150,13 +181,14 @@ def test(attempt: Attempt, task: Task) -> dict[str, float]:
     A compiled model may round otherwise than its frozen twin, which is not compiled.
     """
     options = attempt.settings.trainer
-    trainer = pl.Trainer(
+    trainer = secluded_trainer(
+        attempt.folder,
+        LightningEnvironment(),
         accelerator=options.accelerator,
         devices=1,
         precision="32-true",
         logger=False,
         limit_test_batches=options.eval_batches,
-        **PLAIN,
     )
     with torch.compiler.set_stance("force_eager"):
         trainer.test(task, datamodule=attempt.parts.data, verbose=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 from bitexp.common.files import write_atomic
 from bitexp.common.format import amount, duration, path_text, size
+from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
 from bitexp.tasks import TASKS
@@ -24,7 +25,7 @@ def write_card(attempt: Attempt, result: Mapping[str, Any]) -> Path:
         OSError: it cannot be written.
     """
     path = attempt.folder.path / NAME
-    write_atomic(path, card(attempt, result).encode())
+    write_atomic(path, redacted(card(attempt, result)).encode())
     return path
 
 

@@ -6,6 +6,7 @@ check -> build -> find the run's folder -> fit -> test -> freeze -> test the pac
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from bitexp.common.files import write_json
 from bitexp.common.format import path_text
 from bitexp.common.logs import quiet_libraries
 from bitexp.common.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
+from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings, read_settings
 from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
@@ -71,6 +73,7 @@ def run(
     report = report or Report(quiet=global_rank() > 0)
     settings = config if isinstance(config, Settings) else read_settings(config)
     quiet_libraries(settings.trainer.threads)
+    sys.argv[1:] = redacted(sys.argv[1:])  # which wandb keeps and Lightning repeats
     parts = build(settings)
     settings = completed(settings, parts.quantizer)
     check_validation(settings, parts)
@@ -91,7 +94,9 @@ def run(
         folder.begin(settings, overrides, record)
         write_json(folder.model, vars(attempt.description))
         with own_environment():
-            announce(folder.path, checkpoint, None if pruner is None else pruner.metric)
+            announce(
+                folder.path, checkpoint, None if pruner is None else pruner.metric, attempt.world_size - 1
+            )
             report.keep(folder.path / "train.log")
             header(attempt, checkpoint, remarks)
             result = make(attempt, checkpoint, pruner)
@@ -206,7 +211,8 @@ def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
 
 def follow(attempt: Attempt) -> Outcome:
     """Another process of a distributed run: trains along with the first, and leaves the rest to it."""
-    decision = inherited() or wait_for_decision(attempt.folder.path)
+    folder, again = attempt.folder, attempt.settings.rerun
+    decision = inherited() or wait_for_decision(folder.path, lambda: not again and is_over(folder.result()))
     if decision is not None:
         checkpoint, metric = decision["checkpoint"], decision["pruned_by"]
         with Signals() as signals, contextlib.suppress(Stopped, Diverged, Pruned):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from optuna.distributions import BaseDistribution, distribution_to_json
 
+from bitexp.common.secrets import redacted
 from bitexp.sweep.samplers import EXHAUSTIVE, values
 
 Direction = Literal["minimize", "maximize"]
@@ -28,9 +29,9 @@ class Definition:
     pruner: Mapping[str, Any] | None
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON values."""
+        """As JSON values, without secrets: the study is the same with another password."""
         return {
-            "fixed": sorted(self.fixed),
+            "fixed": redacted(sorted(self.fixed)),
             "space": {key: json.loads(distribution_to_json(d)) for key, d in sorted(self.space.items())},
             "objectives": list(self.objectives),
             "directions": list(self.directions),

@@ -15,11 +15,11 @@ from rich.table import Table
 
 from bitexp.common.console import Report
 from bitexp.common.format import size, value_text
+from bitexp.common.secrets import redacted
 from bitexp.report.runs import Run, read_run
 from bitexp.report.tables import LR_DECAY
 from bitexp.sweep.definition import Direction
 from bitexp.sweep.samplers import latest
-from bitexp.sweep.storage import redacted
 from bitexp.sweep.workers import described
 
 

@@ -1,4 +1,4 @@
-"""The table at the end of a multirun: mean and spread per precision, and what did not end well."""
+"""Around a multirun: secrets leave its words, it gets a folder of its own, and a table at its end."""
 
 from __future__ import annotations
 
@@ -6,16 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
+
+from bitexp.common.files import create_unused
 
 
 class Summary(Callback):
     """Hydra callback: prints the summary of a multirun from the records of its jobs."""
 
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        from bitexp.sweep.secret_words import take_secrets
+
+        take_secrets(config)
+        if not is_study(config):
+            take_folder(config)
+
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if "OptunaSweeper" in config.hydra.sweeper._target_:
+        if is_study(config):
             return  # it has said what its studies found
         from bitexp.common.console import Report
         from bitexp.report.terminal import summarize
 
         summarize(Path(config.hydra.sweep.dir), Report())
+
+
+def is_study(config: DictConfig) -> bool:
+    """Whether the multirun is one of Optuna's studies, whose folder has the study's name."""
+    return "OptunaSweeper" in config.hydra.sweeper._target_
+
+
+def take_folder(config: DictConfig) -> None:
+    """Creates the folder of a multirun; one that began in the same second gets another, as `...-2`."""
+    words = config.hydra.overrides.hydra
+    if any(word.partition("=")[0] == "hydra.sweep.dir" for word in words):
+        return  # it was typed: whoever names a folder twice means the same
+    named = Path(config.hydra.sweep.dir)
+    named.parent.mkdir(parents=True, exist_ok=True)
+    folder = create_unused(named)
+    if folder != named:
+        with open_dict(config):
+            config.hydra.sweep.dir = str(folder)
+            words.append(f"hydra.sweep.dir='{folder}'")

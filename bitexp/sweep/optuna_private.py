@@ -11,6 +11,8 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
+from bitexp.common.secrets import redacted
+
 
 def all_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Every trial of the storage, since Hyperband shows a sampler the trials of one bracket only."""
@@ -23,8 +25,8 @@ def trial_of(study: optuna.Study, frozen: FrozenTrial) -> optuna.Trial:
 
 
 def set_attribute(study: optuna.Study, frozen: FrozenTrial, key: str, value: Any) -> None:
-    """Sets a user attribute of a trial, whichever process asked for it."""
-    study._storage.set_trial_user_attr(frozen._trial_id, key, value)
+    """Sets a user attribute of a trial, without secrets, whichever process asked for it."""
+    study._storage.set_trial_user_attr(frozen._trial_id, key, redacted(value))
 
 
 def reported(trial: optuna.Trial) -> dict[int, float]:

@@ -7,7 +7,6 @@ adds it (a lock file; PostgreSQL's advisory lock), and patience with a server th
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from filelock import FileLock
 
 from bitexp.common.errors import UserError
+from bitexp.common.secrets import holds_secret, redacted
 from bitexp.common.spelling import nearest
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 600.0  # seconds that a database may be away in the middle of a sweep
 DATABASES = ("sqlite", "postgresql")
+URLS = "the URL of a database reads postgresql://USER:PASSWORD@HOST:PORT/DATABASE or sqlite:////PATH"
+STORAGE = "BITEXP_STORAGE"
+"""The environment variable in which a user, or a sweeper for its jobs, names the storage of studies."""
 
 T = TypeVar("T")
 
@@ -38,6 +41,8 @@ class Store:
         Raises:
             UserError: a database that cannot be reached, or of a kind without a lock we know.
         """
+        if "://" not in place and holds_secret(place):
+            raise UserError(f"storage: {redacted(place)} is no path; {URLS}")
         self.place, self._say = place, say
         self._engine: Engine | None = None
         self._lock: FileLock | None = None
@@ -170,17 +175,6 @@ def sqlite_file(url: str) -> str | None:
         parsed: Any = make_url(url)
     except (ArgumentError, ValueError):  # without what is in it: it may be a password
         raise UserError(
-            "storage: the URL of a database reads postgresql://USER:PASSWORD@HOST:PORT/DATABASE or "
-            "sqlite:////PATH; percent-encode special characters in the password (@ as %40)"
+            f"storage: {URLS}; percent-encode special characters in the password (@ as %40)"
         ) from None
     return str(parsed.database) if parsed.get_backend_name() == "sqlite" else None
-
-
-@functools.cache
-def redacted(place: str) -> str:
-    """A storage as it may be printed: without the password."""
-    if "://" not in place:
-        return place
-    from sqlalchemy.engine import make_url
-
-    return make_url(place).render_as_string(hide_password=True)

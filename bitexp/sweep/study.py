@@ -26,6 +26,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState
 
 from bitexp.common.errors import UserError
+from bitexp.common.secrets import redacted
 from bitexp.sweep import optuna_private
 from bitexp.sweep.definition import Definition, Limits
 from bitexp.sweep.ownership import OWNER, SEEN, gone, host, myself
@@ -203,9 +204,9 @@ class Study:
         if stored is None:
             self.study.set_user_attr(DEFINITION, now)
             return
-        others = [key for key in now if stored.get(key) != now[key]]
+        others = [key for key in now if redacted(stored.get(key)) != now[key]]
         if others:
-            definition = "; ".join(f"{key}: {stored.get(key)}" for key in others)
+            definition = "; ".join(f"{key}: {redacted(stored.get(key))}" for key in others)
             raise UserError(
                 f"the study '{self.name}' was started with a different definition ({definition}). The same "
                 "command continues it; another hydra.sweeper.study=NAME starts a new one"

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bitexp.common.errors import UserError
+from bitexp.common.secrets import holds_secret
+from bitexp.sweep.storage import STORAGE, Store
+
 STUDY = "BITEXP_STUDY"
 """The environment variable in which a sweeper names the study of its jobs."""
 
@@ -23,13 +27,27 @@ class StudyOfJobs:
     pruner: dict[str, Any] | None
 
     def to_text(self) -> str:
-        """For the environment of the jobs: letters and digits, since Hydra's grammar is in between."""
-        return base64.urlsafe_b64encode(json.dumps(asdict(self)).encode()).decode().rstrip("=")
+        """For the words of the jobs: letters and digits, since Hydra's grammar is in between.
+
+        A storage with a password is left out of what anybody may read: jobs inherit `BITEXP_STORAGE`.
+        """
+        return (
+            base64.urlsafe_b64encode(
+                json.dumps(
+                    {**asdict(self), "storage": None if holds_secret(self.storage) else self.storage}
+                ).encode()
+            )
+            .decode()
+            .rstrip("=")
+        )
 
     @staticmethod
     def from_text(text: str) -> StudyOfJobs:
         """Back from `to_text`."""
-        return StudyOfJobs(**json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))))
+        values = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if values["storage"] is None:
+            values["storage"] = os.environ.get(STORAGE, "")
+        return StudyOfJobs(**values)
 
 
 class TrialReporter:
@@ -73,7 +91,8 @@ class TrialReporter:
             self._store.close()
 
     def _open(self) -> None:
-        from bitexp.sweep.storage import Store
+        if not self._study.storage:
+            raise UserError(f"this process has not inherited {STORAGE}")
         from bitexp.sweep.study import trial_of
 
         self._store = Store(self._study.storage)

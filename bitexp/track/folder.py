@@ -7,7 +7,6 @@ packed.safetensors confusion_matrix.csv wandb/ tensorboard/ result.json (written
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import socket
@@ -19,7 +18,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bitexp.common.errors import UserError
-from bitexp.common.files import read_json, read_yaml, write_json, write_yaml
+from bitexp.common.files import create_unused, read_json, read_yaml, write_json, write_yaml
+from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 
 UNIMPORTANT = (
@@ -125,8 +125,8 @@ class RunFolder:
         """Moves the folder out of the way, for a rerun; nothing is lost."""
         place = self.path.parent / ".replaced"
         place.mkdir(exist_ok=True)
-        aside = unused(place / f"{self.id}-{time.strftime('%Y%m%d-%H%M%S')}")
-        os.replace(self.path, aside)
+        aside = create_unused(place / f"{self.id}-{time.strftime('%Y%m%d-%H%M%S')}")
+        os.replace(self.path, aside)  # which is empty
         return aside
 
     def begin(self, settings: Settings, overrides: Sequence[str], attempt: dict[str, Any]) -> None:
@@ -157,11 +157,5 @@ def unfinished_runs(settings: Settings) -> Iterator[RunFolder]:
         if is_over(result) or not folder.attempts():
             continue
         stored = read_yaml(path)
-        if isinstance(stored, dict) and identity(stored, "") == identity(config, ""):
+        if isinstance(stored, dict) and identity(stored, "") == identity(redacted(config), ""):
             yield folder
-
-
-def unused(path: Path) -> Path:
-    """The path, or where it is taken the same with a number."""
-    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
-    return next(name for name in itertools.chain([path], names) if not name.exists())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-import re
 import shlex
 import socket
 import subprocess
@@ -17,7 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PASSWORD = re.compile(r"(://[^:/@\s]*:)[^/\s]*@")  # of a database's URL
+from bitexp.common.secrets import redacted
+
 PACKAGE = Path(__file__).resolve().parents[1]
 VERSIONS = (
     "torch", "torchvision", "triton", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf",
@@ -59,19 +59,20 @@ def provenance(seed: int, threads: int, data: str) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """The command as one would type it."""
+    """The command as one would type it, but for secrets."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     if spec is not None:
         start = ["python", "-m", spec.name.removesuffix(".__main__")]
     else:
         script = Path(sys.argv[0])
         start = ["python", str(script)] if script.suffix == ".py" else [script.name]
-    return shlex.join([*start, *(PASSWORD.sub(r"\1***@", word) for word in sys.argv[1:])])
+    return shlex.join([*start, *redacted(sys.argv[1:])])
 
 
 def command_of(overrides: Iterable[str]) -> str:
     """What makes a run again, by itself, whatever sweep it was part of: `+experiment=...` first."""
-    return shlex.join(["python", "-m", "bitexp", *sorted(overrides, key=lambda word: word[:1] != "+")])
+    words = sorted(overrides, key=lambda word: word[:1] != "+")
+    return shlex.join(["python", "-m", "bitexp", *redacted(words)])
 
 
 @cache

@@ -40,14 +40,14 @@ class FiniteLoss(pl.Callback):
 
 
 class Signals:
-    """Within `with Signals() as signals`, SIGINT and SIGTERM are noted in `signals.received`.
+    """Within `with Signals() as signals`, SIGINT, SIGTERM and SIGUSR1 are noted in `signals.received`.
 
     A second one ends the process at once; but a SIGTERM within a second of the first is the same one, sent
-    again (as by the threads of a parent that die one after the other). Outside the main thread nothing is
-    caught.
+    again (as by the threads of a parent that die one after the other), and SIGUSR1 is a warning, which Slurm
+    sends before the SIGTERM of its time limit. Outside the main thread nothing is caught.
     """
 
-    KINDS = (signal.SIGINT, signal.SIGTERM)
+    KINDS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
     ECHO = 1.0  # seconds
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Signals:
             raise Stopped(self.received)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is None:
+        if self.received in (None, signal.SIGUSR1):
             self.received, self._at = signum, time.monotonic()
         elif signum != signal.SIGTERM or time.monotonic() - self._at > self.ECHO:
             signal.signal(signum, signal.SIG_DFL)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 
 from bitexp.common import ranks
 from bitexp.common.errors import UserError
-from bitexp.common.files import write_json
 from bitexp.track.checkpoint_files import LAST, load_checkpoint
+from tests.support.processes import Start
 
 ROOT = Path(__file__).parents[2]
 TWO = ("trainer=ddp", "data.batch_size=32", "quantizer=full")
@@ -57,21 +58,73 @@ def test_what_a_launch_leaves_in_the_environment_is_taken_back(monkeypatch: pyte
     assert dict(os.environ) == before
 
 
-def test_processes_of_one_launcher_agree_through_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this")
-    monkeypatch.setattr(ranks, "PATIENCE", 0.1)
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run's folder, beside which its processes meet."""
+    (tmp_path / ".locks").mkdir()
+    return tmp_path / "run"
+
+
+def follower(folder: Path, rank: int) -> Callable[[], None]:
+    """Another process of a launch with the same id and port as every other, which notes what it is told."""
+
+    def work() -> None:
+        os.environ |= {"RANK": str(rank), "TORCHELASTIC_RUN_ID": "none", "MASTER_PORT": "29511"}
+        decision = ranks.wait_for_decision(folder, lambda: False)
+        assert decision is not None
+        sys.stdout.write(str(decision["checkpoint"]))
+
+    return work
+
+
+def slowly(work: Callable[[], None]) -> Callable[[], None]:
+    """The same after a while."""
+
+    def wait_and_work() -> None:
+        time.sleep(0.3)
+        work()
+
+    return wait_and_work
+
+
+def announce(folder: Path, checkpoint: Path | None, followers: int = 0) -> None:
     with ranks.own_environment():
-        ranks.announce(tmp_path, tmp_path / LAST)
-    decision = ranks.wait_for_decision(tmp_path)
-    assert decision is not None
-    assert (decision["folder"], decision["checkpoint"]) == (str(tmp_path), str(tmp_path / LAST))
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+        ranks.announce(folder, checkpoint, followers=followers)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_each_launch_has_its_own_decision(
+    early: bool, run_folder: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    for checkpoint in (None, run_folder / LAST, run_folder / "previous.ckpt"):
+        others = [start(follower(run_folder, rank)) for rank in (1, 2)] if early else []
+        if early:
+            time.sleep(0.3)
+        else:
+            killed = start(follower(run_folder, 1))
+            while not ranks.question_files(run_folder):
+                time.sleep(0.01)
+            os.kill(killed.pid, signal.SIGKILL)
+            killed.wait()
+            others = [start(slowly(follower(run_folder, rank))) for rank in (1, 2)]
+        announce(run_folder, checkpoint, followers=2)
+        assert [other.wait().out for other in others] == [str(checkpoint)] * 2
+
+
+def test_nobody_waits_for_ever_or_where_all_is_done(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "PATIENCE", 0.1)
+    announce(run_folder, None, followers=1)  # Lightning will start the other one
+    monkeypatch.setenv("RANK", "0")
+    announce(run_folder, None)
+    with pytest.raises(UserError, match="in vain for 1 more processes"):
+        announce(run_folder, None, followers=1)
     with pytest.raises(UserError, match="in vain for the first process"):
-        ranks.wait_for_decision(tmp_path)
-    write_json(tmp_path / "result.json", {"status": "finished"})
-    assert ranks.wait_for_decision(tmp_path) is None
+        ranks.wait_for_decision(run_folder, lambda: False)
+    assert ranks.wait_for_decision(run_folder, lambda: True) is None
+    assert not list((run_folder.parent / ".locks").iterdir())
 
 
 def bitexp(*words: str) -> subprocess.Popen[str]:
@@ -138,3 +191,21 @@ def test_two_processes_fail_together_and_the_next_job_runs(outputs: Path, small:
     assert "2 jobs: 1 trained" in out
     assert "the training loss is nan" in out
     assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_killed_launch_and_the_next_on_the_same_port_agree(outputs: Path, small: Any) -> None:
+    words = ("--nproc_per_node=2", "--master-port=29511", "-m", "bitexp", *small, *TWO, "trainer.epochs=40")
+    every = "callbacks.checkpoint.every_steps=1"
+    launch = [sys.executable, "-m", "torch.distributed.run", *words, every]
+    process = subprocess.Popen(launch, cwd=ROOT, start_new_session=True)
+    while not list(outputs.glob("*/*/checkpoints/previous.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for _ in range(2):  # to its end, and once more when it is over
+        done = subprocess.run(launch, cwd=ROOT, text=True, capture_output=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    (whole,) = (json.loads(path.read_text()) for path in outputs.glob("*/*/result.json"))
+    assert (whole["status"], whole["steps"]) == ("finished", 160)

@@ -82,8 +82,10 @@ def arrange(hook: str, count: int, act: Callable[[], Any]) -> None:
     """Adds `At` to the trainer of this process, after all other callbacks."""
     build = bitexp.run.fit.build_trainer
 
-    def build_with(settings: Any, callbacks: list[pl.Callback], loggers: list[Any]) -> pl.Trainer:
-        return build(settings, [*callbacks, At(hook, count, act)], loggers)
+    def build_with(
+        settings: Any, callbacks: list[pl.Callback], loggers: list[Any], folder: Any
+    ) -> pl.Trainer:
+        return build(settings, [*callbacks, At(hook, count, act)], loggers, folder)
 
     bitexp.run.fit.build_trainer = build_with
 

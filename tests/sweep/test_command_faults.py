@@ -40,8 +40,8 @@ def after_steps(count: int, number: int) -> Callable[[], None]:
     def arrange() -> None:
         build, left = bitexp.run.fit.build_trainer, [count]
 
-        def build_with(settings: Any, callbacks: list[pl.Callback], loggers: Any) -> pl.Trainer:
-            return build(settings, [*callbacks, Steps(left, number)], loggers)
+        def build_with(settings: Any, callbacks: list[pl.Callback], loggers: Any, folder: Any) -> pl.Trainer:
+            return build(settings, [*callbacks, Steps(left, number)], loggers, folder)
 
         bitexp.run.fit.build_trainer = build_with
 

@@ -44,7 +44,9 @@ else:
     signal.signal(signal.SIGINT, lambda *_: end("stopped", 130, "signal", "SIGINT"))
 with open(f"{note}/{{number}}-{{os.getpid()}}.tmp", "w") as file:
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
-    json.dump({{"words": sys.argv[1:], "pid": os.getpid(), "seed": seed, "gpus": gpus}}, file)
+    inherited = {{name: value for name, value in os.environ.items() if name.startswith("BITEXP")}}
+    note = {{"words": sys.argv[1:], "pid": os.getpid(), "seed": seed, "gpus": gpus, "inherited": inherited}}
+    json.dump(note, file)
 os.rename(file.name, file.name.removesuffix(".tmp") + ".json")
 print("a job of seed", seed)
 if seed == "13":
@@ -144,6 +146,24 @@ def test_a_job_gets_the_words_of_the_sweep_and_nothing_else(
     assert task == ["model.hidden=[8,8]", f"seed={note['seed']}"]
     assert "hydra.mode=RUN" in typed
     assert "--multirun" not in typed
+
+
+@pytest.mark.parametrize("sweeper", [(), OPTUNA])
+def test_a_secret_is_inherited_and_no_argument(
+    sweeper: tuple[str, ...], command: Any, stand_in: Any, notes: Any, outputs: Path
+) -> None:
+    secret = "pa55@word"
+    words = ("-m", *sweeper, *PROCESS, "seed=5,6", f"+model.uri='http://me:{secret}@host/a b'")
+    ended = command(*words, f"+model.api_key={secret}", first=stand_in)
+    assert ended.code == 0, ended.err
+    for note in notes():
+        typed = dict(word.partition("=")[::2] for word in note["words"] if word.startswith("+model"))
+        values = [note["inherited"][re.findall("BITEXP_[A-Z_]+", value)[0]] for value in typed.values()]
+        assert sorted(values) == [f"http://me:{secret}@host/a b", secret]
+        assert secret not in str(note["words"])
+    kept = [path for path in outputs.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+    assert not kept
+    assert secret not in ended.out + ended.err
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])

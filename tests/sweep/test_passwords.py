@@ -10,12 +10,18 @@ import pytest
 PASSWORD = "pa55@word"
 
 
+@pytest.mark.parametrize(
+    "launcher",
+    [(), pytest.param(("hydra/launcher=process", "logger=wandb"), marks=pytest.mark.slow)],
+    ids=["basic", "process"],
+)
 def test_a_real_sweep_on_the_server_keeps_its_password_to_itself(
-    database: str, command: Any, small: Any, outputs: Path
+    launcher: tuple[str, ...], database: str, command: Any, small: Any, outputs: Path
 ) -> None:
     words = (
         "-m",
         *small,
+        *launcher,
         "hydra/sweeper=optuna",
         "hydra.sweeper.n_trials=2",
         "optimizer.lr=interval(0.01,0.1)",

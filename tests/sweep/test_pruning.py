@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bitexp.common.errors import Pruned
+from bitexp.sweep.storage import STORAGE
 from bitexp.sweep.trial_reporter import STUDY, StudyOfJobs, TrialReporter, reporter_of
 from bitexp.train.pruning import Elsewhere, Pruning
 
@@ -160,6 +162,14 @@ def test_the_other_ranks_obey_the_first() -> None:
 def test_what_a_job_has_to_know_survives_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     study = StudyOfJobs("a", "postgresql://me:p%40ss'\"@h/db", "val/loss", {"name": "MedianPruner", "n": [1]})
     text = study.to_text()
+    assert b"p%40ss" not in base64.urlsafe_b64decode(text + "==")
+    said: list[str] = []
+    monkeypatch.delenv(STORAGE, raising=False)
+    TrialReporter(StudyOfJobs.from_text(text), 0, said.append)(0.5, 500)
+    assert said == [
+        f"the study a cannot be reached, so nothing is pruned: this process has not inherited {STORAGE}"
+    ]
+    monkeypatch.setenv(STORAGE, study.storage)
     assert text.replace("-", "").replace("_", "").isalnum()
     assert StudyOfJobs.from_text(text) == study
     monkeypatch.delenv(STUDY, raising=False)

@@ -16,8 +16,9 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
 from bitexp.common.errors import UserError
+from bitexp.common.secrets import redacted
 from bitexp.sweep import storage
-from bitexp.sweep.storage import Store, redacted
+from bitexp.sweep.storage import Store
 
 SECRET = "s3cr3t"
 
@@ -234,10 +235,17 @@ def test_a_file_that_is_no_database_is_told_in_words(tmp_path: Path) -> None:
         (f"postgresql://me:{SECRET}@host/db", "postgresql://me:***@host/db"),
         ("postgresql://me@host/db", "postgresql://me@host/db"),
         ("sqlite:////tmp/a.db", "sqlite:////tmp/a.db"),
+        (f"postgresql://host/db?user=me&password={SECRET}", "postgresql://host/db?user=me&password=***"),
     ],
 )
 def test_a_place_is_shown_without_its_password(place: str, expected: str) -> None:
     assert redacted(place) == expected
+
+
+def test_a_connection_string_is_no_name_of_a_journal(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"user=me password=\*\*\* is no path; the URL of a database reads"):
+        Store(f"{tmp_path}/host=h user=me password={SECRET}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_driver_that_is_installed_is_named_to_sqlalchemy() -> None:

@@ -50,6 +50,20 @@ def test_two_trackers_of_one_run_and_none_of_another(train: Any) -> None:
     assert not {"wandb", "tensorboard"} & {path.name for path in outcome.folder.iterdir()}
 
 
+def test_no_tracker_and_no_file_gets_a_secret(command: Any, small: Any, outputs: Path) -> None:
+    secret = "pa55@word"
+    ended = command(
+        *small[1:], "logger=[wandb,tensorboard]", f"logger.wandb.tags=['http://me:{secret}@host']"
+    )
+    assert ended.code == 0, ended.err
+    assert "not tracked" not in ended.out
+    files = [path for path in outputs.rglob("*") if path.is_file()]
+    assert {"config.yaml", "overrides.yaml", "provenance.json", "hparams.yaml"} <= {
+        path.name for path in files
+    }
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -53,7 +53,7 @@ def test_all_ranks_stop_or_none(mine: float) -> None:
     assert asked == [mine != 0.0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", Signals.KINDS)
 def test_a_signal_is_noted_and_the_handlers_come_back(number: int) -> None:
     before = [signal.getsignal(kind) for kind in Signals.KINDS]
     with Signals() as signals:
@@ -86,6 +86,13 @@ def test_a_second_signal_ends_the_process(number: int, start: Any) -> None:
 
     ended = start(work).wait()
     assert (ended.code, ended.out) == (-number, "still here\n")
+
+
+def test_the_warning_before_a_time_limit_is_no_first_signal() -> None:
+    with Signals() as signals:
+        for number in (signal.SIGUSR1, signal.SIGUSR1, signal.SIGTERM, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert signals.received == signal.SIGTERM
 
 
 def test_handlers_can_be_put_back_in_place() -> None:

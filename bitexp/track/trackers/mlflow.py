@@ -6,6 +6,7 @@ import logging
 import os
 from typing import TYPE_CHECKING
 
+from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 from bitexp.track.folder import RunFolder, outputs
 from bitexp.track.trackers.tracker import TRACKERS, Tracker, label, require
@@ -50,7 +51,7 @@ class MLflow(Tracker):
             run_name=label(settings, folder),
             tracking_uri=uri,
             run_id=earlier[0].info.run_id if earlier else None,
-            tags={ID: folder.id, "quantizer": settings.quantizer.name, **self.tags},
+            tags={ID: folder.id, "quantizer": settings.quantizer.name, **redacted(self.tags)},
         )
-        logger.log_hyperparams(settings.model_dump(mode="json"))
+        logger.log_hyperparams(redacted(settings.model_dump(mode="json")))
         return logger

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 from bitexp.track.folder import RunFolder
 from bitexp.track.trackers.tracker import TRACKERS, Tracker, require
@@ -23,5 +24,5 @@ class TensorBoard(Tracker):
         from pytorch_lightning.loggers import TensorBoardLogger
 
         logger = TensorBoardLogger(folder.path, name="", version="tensorboard", default_hp_metric=False)
-        logger.log_hyperparams(settings.model_dump(mode="json"))
+        logger.log_hyperparams(redacted(settings.model_dump(mode="json")))
         return logger

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 from bitexp.common.errors import UserError
+from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 from bitexp.track.folder import RunFolder
 from bitexp.track.trackers.tracker import TRACKERS, Tracker, label
@@ -49,8 +50,8 @@ class Wandb(Tracker):
             name=label(settings, folder),
             group=f"{settings.name}/{settings.quantizer.name}",
             job_type="train",
-            tags=[settings.quantizer.name, f"kernel:{settings.kernel.name}", *self.tags],
-            config=settings.model_dump(mode="json"),
+            tags=[settings.quantizer.name, f"kernel:{settings.kernel.name}", *redacted(self.tags)],
+            config=redacted(settings.model_dump(mode="json")),
             resume="allow",
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off"),

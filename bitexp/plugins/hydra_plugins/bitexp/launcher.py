@@ -78,11 +78,13 @@ class ProcessLauncher(Launcher):
     def run(self, number: int, words: Sequence[str]) -> dict[str, Any]:
         """Makes one job; its record."""
         from bitexp.common.exit import Progress
+        from bitexp.sweep.secret_words import without_secret
 
         folder = Path(self.config.hydra.sweep.dir).absolute()
         hydra = [*self.config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'", f"hydra.job.num={number}"]
         hydra.append("hydra.mode=RUN")
-        command = [sys.executable, "-m", "bitexp", *self.flags(), *words, *hydra]
+        typed = [without_secret(word, str(number)) for word in (*words, *hydra)]
+        command = [sys.executable, "-m", "bitexp", *self.flags(), *typed]
         task = [word for word in words if not word.lstrip("+~").startswith("hydra")]
         record = self.processes.run(command, folder, number, {"overrides": task, "tuned": False})
         Progress.note({"finished": 0, "pruned": 0, "stopped": 130}.get(record["status"], 1))

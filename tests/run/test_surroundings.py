@@ -1,0 +1,55 @@
+"""What lies around a run decides nothing: files of the current folder, variables of libraries."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bitexp.track.checkpoint_files import LAST
+from tests.support.configs import SMALL
+from tests.support.faults import at
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+}
+LIGHTNING = {"PL_TRAINER_FAST_DEV_RUN": "1", "PL_TRAINER_MAX_STEPS": "3"}
+
+
+@pytest.fixture
+def around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, train: Any) -> Path:
+    """The packed file of an undisturbed run; from here on under Slurm beside the weights of another."""
+    with monkeypatch.context() as patch:
+        patch.setenv("BITEXP_OUTPUTS", str(tmp_path / "before"))
+        expected = train("quantizer=full").folder / "packed.safetensors"
+        other = train("quantizer=ternary_mean", "seed=1").folder
+    here = tmp_path / "here"
+    here.mkdir()
+    shutil.copy(other / "checkpoints" / LAST, here / "hpc_ckpt_1.ckpt")
+    monkeypatch.chdir(here)
+    for name, value in {**SLURM, **LIGHTNING}.items():
+        monkeypatch.setenv(name, value)
+    return Path(expected)
+
+
+def test_a_foreign_checkpoint_in_the_current_folder_is_not_read(around: Path, train: Any) -> None:
+    outcome = train("quantizer=full")
+    assert outcome.status == "finished"
+    assert (outcome.folder / "packed.safetensors").read_bytes() == around.read_bytes()
+
+
+def test_nor_when_slurm_warns_of_its_time_limit(around: Path, command: Any, train: Any) -> None:
+    ended = command(*SMALL, "quantizer=full", first=at("on_train_batch_start", 3, signal.SIGUSR1))
+    assert ended.code == 128 + signal.SIGUSR1, ended.err
+    assert "Stopped by SIGUSR1 after a checkpoint" in ended.out
+    assert [path.name for path in Path().iterdir()] == ["hpc_ckpt_1.ckpt"]
+    outcome = train("quantizer=full")
+    assert (outcome.folder / "packed.safetensors").read_bytes() == around.read_bytes()
