@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -11,11 +11,16 @@ from torch import Tensor, nn
 
 from bitexp.deploy.packing import Layout, choose_layout, layout_of
 from bitexp.kernels import Kernel, as_kernel
+from bitexp.quant.autograd import quantized_product
+from bitexp.quant.backend import Call
 from bitexp.quant.checks import check_input
+from bitexp.quant.estimators import carried
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
+from bitexp.quant.modes import recorded
 from bitexp.quant.norms import normalize
 from bitexp.quant.options import build
 from bitexp.quant.parts import ActivationQuantizer, Sparsifier, Transform
+from bitexp.quant.product import Quantized
 from bitexp.quant.spec import Geometry, LayerSpec
 
 
@@ -40,7 +45,8 @@ class Packing:
 class FrozenLayer(nn.Module):
     """A quantized layer with packed weights: buffers `packed` (uint8), `scale`, `shift` and `bias`.
 
-    Of its parts it keeps those that the input goes through, with what they have learned.
+    Of its parts it keeps those that the input goes through, with what they have learned. The gradient of an
+    input is the trained layer's, by the straight-through rule; then the codes are unpacked at every call.
     """
 
     packed: Tensor
@@ -73,10 +79,8 @@ class FrozenLayer(nn.Module):
 
     def use(self, kernel: Kernel) -> None:
         """Prepares the weights for a kernel; on the device where they lie now."""
-        inputs = torch.Size(self.spec.shape[1:]).numel()
-        codes = self.packing.layout.unpack(self.packed, inputs).reshape(self.spec.shape)
         self.kernel = kernel
-        self.prepared = kernel.prepare(codes, self.scale, self.shift)
+        self.prepared = kernel.prepare(self._codes(), self.scale, self.shift)
         activations = self.spec.activations
         self.kernel_makes_codes = activations is None or activations.absmax is not None
 
@@ -109,6 +113,8 @@ class FrozenLayer(nn.Module):
             x = normalize(x, spec.norm, Geometry(spec.conv).feature_dim)[0]
         if spec.transform is not None or spec.sparsifier is not None:
             x = self._mapped(x)
+        if recorded(x):
+            return self._straight_through(x)
         if self.kernel_makes_codes:
             return self.kernel.forward(x, self.prepared, self.bias, spec)
         assert self.activations is not None
@@ -119,6 +125,21 @@ class FrozenLayer(nn.Module):
         dim = Geometry(self.spec.conv).feature_dim
         x = x if self.transform is None else self.transform(x, dim)
         return x if self.sparsifier is None else self.sparsifier(x, dim)
+
+    def _straight_through(self, x: Tensor) -> Tensor:
+        """The same output where the gradient of the input is wanted: that of the trained layer."""
+        codes = scale = None
+        quantized = Quantized(self._codes(), self.scale, self.shift)
+        if (act := self.activations) is not None and (act.spec.absmax is None or act.has_rule):
+            codes, scale = act.codes(x.detach(), Geometry(self.spec.conv).scale_dims)
+            x = carried(x, act, Quantized(codes, scale))
+        call = Call(replace(self.spec, norm="none"), self.kernel.backend, torch.float32, torch.float32, False)
+        return quantized_product(x, quantized.codes, self.bias, quantized, call, codes, scale)
+
+    def _codes(self) -> Tensor:
+        """The int8 codes of the weights, in their shape."""
+        inputs = torch.Size(self.spec.shape[1:]).numel()
+        return self.packing.layout.unpack(self.packed, inputs).reshape(self.spec.shape)
 
     def extra_repr(self) -> str:
         return f"{list(self.spec.shape)}, {self.packing.name}, norm={self.spec.norm}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from bitexp.quant.layers import BitConv2d, BitLinear
+from bitexp.quant.product import product_grads
 from tests.support.layers import (
     CONVS,
     LINEAR,
@@ -49,6 +51,37 @@ def test_convolution_gradients_are_the_textbook_straight_through_ones(
     quantizer = make_quantizer("ternary_mean", norm=norm, **VARIANTS[variant])
     layer = BitConv2d(nn.Conv2d(4, 8, **CONVS[conv]), quantizer)
     assert_equals_textbook(layer, torch.randn(3, 4, 9, 8) * 2 + 0.3)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def test_pointwise_strides_are_not_left_to_the_kernel_that_writes_past_its_memory(
+    make_quantizer: Make, two_threads: None
+) -> None:
+    """It broke the heap about every second time; which way a gradient goes is seen by its bits."""
+    quantizer = make_quantizer("ternary_mean", norm="layer")
+    layer = BitConv2d(nn.Conv2d(3, 48, 1, stride=2), quantizer)
+    x, weight = torch.randn(255, 3, 32, 32), torch.randn(48, 3, 1, 1)
+    last = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    grad = torch.randn(255, 48, 16, 16)
+    expected = product_grads(grad, x, weight, layer.spec, True, True)
+    for _ in range(5):
+        given = last.clone(memory_format=torch.preserve_format)
+        assert given.is_contiguous(memory_format=torch.channels_last)
+        for ours, theirs in zip(
+            product_grads(grad, given, weight, layer.spec, True, True), expected, strict=True
+        ):
+            assert ours is not None
+            assert theirs is not None
+            assert torch.equal(ours, theirs)
+            assert ours.is_contiguous()
+        layer(x).square().sum().backward()
+    assert layer.weight.grad is not None
 
 
 @pytest.mark.parametrize("bias", [True, False])
