@@ -69,11 +69,13 @@ def check(settings: Settings) -> None:
             raise UserError(
                 f"{key}={monitor} is not measured.{nearest(monitor, known)} Known: {', '.join(known)}"
             )
-        if trainer.validate_every > trainer.epochs:
-            raise UserError(
-                f"{key}={monitor} is never measured: trainer.validate_every={trainer.validate_every} and "
-                f"trainer.epochs={trainer.epochs}; validate within the epochs"
-            )
+    stopping = settings.callbacks.early_stopping
+    if stopping is not None and trainer.validate_every > trainer.epochs:
+        raise UserError(
+            f"callbacks.early_stopping.monitor={stopping.monitor} is never measured before the end: "
+            f"trainer.validate_every={trainer.validate_every} and trainer.epochs={trainer.epochs}; validate "
+            "within the epochs"
+        )
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu, but torch finds no GPU here; use trainer=cpu")
 
@@ -102,10 +104,17 @@ def monitors(settings: Settings) -> dict[str, str]:
     return {key: monitor for key, monitor in named.items() if monitor is not None}
 
 
-def check_validation(settings: Settings, parts: Parts) -> None:
-    """Raises `UserError` where a metric decides something and no data are held out to measure it."""
+def check_validation(settings: Settings, parts: Parts, pruned_by: str | None) -> None:
+    """Raises `UserError` where a metric decides something and no data are held out to measure it.
+
+    Args:
+        pruned_by: the metric that a study asks for while the run trains.
+    """
+    deciding = monitors(settings)
+    if pruned_by is not None:
+        deciding["hydra.sweeper.objectives"] = pruned_by
     if parts.data.sizes["val"] == 0:
-        for key, monitor in monitors(settings).items():
+        for key, monitor in deciding.items():
             raise UserError(
                 f"{key}={monitor} needs validation data and there are none; set data.val_size=0.1"
             )

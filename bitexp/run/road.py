@@ -76,7 +76,7 @@ def run(
     sys.argv[1:] = redacted(sys.argv[1:])  # which wandb keeps and Lightning repeats
     parts = build(settings)
     settings = completed(settings, parts.quantizer)
-    check_validation(settings, parts)
+    check_validation(settings, parts, None if pruner is None else pruner.metric)
     data = parts.data.fingerprint()
     folder = RunFolder.of(settings, data)
     attempt = Attempt(settings, tuple(overrides), parts, folder, report)
@@ -194,7 +194,7 @@ def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
         metrics |= measured_costs(parts)
     except Exception as error:  # of whatever model: the result counts more than its costs
         attempt.report.line(f"the cost of inference could not be measured: {error}")
-    validation = fit.metrics.values("val/", fit.best_step if monitored else None)
+    validation = fit.metrics.values("val/", fit.best_step if monitored else fit.steps)
     fit.log(metrics)
     return {
         "metrics": {**validation, **metrics},

@@ -29,7 +29,7 @@ from bitexp.sweep.trial_reporter import STUDY, StudyOfJobs
 from bitexp.sweep.tuned import write_tuned
 from bitexp.sweep.workers import Workers, described
 
-NOT_VALIDATED = "the run was never validated (trainer.validate_every is more than trainer.epochs)"
+NOT_VALIDATED = "the run was never validated: there are no validation data"
 
 
 class Jobs(Protocol):
@@ -175,7 +175,7 @@ class Launching:
             return TrialResult(record["status"], record.get("kind"), record.get("reason"), run=run)
         metrics, objectives = record["metrics"], self.spec.definition.objectives
         if absent := [metric for metric in objectives if metric not in metrics]:
-            return TrialResult("failed", "config", f"{NOT_VALIDATED}: no {absent[0]}", run=run)
+            return TrialResult("failed", "config", f"{NOT_VALIDATED} for {absent[0]}", run=run)
         values = [float(metrics[metric]) for metric in objectives]
         return TrialResult("finished", record.get("kind"), record.get("reason"), values, run)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from torch import Tensor
 
 from bitexp.common.console import Report
 from bitexp.common.format import duration
@@ -19,17 +21,20 @@ LINES = 20  # about so many in a whole run
 class Throughput(pl.Callback):
     """Sends what the task measured to the loggers, with `time/step_ms` and `time/UNIT_per_second`.
 
-    Training every so many steps and at the end of an epoch, validation after it, both under the number
-    of steps taken. Lightning's own logging writes a batch's metrics only after the hooks that save a
-    checkpoint, so a resumed run would lack them, and numbers a validation by the step before.
+    Training every so many steps and at its end or an epoch's, as means over the batches since the last
+    time; validation after it; both under the number of steps taken. Lightning's own logging writes a batch's
+    metrics only after the hooks that save a checkpoint, so a resumed run would lack them, and numbers a
+    validation by the step before.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self.loss = float("nan")
-        self.step_seconds = 0.0
+        self.loss: float | None = None
+        self.step_seconds: float | None = None
         self._mark = (0, 0.0)
         self._amount = 0
+        self._sums: dict[str, Tensor] = {}
+        self._batches = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begin(trainer)
@@ -51,8 +56,16 @@ class Throughput(pl.Callback):
         step, now = trainer.global_step, time.monotonic()
         mark, then = self._mark
         self._amount += pl_module.amount(batch)  # type: ignore[operator]
-        if step > mark and (trainer.is_last_batch or step % self.every == 0):
-            self.loss = float(outputs["loss"])
+        whole = outputs["loss"] * trainer.accumulate_grad_batches  # Lightning has divided it
+        terms: dict[str, Tensor] = pl_module.terms  # type: ignore[assignment]
+        for name, value in {"loss": whole, **terms}.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().double()
+        self._batches += 1
+        last = trainer.is_last_batch or trainer.should_stop
+        if step > mark and (last or step % self.every == 0):
+            means = {name: float(total) / self._batches for name, total in self._sums.items()}
+            self._sums, self._batches = {}, 0
+            self.loss = means["loss"]
             self.step_seconds = (now - then) / (step - mark)
             throughput = self._amount * trainer.world_size / (now - then)
             self._begin(trainer)
@@ -60,22 +73,29 @@ class Throughput(pl.Callback):
                 "time/step_ms": 1000 * self.step_seconds,
                 f"time/{pl_module.unit}_per_second": throughput,
             }
-            terms = {f"train/{name}": float(term) for name, term in pl_module.terms.items()}  # type: ignore
-            send(trainer, {"train/loss": self.loss, **terms, **pace})
+            send(trainer, {**{f"train/{name}": mean for name, mean in means.items()}, **pace})
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
             send(trainer, measured(trainer, "val/"))
 
+    def state_dict(self) -> dict[str, Any]:
+        sums = {name: float(total) for name, total in self._sums.items()}
+        return {"sums": sums, "batches": self._batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        sums = state_dict["sums"]
+        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in sums.items()}
+        self._batches = state_dict["batches"]
+
     def summary(self, trainer: pl.Trainer, schedule: Schedule, metrics: dict[str, float]) -> str:
-        """Where the run stands, on one line."""
-        left = (schedule.total(trainer) - trainer.global_step) * self.step_seconds
-        shown = [
-            f"loss {self.loss:.3f}",
-            *(f"{name} {value:.4g}" for name, value in metrics.items()),
-        ]
-        pace = f"{1000 * self.step_seconds:.0f} ms/step"
-        return "  ".join([*shown, f"lr {schedule.lr:.2e}", pace, f"{duration(left)} left"])
+        """Where the run stands, on one line; what was not measured yet is left out."""
+        shown = [] if self.loss is None else [f"loss {self.loss:.3f}"]
+        shown += [*(f"{name} {value:.4g}" for name, value in metrics.items()), f"lr {schedule.lr:.2e}"]
+        if self.step_seconds is not None:
+            left = (schedule.total(trainer) - trainer.global_step) * self.step_seconds
+            shown += [f"{1000 * self.step_seconds:.0f} ms/step", f"{duration(left)} left"]
+        return "  ".join(shown)
 
 
 def measured(trainer: pl.Trainer, prefix: str) -> dict[str, float]:

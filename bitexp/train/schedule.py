@@ -16,7 +16,8 @@ class Schedule(pl.Callback):
     also before a validation.
 
     It comes after the averaging of weights, which averages lambda too. It also ends a run after
-    `max_steps`: Lightning's own option forgets the rest of a run that resumes at the end of an epoch.
+    `max_steps`: Lightning's own option forgets the rest of a run that resumes at the end of an epoch. And it
+    has the last weights validated, whichever epochs are.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Schedule(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if self.max_steps is not None and trainer.global_step >= self.max_steps:
             trainer.should_stop = True
+        if trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs:
+            trainer.check_val_every_n_epoch = 1
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._set_progress(trainer, pl_module)

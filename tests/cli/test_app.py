@@ -100,7 +100,7 @@ CASES = {
     # combinations
     "optimizer.stochastic_rounding=true": ["there are none", "trainer.precision=bf16-true"],
     "callbacks.checkpoint.monitor=val/acc": ["is not measured", f"{HINT} 'val/accuracy'?", "val/loss"],
-    "callbacks.checkpoint.monitor=val/loss trainer.validate_every=99": [
+    "callbacks.early_stopping={monitor:val/loss,patience:1} trainer.validate_every=99": [
         "is never measured",
         "validate_every",
     ],

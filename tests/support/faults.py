@@ -29,6 +29,7 @@ VARIANTS = {
     "best": ("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=min", "optimizer.lr=0.3"),
     "patience": ("callbacks.early_stopping={monitor: val/loss, mode: max, patience: 1}", "trainer.epochs=9"),
     "two_stage": ("scheduler=two_stage", "trainer.max_steps=6", "quantizer=binary", "trainer.log_every=3"),
+    "rarely": ("trainer.epochs=3", "trainer.validate_every=2", "trainer.max_steps=11"),
     "learned": ("quantizer=lsq", "optimizer.lr=0.01"),
     "learned_bf16": (
         "quantizer=lsq",

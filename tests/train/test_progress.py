@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from rich.console import Console
 
 from bitexp.common.console import UNLIMITED, Report
 from bitexp.common.format import amount, duration, size
+from bitexp.tasks import Task
+from bitexp.train.progress import Throughput
 
 
 @pytest.fixture
@@ -53,6 +57,51 @@ def test_lines_elsewhere_about_twenty(train: Any, capsys: pytest.CaptureFixture[
     assert all(re.fullmatch(pattern, line) for line in lines)
     assert lines[-1].startswith("epoch 60/60  step 60/60")
     assert lines[-1].endswith(" 0 s left")
+
+
+@pytest.fixture
+def losses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The training loss of every batch."""
+    seen: list[float] = []
+    step = Task.training_step
+
+    def note(self: Task, *arguments: Any) -> Any:
+        loss = step(self, *arguments)
+        seen.append(float(loss.detach()))
+        return loss
+
+    monkeypatch.setattr(Task, "training_step", note)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("words", "ends"),
+    [
+        (["trainer.log_every=3"], {3: 3, 4: 4, 6: 6, 8: 8}),
+        (["trainer.accumulate=2", "trainer.log_every=1"], {1: 2, 2: 4, 3: 6, 4: 8}),
+        (["trainer.accumulate=4"], {1: 4, 2: 8}),
+        (["trainer.train_batches=7", "trainer.accumulate=2"], {4: 7, 8: 14}),
+        (["trainer.max_steps=6", "trainer.log_every=50"], {4: 4, 6: 6}),
+    ],
+)
+def test_the_loss_is_the_mean_since_the_last_line(
+    words: list[str], ends: dict[int, int], train: Any, losses: list[float]
+) -> None:
+    with (train(*words).folder / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "train/loss"]
+    assert [int(row["step"]) for row in rows] == list(ends)
+    starts = [0, *ends.values()]
+    for row, start, end in zip(rows, starts, ends.values(), strict=False):
+        assert float(row["value"]) == pytest.approx(sum(losses[start:end]) / (end - start), rel=1e-6)
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    schedule = SimpleNamespace(lr=0.1, total=lambda _: 8)
+    trainer: Any = SimpleNamespace(global_step=4)
+    throughput = Throughput(50)
+    assert throughput.summary(trainer, schedule, {"val/accuracy": 0.5}) == "val/accuracy 0.5  lr 1.00e-01"
+    throughput.loss, throughput.step_seconds = 0.25, 0.5
+    assert throughput.summary(trainer, schedule, {}) == "loss 0.250  lr 1.00e-01  500 ms/step  2 s left"
 
 
 def test_none_means_none(train: Any, capsys: pytest.CaptureFixture[str]) -> None:
