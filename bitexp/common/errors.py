@@ -11,6 +11,15 @@ MEMORY = ("out of memory", "allocate memory", "bad_alloc", "failed to map segmen
 class UserError(Exception):
     """Something the user can mend: the message says what was wrong, what is allowed, what to do."""
 
+    kind = "config"
+    """What it is about, for records."""
+
+
+class Damaged(UserError):
+    """A file of a run is gone, or not what was written; the config is as good as ever."""
+
+    kind = "damaged"
+
 
 class Unusable(UserError, ValueError):
     """A word or a value that cannot be used, by a library's caller or a user: `ValueError` to the one."""
