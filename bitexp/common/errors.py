@@ -48,6 +48,16 @@ def describe_crash(crash: BaseException) -> dict[str, str]:
     return {"kind": "crash", "reason": reason}
 
 
+def is_of_the_machine(problem: Exception) -> bool:
+    """Whether a failure to read a file says nothing about the file: no memory, no permission, a bad disk.
+
+    A damaged file can make its readers pass an invalid argument to the system, and a folder is no file.
+    """
+    if isinstance(problem, OSError):
+        return problem.errno not in (None, errno.EINVAL, errno.EISDIR, errno.ENOENT)
+    return describe_crash(problem)["kind"] == "out_of_memory"
+
+
 class Diverged(Exception):
     """The loss is NaN or infinite; the message says at which step."""
 

@@ -180,7 +180,7 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
         try:
             write_card(attempt, result)
         except Exception as error:  # the result stands without it
-            report.line(f"the model card could not be written: {error}")
+            report.line(f"the model card could not be written: {describe_crash(error)['reason']}")
     closing(attempt, result, trained=True)
     return result
 
@@ -194,7 +194,8 @@ def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
     try:
         metrics |= measured_costs(parts)
     except Exception as error:  # of whatever model: the result counts more than its costs
-        attempt.report.line(f"the cost of inference could not be measured: {error}")
+        reason = describe_crash(error)["reason"]
+        attempt.report.line(f"the cost of inference could not be measured: {reason}")
     validation = fit.metrics.values("val/", fit.best_step if monitored else fit.steps)
     fit.log(metrics)
     return {

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitexp.common.errors import Damaged
+from bitexp.common.errors import Damaged, is_of_the_machine
 from bitexp.common.files import write_atomic
 
 LAST, PREVIOUS, BEST, DAMAGED = "last.ckpt", "previous.ckpt", "best.ckpt", "damaged.ckpt"
@@ -21,7 +21,11 @@ STATE = "Checkpoints"
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, or None. Checks length, every record's CRC and content."""
+    """What is wrong with a checkpoint file, or None. Checks length, every record's CRC and content.
+
+    Raises:
+        OSError, MemoryError: it could not be read, whatever is in it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             if (record := archive.testzip()) is not None:
@@ -30,6 +34,8 @@ def damage(path: Path) -> str | None:
     except FileNotFoundError:
         return "it is missing"
     except Exception as error:  # a damaged or hostile file may raise nearly anything
+        if is_of_the_machine(error):
+            raise
         return f"it cannot be read ({str(error).strip().splitlines()[0]})"
     state = content.get("callbacks", {}) if isinstance(content, dict) else {}
     return None if STATE in state else "it is not a checkpoint of bitexp"
