@@ -80,7 +80,8 @@ def make(config: DictConfig) -> float | None:
         if not multirun and failure["kind"] == "crash":
             raise
         print_failure(failure, overrides if multirun else [])
-        Progress.note(2 if failure["kind"] == "config" and not multirun else 1)
+        mendable = failure["kind"] in ("config", "damaged")
+        Progress.note(2 if mendable and not multirun else 1)
         if multirun:
             JobRecord(overrides, tuned, "failed", failure["kind"], failure["reason"]).write(hydra)
         return None
@@ -132,7 +133,7 @@ def exit_code(outcome: Outcome) -> int:
 def describe_failure(problem: Exception, overrides: list[str]) -> dict[str, str]:
     """Kind and reason of what kept a job from its run: `config` is what the user can mend."""
     if isinstance(problem, UserError):
-        return {"kind": "config", "reason": str(problem)}
+        return {"kind": problem.kind, "reason": str(problem)}
     if isinstance(problem, OmegaConfBaseException):
         return {"kind": "config", "reason": explain(problem, overrides)}
     return describe_crash(problem)

@@ -11,6 +11,15 @@ MEMORY = ("out of memory", "allocate memory", "bad_alloc", "failed to map segmen
 class UserError(Exception):
     """Something the user can mend: the message says what was wrong, what is allowed, what to do."""
 
+    kind = "config"
+    """What it is about, for records."""
+
+
+class Damaged(UserError):
+    """A file of a run is gone, or not what was written; the config is as good as ever."""
+
+    kind = "damaged"
+
 
 class Unusable(UserError, ValueError):
     """A word or a value that cannot be used, by a library's caller or a user: `ValueError` to the one."""
@@ -37,6 +46,16 @@ def describe_crash(crash: BaseException) -> dict[str, str]:
     if isinstance(crash, OSError) and crash.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return {"kind": "disk_full", "reason": f"the disk is full ({reason})"}
     return {"kind": "crash", "reason": reason}
+
+
+def is_of_the_machine(problem: Exception) -> bool:
+    """Whether a failure to read a file says nothing about the file: no memory, no permission, a bad disk.
+
+    A damaged file can make its readers pass an invalid argument to the system, and a folder is no file.
+    """
+    if isinstance(problem, OSError):
+        return problem.errno not in (None, errno.EINVAL, errno.EISDIR, errno.ENOENT)
+    return describe_crash(problem)["kind"] == "out_of_memory"
 
 
 class Diverged(Exception):

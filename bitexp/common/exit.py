@@ -38,6 +38,9 @@ def guarded(entry: Callable[[], Any]) -> int:
     except UserError as problem:
         error(str(problem))
         return 2
+    except PermissionError as problem:
+        error(f"{problem.strerror}: {problem.filename}")
+        return 2
     except Exception:
         sys.excepthook = trace
         raise

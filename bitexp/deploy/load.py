@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, is_of_the_machine
 from bitexp.common.files import read_json
 from bitexp.deploy.description import Description
 from bitexp.deploy.packed_file import load_packed
@@ -29,6 +29,7 @@ def load_run(
 
     Raises:
         UserError: there is no such run, or its files are missing or damaged.
+        OSError, MemoryError: they cannot be read, or not held.
     """
     path, kernel = Path(path), as_kernel(kernel)
     if path.suffix == ".safetensors":
@@ -61,6 +62,8 @@ def load_from_checkpoint(
         own = {name.removeprefix("model."): v for name, v in state.items() if name.startswith("model.")}
         model.load_state_dict(own)
     except Exception as error:  # whatever a damaged file can make the constructors of a model raise
+        if is_of_the_machine(error):
+            raise
         raise UserError(f"{folder.model} does not describe the model of {checkpoint}: {error}") from error
     set_backend(model, kernel.backend)
     return model.float().eval(), description.preprocessing

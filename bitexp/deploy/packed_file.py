@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, is_of_the_machine
 from bitexp.common.files import write_atomic
 from bitexp.deploy.description import Description
 from bitexp.deploy.frozen import FrozenLayer, Packing, blank_twin, put_twins
@@ -107,6 +107,8 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
             raise ValueError(f"the model has no place for {', '.join(sorted(unknown))}")
         model.load_state_dict({name: tensors[owner] for name, owner in owners.items()})
     except Exception as error:  # whatever a header can make the constructors of a model raise
+        if is_of_the_machine(error):
+            raise
         raise UserError(f"{path} does not describe a model that can be built here: {error}") from error
     return model.eval(), description.preprocessing
 
@@ -153,14 +155,23 @@ def layer_json_1(layer: FrozenLayer) -> dict[str, Any]:
 
 
 def read_packed(path: Path | str) -> PackedFile:
-    """Header and tensors of a packed file. Raises `UserError` where it is none."""
+    """Header and tensors of a packed file.
+
+    Raises:
+        UserError: it is none, or damaged.
+        OSError, MemoryError: it cannot be read, or not held.
+    """
     try:
+        with Path(path).open("rb"):  # which tells why it cannot be opened, as safetensors does not
+            pass
         with safetensors.safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("bitexp", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"there is no packed file {path}") from None
     except Exception as error:  # whatever a damaged file can make its readers raise
+        if is_of_the_machine(error):
+            raise
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
     parts = {key: type(part) for key, part in header.items()} if isinstance(header, dict) else {}
     if parts != PARTS or header["format"] not in (1, FORMAT):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bitexp.common.errors import UserError
+from bitexp.common.errors import Damaged
 from bitexp.common.files import write_atomic
 from bitexp.deploy.cost import costs
 from bitexp.deploy.frozen import freeze
@@ -25,10 +25,10 @@ def restore(parts: Parts, checkpoint: Path) -> None:
     """Puts a checkpoint's weights (under EMA the averaged ones) into the model, in fp32, quantized.
 
     Raises:
-        UserError: the checkpoint is damaged.
+        Damaged: the checkpoint is damaged.
     """
     if reason := damage(checkpoint):
-        raise UserError(
+        raise Damaged(
             f"{checkpoint} is damaged: {reason}. Use rerun=true to start this run over; the "
             "old folder is kept"
         )

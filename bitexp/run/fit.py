@@ -20,7 +20,7 @@ from bitexp.common.ranks import own_environment
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
 from bitexp.tasks import Task
-from bitexp.track.checkpoint_files import STATE, load_checkpoint
+from bitexp.track.checkpoint_files import state_of, unpacked
 from bitexp.track.folder import RunFolder
 from bitexp.track.metrics import MetricsCsv
 from bitexp.train.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -52,7 +52,7 @@ class Fit:
         settings, parts, report = attempt.settings, attempt.parts, attempt.report
         options, optimizer = settings.callbacks, settings.optimizer
         every = settings.trainer.log_every
-        self.parts = parts
+        self.parts, self.report = parts, report
         self.metrics = MetricsCsv(attempt.folder.metrics)
         self.throughput = Throughput(every)
         directions = parts.task.measures
@@ -91,12 +91,14 @@ class Fit:
             parts.model.compile()
 
     def run(self, checkpoint: Path | None) -> None:
-        """Trains to the end, on from `checkpoint` if given; `metrics.csv` is cut back to it."""
+        """Trains to the end, on from `checkpoint` if given; `metrics.csv` is again as it was then."""
         if self.trainer.is_global_zero:
-            end = 0
+            kept = b""
             if checkpoint is not None:
-                end = load_checkpoint(checkpoint)["callbacks"][STATE]["metrics"]
-            self.metrics.cut_back(end)
+                value = state_of(checkpoint)["metrics"]  # of versions before 2026-12 a length
+                kept = self.metrics.content()[:value] if isinstance(value, int) else unpacked(value)
+            if not self.metrics.restore(kept):
+                self.report.line("metrics.csv did not hold what was measured: made again from the checkpoint")
         path = None if checkpoint is None else str(checkpoint)
         task, data = self.parts.task, self.parts.data
         with own_environment():

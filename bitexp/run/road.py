@@ -30,7 +30,7 @@ from bitexp.run.evaluate import evaluate, measured_costs, restore
 from bitexp.run.fit import Fit
 from bitexp.run.messages import closing, header, setting_changes
 from bitexp.run.model_card import write_card
-from bitexp.track.checkpoint_files import BEST, LAST, latest_checkpoint
+from bitexp.track.checkpoint_files import BEST, LAST, best_checkpoint, latest_checkpoint
 from bitexp.track.folder import RunFolder, is_over, unfinished_runs
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.tracking import tracking
@@ -89,6 +89,8 @@ def run(
         if not (settings.rerun or folder.path.exists()):
             check_same_data(settings, data)
         checkpoint, remarks = latest_checkpoint(folder.checkpoints)
+        if checkpoint is not None:
+            remarks += best_checkpoint(folder.checkpoints, checkpoint)
         record = provenance(settings.seed, settings.trainer.threads, data)
         remarks += setting_changes(folder.attempts(), record, resumed=checkpoint is not None)
         folder.begin(settings, overrides, record)
@@ -162,7 +164,7 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
     except Diverged as reason:
         result |= {"kind": "diverged", "reason": str(reason)}
     except UserError as problem:
-        folder.finish({**result, "kind": "config", "reason": str(problem)})
+        folder.finish({**result, "kind": problem.kind, "reason": str(problem)})
         raise
     except Exception as crash:
         result |= describe_crash(crash)
@@ -178,7 +180,7 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
         try:
             write_card(attempt, result)
         except Exception as error:  # the result stands without it
-            report.line(f"the model card could not be written: {error}")
+            report.line(f"the model card could not be written: {describe_crash(error)['reason']}")
     closing(attempt, result, trained=True)
     return result
 
@@ -186,14 +188,14 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
 def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
     """Tests the weights that count: the best validation's where one is monitored, else the last."""
     parts, checkpoints = attempt.parts, attempt.folder.checkpoints
-    best = checkpoints / BEST
-    monitored = attempt.settings.callbacks.checkpoint.monitor is not None and best.exists()
-    restore(parts, best if monitored else checkpoints / LAST)
+    monitored = fit.checkpoints.best is not None
+    restore(parts, checkpoints / (BEST if monitored else LAST))
     metrics = evaluate(attempt)
     try:
         metrics |= measured_costs(parts)
     except Exception as error:  # of whatever model: the result counts more than its costs
-        attempt.report.line(f"the cost of inference could not be measured: {error}")
+        reason = describe_crash(error)["reason"]
+        attempt.report.line(f"the cost of inference could not be measured: {reason}")
     validation = fit.metrics.values("val/", fit.best_step if monitored else fit.steps)
     fit.log(metrics)
     return {

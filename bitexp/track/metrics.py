@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bitexp.common.files import write_atomic
 from bitexp.common.lightning import pl
 
 rank_zero_only = pl.utilities.rank_zero.rank_zero_only
@@ -18,7 +19,7 @@ HEADER = "step,epoch,metric,value\n"
 class MetricsCsv(pl.loggers.Logger):
     """Lightning logger that appends to a CSV file which a resumed run continues as if nothing had happened.
 
-    A checkpoint remembers how long the file was (`position`); `cut_back` drops what was logged after it.
+    A checkpoint keeps what the file held (`content`), and `restore` puts that back.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,17 +66,18 @@ class MetricsCsv(pl.loggers.Logger):
     def finalize(self, status: str) -> None:
         self.flush()
 
-    def position(self) -> int:
-        """Length of the file in bytes, all pending lines included."""
+    def content(self) -> bytes:
+        """What the file holds, all pending lines included."""
         self.flush()
-        return self.path.stat().st_size if self.path.exists() else 0
+        return self.path.read_bytes() if self.path.exists() else b""
 
-    def cut_back(self, position: int) -> None:
-        """Drops everything after `position` bytes. A file that is shorter stays as it is."""
+    def restore(self, content: bytes) -> bool:
+        """Drops what was logged after a checkpoint, which kept `content`. False where that was not there."""
         self._lines.clear()
-        if self.path.exists() and self.path.stat().st_size > position:
-            with self.path.open("r+b") as file:
-                file.truncate(position)
+        held = self.path.read_bytes() if self.path.exists() else b""
+        if held != content:
+            write_atomic(self.path, content)
+        return held.startswith(content)
 
     def values(self, prefix: str, step: int | None = None) -> dict[str, float]:
         """The last values of the metrics that begin with `prefix`; those of one step, if given."""

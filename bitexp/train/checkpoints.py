@@ -25,7 +25,7 @@ from bitexp.common.errors import Stopped
 from bitexp.common.files import write_atomic
 from bitexp.common.lightning import pl
 from bitexp.config.schema import Checkpoint
-from bitexp.track.checkpoint_files import BEST, LAST, NEW, PREVIOUS, STATE
+from bitexp.track.checkpoint_files import BEST, LAST, NEW, PREVIOUS, STATE, packed
 from bitexp.track.metrics import MetricsCsv
 from bitexp.train.guards import Signals
 
@@ -132,7 +132,8 @@ class Checkpoints(pl.Callback):
         return {
             "best": self.best,
             "best_step": self.best_step,
-            "metrics": self.metrics.position(),
+            "metrics": packed(self.metrics.content()),
+            "run": self.folder.parent.name,
             "seconds": self.seconds,
             "stopped_early": self._stopped_early,
         }

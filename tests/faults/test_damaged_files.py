@@ -16,11 +16,10 @@ import torch
 
 import bitexp.run.evaluate
 from bitexp.common.console import Report
-from bitexp.common.errors import UserError
-from bitexp.track.checkpoint_files import BEST, DAMAGED, LAST, PREVIOUS, damage, load_checkpoint
+from bitexp.track.checkpoint_files import BEST, DAMAGED, LAST, PREVIOUS, STATE, damage, load_checkpoint
 from bitexp.track.folder import RunFolder
 from tests.support.configs import SMALL
-from tests.support.faults import VARIANTS, Undisturbed, assert_same, same
+from tests.support.faults import Undisturbed, assert_same, same
 from tests.support.processes import Command
 from tests.support.training import Train
 
@@ -114,17 +113,91 @@ def test_no_flipped_bit_of_a_checkpoint_goes_unseen(interrupted: Path) -> None:
         assert damage(path) is not None or same(load_checkpoint(path), content), position
 
 
-def test_a_damaged_best_checkpoint_is_not_tested(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    words = VARIANTS["best"]
-    test = bitexp.run.evaluate.test
-    with monkeypatch.context() as patch:
-        patch.setattr(bitexp.run.evaluate, "test", lambda *_: 1 / 0)
-        outcome = train(*words)
-    assert (outcome.status, outcome.result["kind"]) == ("failed", "crash")
-    flip_a_bit(outcome.folder / "checkpoints" / BEST)
-    assert bitexp.run.evaluate.test is test
-    with pytest.raises(UserError, match=r"best\.ckpt is damaged.* rerun=true"):
-        train(*words)
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def exchange(path: Path) -> None:
+    """Puts the best weights of another seed there."""
+    state = load_checkpoint(path)
+    state["callbacks"][STATE] |= {"run": "another"}
+    torch.save(state, path)
+
+
+def put_back(path: Path) -> None:
+    """Puts earlier weights of the same run there."""
+    state = load_checkpoint(path)
+    state["callbacks"][STATE]["best_step"] = state["global_step"] = 1
+    torch.save(state, path)
+
+
+SPOIL_BEST = [delete, truncate, flip_a_bit, exchange, put_back]
+
+
+@pytest.fixture
+def untested(train: Train, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes a run with further overrides that ends before it is tested; its checkpoints."""
+
+    def make(*words: str) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(bitexp.run.evaluate, "test", lambda *_: 1 / 0)
+            outcome = train(*words)
+        assert (outcome.status, outcome.result["kind"]) == ("failed", "crash")
+        return outcome.folder / "checkpoints"
+
+    return make
+
+
+@pytest.mark.parametrize("spoil", SPOIL_BEST)
+def test_a_best_checkpoint_that_is_not_what_was_written_is_made_again(
+    spoil: Callable[[Path], None],
+    untested: Callable[..., Path],
+    train: Train,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ("callbacks.checkpoint.monitor=val/loss", "optimizer.lr=0.01")
+    best = untested(*words) / BEST
+    state = load_checkpoint(best)
+    assert state["global_step"] == load_checkpoint(best.with_name(LAST))["global_step"]
+    spoil(best)
+    outcome = train(*words, report=Report())
+    assert "best.ckpt was made again from last.ckpt: it" in capsys.readouterr().out
+    assert outcome.result["weights"] == "best validation"
+    assert same(load_checkpoint(best)["state_dict"], state["state_dict"])
+
+
+@pytest.mark.parametrize("spoil", SPOIL_BEST)
+def test_without_the_best_weights_nothing_is_tested(
+    spoil: Callable[[Path], None], untested: Callable[..., Path], command: Command
+) -> None:
+    words = ("callbacks.checkpoint.monitor=val/loss", "callbacks.checkpoint.mode=max", "trainer.epochs=4")
+    best = untested(*words) / BEST
+    assert load_checkpoint(best)["global_step"] == 4
+    spoil(best)
+    ended = command(*SMALL, *words)
+    assert ended.code == 2
+    assert "best.ckpt cannot be used: it" in ended.err
+    assert "of step 4. Use rerun=true" in ended.err
+    assert "step 16/16" not in ended.out
+
+
+@pytest.mark.parametrize(
+    "spoil", [empty, delete, lambda path: path.write_text(path.read_text() + "1,2,,3,4")]
+)
+def test_metrics_are_made_again_from_the_checkpoint(
+    spoil: Callable[[Path], None], interrupted: Path, train: Train, undisturbed: Undisturbed
+) -> None:
+    spoil(interrupted / "metrics.csv")
+    assert_same(train().folder, undisturbed("plain"))
+
+
+def test_metrics_that_were_changed_are_made_again_and_said(
+    interrupted: Path, train: Train, undisturbed: Undisturbed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = interrupted / "metrics.csv"
+    path.write_text(path.read_text().replace("train/loss,", "train/loss,,", 1))
+    assert_same(train(report=Report()).folder, undisturbed("plain"))
+    assert "metrics.csv did not hold what was measured" in capsys.readouterr().out
 
 
 GARBAGE = [

@@ -38,21 +38,19 @@ def test_another_attempt_appends(metrics: MetricsCsv) -> None:
     assert lines(metrics) == ["step,epoch,metric,value", "1,,a,1", "2,,a,2"]
 
 
-def test_cut_back_to_a_position(metrics: MetricsCsv) -> None:
-    metrics.log_metrics({"a": 1.0}, 1)
-    position = metrics.position()
-    metrics.log_metrics({"a": 2.0}, 2)
-    metrics.save()
-    metrics.log_metrics({"a": 3.0}, 3)
-    metrics.cut_back(position)
-    metrics.save()
-    assert lines(metrics)[1:] == ["1,,a,1"]
-    metrics.cut_back(position + 100)
-    assert lines(metrics)[1:] == ["1,,a,1"]
-    metrics.cut_back(0)
-    metrics.log_metrics({"a": 4.0}, 4)
-    metrics.save()
-    assert lines(metrics) == ["step,epoch,metric,value", "4,,a,4"]
+def test_what_a_checkpoint_kept_is_put_back(metrics: MetricsCsv) -> None:
+    metrics.log_metrics({"a": 1, "epoch": 0}, 1)
+    kept = metrics.content()
+    metrics.log_metrics({"a": 2, "epoch": 0}, 2)
+    metrics.flush()
+    metrics.log_metrics({"a": 3, "epoch": 0}, 3)
+    assert metrics.restore(kept)
+    assert metrics.content() == kept == b"step,epoch,metric,value\n1,0,a,1\n"
+    metrics.path.write_bytes(b"")
+    assert not metrics.restore(kept)
+    assert metrics.content() == kept
+    assert metrics.restore(b"")
+    assert metrics.values("a") == {}
 
 
 def test_many_values_do_not_wait(metrics: MetricsCsv) -> None:
