@@ -37,8 +37,8 @@ class Way(NamedTuple):
     """How a layer goes at one of its stages: what to ask of the parts at every step takes as long as a norm.
 
     `inner` is the spec for input that is normed already. `carries` says whether the gradient of the latent
-    weights takes a carrier, `prepares` whether the layer takes the norm itself; `coder` makes activation codes
-    that no backend makes.
+    weights takes a carrier, `prepares` whether the layer takes the norm itself; `coder` makes the activation
+    codes that no backend makes.
     """
 
     spec: LayerSpec
