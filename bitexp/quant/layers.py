@@ -2,7 +2,7 @@
 
 x   = sparsifier(transform(norm(input)))
 x_q, s_x = activations.codes(x)                one scale per token
-w_q, s_w, b_w = weights.quantize(latents)      once per optimizer step
+w_q, s_w, b_w = weights.quantize(latents)      anew in every forward
 y = (x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w + bias
 """
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from bitexp.quant.autograd import quantized_product
 from bitexp.quant.backend import TORCH, Backend, Call
-from bitexp.quant.cache import CodesCache
 from bitexp.quant.checks import check_exact, check_input, unfit_parameters
 from bitexp.quant.estimators import carried
 from bitexp.quant.modes import no_autocast, result_dtype
@@ -37,9 +36,9 @@ Chosen = Quantizer | Mapping[str, object] | str | LayerOptions
 class Way(NamedTuple):
     """How a layer goes at one of its stages: asking its parts at every step would take as long as a norm.
 
-    `inner` is the spec for input that is normed already. `learns` says whether the weight quantizer has
-    parameters, `carries` whether the gradient of the latent weights takes a carrier, `prepares` whether the
-    layer takes the norm itself; `coder` makes activation codes that no backend makes.
+    `inner` is the spec for input that is normed already. `carries` says whether the gradient of the latent
+    weights takes a carrier, `prepares` whether the layer takes the norm itself; `coder` makes the activation
+    codes that no backend makes.
     """
 
     spec: LayerSpec
@@ -47,7 +46,6 @@ class Way(NamedTuple):
     parts: LayerParts
     weights: WeightQuantizer
     coder: ActivationQuantizer | None
-    learns: bool
     carries: bool
     prepares: bool
 
@@ -63,7 +61,6 @@ class Way(NamedTuple):
             parts,
             weights,
             coder,
-            learns=bool(weights.learned()),
             carries=weights.has_rule or rotated,
             prepares=not (coder is None and transform is None and parts.sparsifier is None),
         )
@@ -95,7 +92,6 @@ class QuantizedLayer(nn.Module):
         self.bias: Tensor | None = bias
         self.options = options
         self.backend: Backend = TORCH
-        self.cache = CodesCache()
         self.phasing = False
         self.register_buffer("mix", torch.ones((), device=weight.device), persistent=False)
         self.stage = len(stages)
@@ -160,11 +156,7 @@ class QuantizedLayer(nn.Module):
 
     def _quantized_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         way, weight, training = self.ways[self.stage], self.weight, self.training
-        if training:
-            learned = way.weights.learned() if way.learns else ()
-            quantized = self.cache.get(self._quantize, way.parts.transform, weight, learned)
-        else:
-            quantized = self._quantize(weight)
+        quantized = self._quantize(weight)
         grad_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         call = Call(way.spec, self.backend, dtype, grad_dtype, training)
         if way.carries:
@@ -238,10 +230,6 @@ class QuantizedLayer(nn.Module):
         if self.mix.dtype != exact.dtype:  # lambda in bf16 would be another
             self.mix = exact.to(self.mix.device)
         return self
-
-    def train(self, mode: bool = True) -> Self:
-        self.cache.clear()  # between training and evaluation weights are swapped behind torch's back
-        return super().train(mode)
 
     def extra_repr(self) -> str:
         return f"{list(self.weight.shape)}, bias={self.bias is not None}, norm={self.spec.norm}"

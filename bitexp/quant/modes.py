@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Collection
-from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -33,9 +32,6 @@ has_vnni = torch.cpu._is_vnni_supported
 
 batched = functorch.is_batchedtensor
 """Whether vmap has taken a dimension of a tensor away, so that it is no matrix to those below torch."""
-
-version = attrgetter("_version")
-"""A number that every in-place operation on a tensor raises."""
 
 
 def followed() -> bool:

@@ -317,7 +317,7 @@ def test_convolutions_groups_and_empty_batches_go_by_torch(make_quantizer: Make)
 
 def test_a_layer_survives_deepcopy_and_serialization(make_quantizer: Make) -> None:
     layer, x = compiled(BitLinear(nn.Linear(8, 6), make_quantizer("ternary_median"))), torch.randn(4, 8)
-    layer(x)  # its cache holds codes now
+    layer(x)
     buffer = io.BytesIO()
     torch.save(layer, buffer)
     buffer.seek(0)

@@ -1,9 +1,8 @@
-"""Weights are quantized once per optimizer step, and anew whenever they may have changed."""
+"""Whoever changes weights, and past whatever: the next forward has their codes."""
 
 from __future__ import annotations
 
 import copy
-import pickle
 from collections.abc import Callable
 
 import pytest
@@ -13,64 +12,80 @@ from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
 
 from bitexp.quant import Quantizer
-from bitexp.quant.layers import BitLinear
-from bitexp.quant.product import Quantized
+from bitexp.quant.layers import BitConv2d, BitLinear
 from tests.support.quantizers import MakeQuantizer as Make
 
 
-class Counted:
-    """A layer, and how often its weights were quantized."""
+class Layer:
+    """A layer in training, whose output is that of a fresh copy in evaluation."""
 
     def __init__(self, quantizer: Quantizer) -> None:
         torch.manual_seed(0)
-        self.times = 0
         self.layer = BitLinear(nn.Linear(64, 32), quantizer)
-        part = self.layer.parts.weights
-        quantize = part.quantize
-
-        def count(weight: Tensor) -> Quantized:
-            self.times += 1
-            return quantize(weight)
-
-        part.quantize = count  # type: ignore[method-assign]
         self.x = torch.randn(5, 64)
 
     def forward(self) -> Tensor:
-        """The output, which must be that of a layer without a cache."""
+        """The output."""
         y = self.layer(self.x)
-        times = self.times
         assert torch.equal(y, copy.deepcopy(self.layer).eval()(self.x))
-        self.times = times
         return y
 
 
 @pytest.fixture(params=["ternary_mean", "ternary_median", "binary"])
-def counted(make_quantizer: Make, request: pytest.FixtureRequest) -> Counted:
-    return Counted(make_quantizer(request.param))
+def trained(make_quantizer: Make, request: pytest.FixtureRequest) -> Layer:
+    return Layer(make_quantizer(request.param))
 
 
-def test_batches_of_one_step_share_the_codes(counted: Counted) -> None:
-    optimizer = torch.optim.AdamW(counted.layer.parameters(), lr=0.1)
-    for step in range(3):
+def test_every_batch_of_a_step_has_the_codes_of_the_step(trained: Layer) -> None:
+    optimizer = torch.optim.AdamW(trained.layer.parameters(), lr=0.1)
+    for _ in range(3):
         for _ in range(4):
-            counted.forward().square().sum().backward()
-        assert counted.times == step + 1
+            trained.forward().square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("size", [8, 64, 400])
+def test_a_row_that_was_set_through_data_is_seen_wherever_it_lies(make_quantizer: Make, size: int) -> None:
+    layer = BitLinear(nn.Linear(size, size), make_quantizer("ternary_mean", norm="none", bias="plain"))
+    x = torch.ones(1, size)
+    for row in range(0, size, max(1, size // 16)):
+        before = layer(x).detach()
+        layer.weight.data[row] = 10.0
+        assert not torch.equal(layer(x), before)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_loop_by_hand_trains_convolutions_in_any_memory_format(
+    make_quantizer: Make, memory: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    layer = BitConv2d(nn.Conv2d(8, 8, 3), make_quantizer("ternary_mean")).to(memory_format=memory)
+    x = torch.randn(2, 8, 6, 6)
+    for _ in range(3):
+        y = layer(x)
+        assert torch.equal(y, copy.deepcopy(layer).eval()(x))
+        before = layer.quantized().codes
+        layer.zero_grad()
+        y.square().mean().backward()
+        for parameter in layer.parameters():
+            assert parameter.grad is not None
+            parameter.data -= 2 * parameter.grad
+        assert not torch.equal(layer.quantized().codes, before)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.RMSprop])
 @pytest.mark.parametrize("how", [{}, {"foreach": True}, {"fused": True}])
 def test_every_optimizer_is_noticed(
-    counted: Counted, kind: type[torch.optim.Optimizer], how: dict[str, bool]
+    trained: Layer, kind: type[torch.optim.Optimizer], how: dict[str, bool]
 ) -> None:
     if kind is torch.optim.RMSprop and "fused" in how:
         pytest.skip("torch has no fused RMSprop")
-    optimizer = kind(counted.layer.parameters(), lr=0.1, **how)  # type: ignore[call-arg]
-    before = counted.forward()
+    optimizer = kind(trained.layer.parameters(), lr=0.1, **how)  # type: ignore[call-arg]
+    before = trained.forward()
     before.square().sum().backward()
     optimizer.step()
-    assert not torch.equal(counted.forward(), before)
+    assert not torch.equal(trained.forward(), before)
 
 
 class WritesToData(torch.optim.Optimizer):
@@ -84,11 +99,11 @@ class WritesToData(torch.optim.Optimizer):
             group["params"][0].data[3, 5] = 10.0
 
 
-def test_an_optimizer_that_writes_to_data_is_noticed(counted: Counted) -> None:
-    optimizer = WritesToData([counted.layer.weight])
-    before = counted.forward()
+def test_an_optimizer_that_writes_to_data_is_noticed(trained: Layer) -> None:
+    optimizer = WritesToData([trained.layer.weight])
+    before = trained.forward()
     optimizer.step()
-    assert not torch.equal(counted.forward(), before)
+    assert not torch.equal(trained.forward(), before)
 
 
 @torch.no_grad()
@@ -160,79 +175,55 @@ def learned_loaded(layer: nn.Module, other: Tensor) -> None:
 def test_learned_scales_that_were_changed_count_like_weights(
     make_quantizer: Make, change: Callable[[nn.Module, Tensor], None]
 ) -> None:
-    counted = Counted(make_quantizer("lsq"))
-    before = counted.forward().detach()
-    counted.forward()
-    assert counted.times == 1
-    change(counted.layer, torch.randn(32, 64))
-    assert not torch.equal(counted.forward(), before)
-    counted.forward()
-    assert counted.times == 2
+    trained = Layer(make_quantizer("lsq"))
+    before = trained.forward().detach()
+    trained.forward()
+    change(trained.layer, torch.randn(32, 64))
+    assert not torch.equal(trained.forward(), before)
+    trained.forward()
 
 
 def test_a_step_of_an_optimizer_that_has_only_the_learned_scales_is_noticed(make_quantizer: Make) -> None:
-    counted = Counted(make_quantizer("lsq"))
-    optimizer = torch.optim.SGD(counted.layer.parts.weights.parameters(), lr=0.1)
-    before = counted.forward()
+    trained = Layer(make_quantizer("lsq"))
+    optimizer = torch.optim.SGD(trained.layer.parts.weights.parameters(), lr=0.1)
+    before = trained.forward()
     before.square().sum().backward()
     optimizer.step()
-    assert not torch.equal(counted.forward(), before)
-    assert counted.times == 2
+    assert not torch.equal(trained.forward(), before)
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_weights_that_were_changed_are_quantized_anew(
-    counted: Counted, change: Callable[[nn.Module, Tensor], None]
+def test_weights_that_were_changed_are_seen(
+    trained: Layer, change: Callable[[nn.Module, Tensor], None]
 ) -> None:
-    before = counted.forward().detach()
-    change(counted.layer, torch.randn(32, 64))
-    assert not torch.equal(counted.forward(), before)
-    assert not torch.equal(counted.forward(), before)
-    assert counted.times == 2
+    before = trained.forward().detach()
+    change(trained.layer, torch.randn(32, 64))
+    assert not torch.equal(trained.forward(), before)
+    assert not torch.equal(trained.forward(), before)
 
 
-def test_a_weight_that_is_passed_in_is_never_remembered(counted: Counted) -> None:
+def test_a_weight_that_is_passed_in_counts(trained: Layer) -> None:
     for _ in range(3):  # each at the address of the one before
         other = {"weight": torch.randn(32, 64)}
-        expected = functional_call(copy.deepcopy(counted.layer).eval(), other, (counted.x,))
-        assert torch.equal(functional_call(counted.layer, other, (counted.x,)), expected)
-
-
-def test_nothing_is_kept_in_evaluation_or_without_gradients(counted: Counted) -> None:
-    with torch.no_grad():
-        counted.forward()
-        counted.forward()
-    with torch.inference_mode():
-        counted.forward()
-    assert counted.times == 3
-    counted.layer.eval()
-    counted.forward()
-    counted.forward()
-    assert counted.times == 5
+        expected = functional_call(copy.deepcopy(trained.layer).eval(), other, (trained.x,))
+        assert torch.equal(functional_call(trained.layer, other, (trained.x,)), expected)
 
 
 def test_weights_made_for_inference_are_refused_by_torch_as_ever(make_quantizer: Make) -> None:
     with torch.inference_mode():
-        counted = Counted(make_quantizer("ternary_mean"))
+        trained = Layer(make_quantizer("ternary_mean"))
     with pytest.raises(RuntimeError, match="Inference tensors cannot be saved for backward"):
-        counted.forward()
+        trained.forward()
 
 
-def test_a_backward_uses_the_codes_of_its_own_forward(counted: Counted) -> None:
-    counted.x.requires_grad_()
-    expected = torch.autograd.grad(counted.layer(counted.x).sum(), counted.x)[0]
-    y = counted.layer(counted.x)
+def test_a_backward_uses_the_codes_of_its_own_forward(trained: Layer) -> None:
+    trained.x.requires_grad_()
+    expected = torch.autograd.grad(trained.layer(trained.x).sum(), trained.x)[0]
+    y = trained.layer(trained.x)
     with torch.no_grad():
-        counted.layer.weight.normal_()
-    counted.layer(counted.x)
-    weight = counted.layer.weight
-    assert not torch.equal(torch.autograd.grad(counted.layer(counted.x).sum(), counted.x)[0], expected)
+        trained.layer.weight.normal_()
+    trained.layer(trained.x)
+    weight = trained.layer.weight
+    assert not torch.equal(torch.autograd.grad(trained.layer(trained.x).sum(), trained.x)[0], expected)
     assert weight._version > 0
-    assert torch.equal(torch.autograd.grad(y.sum(), counted.x)[0], expected)
-
-
-def test_what_is_kept_is_neither_copied_nor_stored(counted: Counted) -> None:
-    counted.forward()
-    assert set(counted.layer.state_dict()) == {"weight", "bias"}
-    assert copy.deepcopy(counted.layer.cache)._kept is None
-    assert pickle.loads(pickle.dumps(counted.layer.cache))._kept is None
+    assert torch.equal(torch.autograd.grad(y.sum(), trained.x)[0], expected)
