@@ -37,7 +37,6 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 """The parts of a quantizer by the key that chooses them."""
 
-
 STRAIGHT_THROUGH = "straight_through"
 NOTHING = {"activations": "none", "transform": "none", "sparsifier": "none", "estimator": STRAIGHT_THROUGH}
 """What to write for a part that has nothing to do."""
@@ -111,7 +110,7 @@ class LayerOptions:
 
 
 def complete(key: str, part: Part | str | Mapping[str, Any] | None) -> Part | None:
-    """A part with all its options, the defaults are those of its class.
+    """A part with all its options; the defaults are those of its class.
 
     Raises:
         ValueError: no such part, or it has no such option.

@@ -32,9 +32,9 @@ class Quantizer:
 
     Args:
         name: the label, which is the preset's file.
-        options: of every layer; layers: rules for some, the last that matches wins; stages: options that
-            hold at
-            first, in the order of their ends.
+        options: of every layer.
+        layers: rules for some, of which the last that matches wins.
+        stages: options that hold at first, in the order of their ends.
 
     Raises:
         ValueError: see `LayerOptions`; or stages whose ends do not rise between 0 and 1.

@@ -66,9 +66,12 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
 
 def packed_bytes(layer: QuantizedLayer, layout: Layout) -> int:
     """Bytes of a layer in the packed file, its bias left out: codes, scales and shifts."""
-    codes, scale, shift = layer.quantized()
-    floats = scale.numel() + (0 if shift is None else shift.numel())
-    return len(codes) * layout.row_bytes(codes[0].numel()) + 4 * floats
+    codes = len(layer.weight) * layout.row_bytes(layer.weight[0].numel())
+    _, scales = layer.parts.weights.rows(
+        layer.weight
+    )  # their shape: quantizing the weights would take longer
+    shift = layer.quantized().shift if layer.spec.shift else None
+    return codes + 4 * (scales.numel() + (0 if shift is None else shift.numel()))
 
 
 def bits_per_weight(layer: QuantizedLayer) -> float:

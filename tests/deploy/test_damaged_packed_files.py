@@ -15,8 +15,6 @@ from bitexp.common.errors import UserError
 from bitexp.deploy.packed_file import read_packed
 from tests.support.packed_files import (
     assert_refused,
-    describe,
-    write,
 )  # fmt: skip
 
 
@@ -24,20 +22,6 @@ from tests.support.packed_files import (
 def path(tmp_path: Path) -> Path:
     """Where the file of a test lies."""
     return tmp_path / "packed.safetensors"
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Tensor, Tensor]:
-    """The bytes of a good file, an input, and what its model answers."""
-    path = tmp_path_factory.mktemp("good") / "packed.safetensors"
-    _, x, expected = write(path, describe())
-    return path.read_bytes(), x, expected
-
-
-@pytest.fixture(scope="module")
-def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where spoiled files lie."""
-    return tmp_path_factory.mktemp("spoiled") / "packed.safetensors"
 
 
 def test_a_missing_file_is_named(path: Path) -> None:

@@ -20,24 +20,8 @@ from bitexp.models import MODELS
 from tests.support.packed_files import (
     REFERENCE,
     assert_refused,
-    describe,
     rewrite,
-    write,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Tensor, Tensor]:
-    """The bytes of a good file, an input, and what its model answers."""
-    path = tmp_path_factory.mktemp("good") / "packed.safetensors"
-    _, x, expected = write(path, describe())
-    return path.read_bytes(), x, expected
-
-
-@pytest.fixture(scope="module")
-def spoiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where spoiled files lie."""
-    return tmp_path_factory.mktemp("spoiled") / "packed.safetensors"
 
 
 def test_an_unchanged_rewrite_loads(original: tuple[bytes, Tensor, Tensor], spoiled: Path) -> None:
