@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from bitexp.common.checks import at_least
 from bitexp.common.lightning import pl
-from bitexp.data.loader import ResumableLoader, evaluation_plan, training_plan
+from bitexp.data.loader import Batches, ResumableLoader, evaluation_plan, possible, training_plan
 
 Part = Literal["train", "val", "test"]
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -76,7 +76,7 @@ class Data(pl.LightningDataModule):
         """Reads what a network has to be told. The test part waits for `test_dataloader`."""
         self.preprocessing()
 
-    def training_loader(self, samples: Dataset[tuple[Tensor, Tensor]], indices: Tensor) -> ResumableLoader:
+    def training_loader(self, samples: Batches, indices: Tensor) -> ResumableLoader:
         """Shuffled; every process gets as many batches."""
         rank, world = self._rank_and_world
         limit = None if self.trainer is None else self.trainer.limit_train_batches
@@ -88,13 +88,17 @@ class Data(pl.LightningDataModule):
             world=world,
             limit=limit if isinstance(limit, int) else None,
         )
-        return ResumableLoader(samples, plan, workers=self.workers, pin_memory=self._pins)
+        return ResumableLoader(samples, plan, workers=self._workers, pin_memory=self._pins)
 
-    def evaluation_loader(self, samples: Dataset[tuple[Tensor, Tensor]], indices: Tensor) -> ResumableLoader:
+    def evaluation_loader(self, samples: Batches, indices: Tensor) -> ResumableLoader:
         """In order, each sample in one process."""
         rank, world = self._rank_and_world
         plan = evaluation_plan(indices, batch_size=self.eval_batch_size, rank=rank, world=world)
-        return ResumableLoader(samples, plan, workers=self.workers, pin_memory=self._pins)
+        return ResumableLoader(samples, plan, workers=self._workers, pin_memory=self._pins)
+
+    @cached_property
+    def _workers(self) -> int:
+        return possible(self.workers)
 
     @property
     def _pins(self) -> bool:

@@ -6,15 +6,18 @@ its sampler.
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import ceil
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from bitexp.common.console import error
 from bitexp.common.errors import UserError
 from bitexp.common.randomness import generator
 
@@ -92,6 +95,21 @@ class BatchSampler(Sampler[tuple[int, list[int]]]):
             yield self.epoch, indices
 
 
+class Batches(Dataset[tuple[Tensor, Tensor]]):
+    """A data set whose items are whole batches, asked for by (epoch, sample indices)."""
+
+    def __getitem__(self, request: tuple[int, list[int]]) -> tuple[Tensor, Tensor]:
+        """Inputs and targets in their small form, made by a worker where there are workers."""
+        raise NotImplementedError
+
+    def finish(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network gets, made where it trains."""
+        return inputs, targets
+
+
+PATIENCE = 600  # seconds for one batch; without a limit, workers that hang are waited for without a word
+
+
 class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
     """A DataLoader over whole batches that can be stopped and continued at any of them.
 
@@ -101,21 +119,23 @@ class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
 
     def __init__(
         self,
-        dataset: Dataset[tuple[Tensor, Tensor]],
+        dataset: Batches,
         plan: Plan,
         *,
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
         self.batches = BatchSampler(plan)
+        self._finish, self._pins = dataset.finish, pin_memory
         self._resumed = False
         super().__init__(
             dataset,
             batch_size=None,  # an item of the data set is a batch already
             sampler=self.batches,
             num_workers=workers,
+            collate_fn=_through_pipes,
             persistent_workers=workers > 0,
-            pin_memory=pin_memory,
+            timeout=PATIENCE if workers else 0,
             generator=torch.Generator(),  # else every iteration draws from the global generator
         )
 
@@ -125,12 +145,23 @@ class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
         if not self._resumed:
             self.batches.delivered = 0
         self._resumed = False
+        for inputs, targets in self._fetched():
+            self.batches.delivered += 1
+            inputs, targets = self._finish(torch.as_tensor(inputs), torch.as_tensor(targets))
+            yield (inputs.pin_memory(), targets.pin_memory()) if self._pins else (inputs, targets)
+
+    def _fetched(self) -> Iterator[tuple[Tensor | np.ndarray, Tensor | np.ndarray]]:
         try:
-            for inputs, targets in super().__iter__():
-                self.batches.delivered += 1
-                yield inputs, targets
-        except UserError as error:  # a worker puts its traceback before the message
-            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error
+            yield from super().__iter__()
+        except UserError as problem:  # a worker puts its traceback before the message
+            raise UserError(str(problem).rpartition("UserError: ")[2].strip()) from problem
+        except RuntimeError as problem:
+            if not str(problem).startswith("DataLoader"):
+                raise
+            raise UserError(
+                f"A process that prepares batches was killed, or gave none for {PATIENCE} seconds: "
+                f"{problem}. With data.workers=0 the process that trains prepares them"
+            ) from problem
 
     def state_dict(self) -> dict[str, Any]:
         """The epoch, and how many of its batches have been handed out."""
@@ -141,3 +172,20 @@ class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
         self.batches.epoch = state_dict["epoch"]
         self.batches.delivered = state_dict["batches"]
         self._resumed = True
+
+
+def _through_pipes(batch: tuple[Tensor, Tensor]) -> tuple[Any, Any]:
+    """A worker sends arrays, as tensors would go through /dev/shm, which containers keep small."""
+    inputs, targets = batch
+    return (inputs.numpy(), targets.numpy()) if get_worker_info() else (inputs, targets)
+
+
+def possible(workers: int) -> int:
+    """So many workers, or none, which is said, where processes cannot talk to each other."""
+    try:  # a queue needs semaphores, and those a place in /dev/shm
+        for queue in [multiprocessing.Queue() for _ in range(workers + 1 if workers else 0)]:
+            queue.close()
+    except OSError as problem:
+        error(f"no other process can prepare batches ({problem}): the one that trains does it")
+        return 0
+    return workers

@@ -1,6 +1,10 @@
 """Plans of batches for any number of processes, and loaders that stop and continue."""
 
+import os
+import signal
 from itertools import chain
+from multiprocessing import synchronize
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 from bitexp.common.errors import UserError
 from bitexp.data.images.augment import Augmentation
 from bitexp.data.images.batches import ImageBatches, ImagesInMemory
-from bitexp.data.loader import ResumableLoader, evaluation_plan, training_plan
+from bitexp.data.loader import ResumableLoader, evaluation_plan, possible, training_plan
 
 sizes = {
     "count": st.integers(1, 90),
@@ -200,3 +204,34 @@ def test_errors_for_users_come_out_of_workers_as_they_are(workers):
     if workers:
         loader._iterator._shutdown_workers()  # left to the garbage collector, it takes 5 seconds
     assert str(caught.value) == "/photos/cat.png cannot be decoded.\nRepair it"
+
+
+def test_workers_need_no_shared_memory(monkeypatch):
+    def full(tensor):
+        raise OSError("No space left on device: /dev/shm")
+
+    monkeypatch.setitem(ForkingPickler._extra_reducers, torch.Tensor, full)
+    monkeypatch.setattr("bitexp.data.loader.PATIENCE", 5)
+    assert epoch_of(loader(workers=1)) == epoch_of(loader())
+
+
+def test_without_processes_batches_are_prepared_where_one_trains(monkeypatch, capsys):
+    def missing(*args, **kwargs):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(synchronize._multiprocessing, "SemLock", missing)
+    assert possible(0) == 0
+    assert capsys.readouterr().err == ""
+    assert possible(2) == 0
+    assert "no other process can prepare batches" in capsys.readouterr().err
+
+
+def test_a_killed_worker_is_a_sentence():
+    class Deadly(Broken):
+        def read(self, indices):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    dataset = ImageBatches(Deadly(), 255, [0.0], [1.0], None)
+    killed = ResumableLoader(dataset, evaluation_plan(torch.arange(10), batch_size=5), workers=1)
+    with pytest.raises(UserError, match="was killed"):
+        list(killed)

@@ -11,10 +11,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from bitexp.common.errors import UserError
 from bitexp.data.images.augment import Augmentation
+from bitexp.data.loader import Batches
 
 
 class Images(Protocol):
@@ -92,7 +92,7 @@ def channel_statistics(images: Images, indices: Tensor, divide_by: int) -> tuple
     return means, deviations
 
 
-class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
+class ImageBatches(Batches):
     """Batches as a network gets them. An item is a whole batch: one read, no work per image."""
 
     def __init__(
@@ -113,10 +113,13 @@ class ImageBatches(Dataset[tuple[Tensor, Tensor]]):
         return len(self.images.labels)
 
     def __getitem__(self, request: tuple[int, list[int]]) -> tuple[Tensor, Tensor]:
-        """(epoch, indices) -> float32 `[B, C, H, W]` and int64 `[B]`."""
+        """(epoch, indices) -> uint8 `[B, C, H, W]` and int64 `[B]`."""
         epoch, indices = request
         pixels = self.images.read(indices)
         if self.augmentation is not None:
             pixels = self.augmentation(pixels, epoch, indices)
-        floats = pixels.to(torch.float32).div_(self.divide_by).sub_(self.mean).div_(self.std)
-        return floats, self.images.labels[indices]
+        return pixels, self.images.labels[indices]
+
+    def finish(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels -> normalized float32 `[B, C, H, W]`."""
+        return inputs.to(torch.float32).div_(self.divide_by).sub_(self.mean).div_(self.std), targets

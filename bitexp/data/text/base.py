@@ -12,18 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from bitexp.common.checks import at_least, check_fraction
 from bitexp.common.randomness import generator
 from bitexp.data.base import PARTS, Data, Part
 from bitexp.data.cache import cache_folder
-from bitexp.data.loader import ResumableLoader
+from bitexp.data.loader import Batches, ResumableLoader
 from bitexp.data.text.corpus import Corpus, check_length, open_corpus
 from bitexp.data.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
 
 
-class Windows(Dataset[tuple[Tensor, Tensor]]):
+class Windows(Batches):
     """Stretches of `context` tokens, one after the other, and the token that follows upon each.
 
     An item is a batch: (epoch, numbers of windows) -> inputs and targets, int64 `[B, context]`. With a

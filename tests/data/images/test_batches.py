@@ -36,7 +36,9 @@ def test_a_batch_is_divided_shifted_and_scaled():
     pixels = random_images()
     labels = torch.arange(37)
     prepared = ImageBatches(ImagesInMemory(pixels, labels), 16, [0.5, 1.0, 2.0], [2.0, 4.0, 8.0], None)
-    images, got = prepared[0, [3, 1]]
+    sent, got = prepared[0, [3, 1]]
+    assert sent.dtype == torch.uint8  # a quarter of the bytes between processes
+    images, got = prepared.finish(sent, got)
     mean, std = torch.tensor([0.5, 1, 2]), torch.tensor([2.0, 4, 8])
     expected = (pixels[[3, 1]] / 16 - mean[:, None, None]) / std[:, None, None]
     assert torch.equal(images, expected)
