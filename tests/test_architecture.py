@@ -9,7 +9,15 @@ from itertools import pairwise
 
 import pytest
 
-from tests.support.source import PACKAGE, ROOT, Arrow, arrows, foreign_privates, room
+from tests.support.source import (
+    PACKAGE,
+    ROOT,
+    Arrow,
+    arrows,
+    foreign_privates,
+    room,
+    texts_of_the_locale,
+)
 
 ROOMS = (
     "common", "config", "quant", "kernels", "models", "data", "track", "train", "tasks", "deploy", "run",
@@ -124,3 +132,7 @@ def test_private_names_of_other_libraries_are_used_in_known_files_only() -> None
 
 def test_private_names_of_a_library_are_used_in_one_file() -> None:
     assert [library for library, files in PRIVATE.items() if len(files) > 1] == []
+
+
+def test_text_is_utf_8_whatever_the_locale() -> None:
+    assert list(texts_of_the_locale()) == []

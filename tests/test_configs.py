@@ -123,7 +123,7 @@ def test_every_file_composes_to_valid_settings(path: Path, compose_config: Compo
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_says_what_it_is_and_executes_nothing(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert isinstance(yaml.safe_load(text), dict)
     targets = re.findall(r"_target_: (.*)", text)
     assert all(target.startswith("hydra_plugins.bitexp.") for target in targets)

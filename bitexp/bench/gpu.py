@@ -191,7 +191,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
             torch.cuda.empty_cache()
     report.table(timings_table(rows))
     if options.save:
-        with options.save.open("w", newline="") as file:
+        with options.save.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(asdict(rows[0])))
             writer.writeheader()
             writer.writerows(asdict(r) for r in rows)

@@ -14,11 +14,11 @@ def save_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes `path`.csv and `path`.md; the folder is made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".csv").open("w", newline="") as file:
+        with path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        path.with_suffix(".md").write_text(markdown(rows))
+        path.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write to {path.parent}: {error.strerror}") from None
 

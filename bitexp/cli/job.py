@@ -151,6 +151,6 @@ def follow_first() -> int:
     from bitexp.run.road import run
 
     decision = json.loads(os.environ[FOLLOW])
-    config = yaml.safe_load((Path(decision["folder"]) / "config.yaml").read_text())
+    config = yaml.safe_load((Path(decision["folder"]) / "config.yaml").read_text(encoding="utf-8"))
     run(config, [], Report(quiet=True))
     return 0

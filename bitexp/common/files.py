@@ -50,7 +50,7 @@ def write_yaml(path: Path, value: Any) -> None:
 def read_yaml(path: Path) -> Any | None:
     """The value in a YAML file, or None where there is none that can be read."""
     try:
-        return yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError, yaml.YAMLError):
         return None
 
@@ -63,6 +63,6 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any | None:
     """The value in a JSON file, or None where there is none that can be read."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None

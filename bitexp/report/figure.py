@@ -115,6 +115,6 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     """Writes NAME.svg and NAME.png, and returns the SVG for a page that has `css()`."""
     inline = svg(figure, name)
     alone = inline.replace(">", f"><style>{css()}</style>", 1)
-    (folder / f"{name}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + alone)
+    (folder / f"{name}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + alone, encoding="utf-8")
     figure.savefig(folder / f"{name}.png", dpi=160, facecolor=PAPER)
     return larger(inline)

@@ -108,7 +108,7 @@ class Run:
         """metrics.csv: for each metric its values by step; lines that cannot be read are left out."""
         curves: dict[str, list[tuple[int, float]]] = {}
         try:
-            lines = (self.path / "metrics.csv").read_text(errors="replace").splitlines()[1:]
+            lines = (self.path / "metrics.csv").read_text(encoding="utf-8", errors="replace").splitlines()[1:]
         except OSError:
             return curves
         for line in lines:
@@ -254,7 +254,7 @@ def load(file: Path) -> Any:
         OSError, yaml.YAMLError: it is not there, or no plain YAML; ValueError: it is far too large;
         RecursionError: it is nested too deeply.
     """
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     if len(text) > LARGEST:
         raise ValueError(f"it has more than {LARGEST:,} characters")
     # the fast loader of libyaml would end the process where a large file is nothing but brackets

@@ -19,7 +19,7 @@ def machine() -> str:
     """This machine, boot and process namespace: within it, a process id says who is alive."""
     parts = [socket.gethostname()]
     for read in (
-        lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8],
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()[:8],
         lambda: os.readlink("/proc/self/ns/pid"),
     ):
         try:
@@ -32,7 +32,7 @@ def machine() -> str:
 def began(pid: int) -> str | None:
     """When a living process began, in ticks since boot; None where there is none (or only its corpse)."""
     try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        state, *rest = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return None if state in "ZX" else rest[18]
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():

@@ -127,7 +127,7 @@ def signal_group(pid: int, kind: int) -> None:
 
 def account(code: int, log: Path) -> dict[str, Any]:
     """What became of a job that left no record."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if code == 2:  # composing its config failed
         return {"status": "failed", "kind": "config", "reason": lines[-1] if lines else "bad input"}
     if code in (130, 143):

@@ -44,7 +44,7 @@ def apply_tuned(config: DictConfig, hydra: Any, overrides: Sequence[str]) -> Non
             "write one with a line per quantizer (ternary_mean: {lr: 0.01, weight_decay: 0.0}), or use "
             "tuned=false to compare at one shared setting"
         )
-    table: dict[str, Any] = yaml.safe_load(file.read_text()) or {}
+    table: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     chosen = {word.lstrip("+") for word in overrides}
     for line, setting in table.items():
         precision, *further = line.split()
@@ -83,7 +83,7 @@ def write_tuned(name: str, precision: str, params: Mapping[str, Any], sources: S
     path.parent.mkdir(exist_ok=True)
     setting = ", ".join(f"{key}: {decimal(float(value))}" for key, value in kept.items())
     line = f"{precision}: {{{setting}}}"
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [old.partition(":")[0] for old in lines]
     if precision in names:
         place = end = names.index(precision)

@@ -52,7 +52,7 @@ class MetricsCsv(pl.loggers.Logger):
     @rank_zero_only
     def flush(self) -> None:
         """Writes what is pending through to the disk."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             if file.tell() == 0:
                 file.write(HEADER)
             file.writelines(self._lines)
@@ -83,7 +83,7 @@ class MetricsCsv(pl.loggers.Logger):
         """The last values of the metrics that begin with `prefix`; those of one step, if given."""
         self.flush()
         last: dict[str, float] = {}
-        for line in self.path.read_text().splitlines()[1:]:
+        for line in self.path.read_text(encoding="utf-8").splitlines()[1:]:
             at, _, name, value = line.split(",")
             if name.startswith(prefix) and step in (None, int(at)):
                 last[name] = float(value)

@@ -58,7 +58,7 @@ def test_a_crash_is_recorded_and_tried_again(
 
 def limit_memory(spare: int) -> None:
     """Lets this process map `spare` bytes more than it has."""
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    mapped = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + spare, resource.RLIM_INFINITY))
 
 

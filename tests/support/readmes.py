@@ -44,7 +44,7 @@ def readmes() -> dict[Path, str]:
         skipped = ELSEWHERE if Path(folder) == ROOT else ()
         folders[:] = sorted(name for name in folders if name[0] != "." and name not in skipped)
         if "README.md" in files:
-            found[Path(folder, "README.md")] = Path(folder, "README.md").read_text()
+            found[Path(folder, "README.md")] = Path(folder, "README.md").read_text(encoding="utf-8")
     return found
 
 

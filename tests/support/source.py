@@ -112,3 +112,16 @@ def foreign_privates() -> dict[str, set[str]]:
         if used := {name for name in names if is_private(name)}:
             found[str(path.relative_to(ROOT))] = used
     return found
+
+
+def texts_of_the_locale() -> Iterator[str]:
+    """The calls that read or write text without saying in which encoding."""
+    for path, tree in trees().items():
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            words = {word.arg: ast.unparse(word.value) for word in call.keywords}
+            mode = words.get("mode", "".join(ast.unparse(argument) for argument in call.args[-1:]))
+            opens = name == "open" or (name.endswith(".open") and name not in ("os.open", "Image.open"))
+            is_text = (opens and "b" not in mode) or name.endswith((".read_text", ".write_text"))
+            if (is_text or ("text" in words and name.startswith("subprocess."))) and "encoding" not in words:
+                yield f"{path.relative_to(ROOT)}:{call.lineno}: {ast.unparse(call)}"

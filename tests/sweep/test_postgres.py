@@ -217,7 +217,7 @@ def test_workers_of_two_networks_share_a_study(
     with serving("*") as other:
 
         def work(namespace: str, address: str) -> None:
-            with open(f"/run/netns/{namespace}") as file:
+            with open(f"/run/netns/{namespace}", encoding="utf-8") as file:
                 enter(file.fileno())
             with pytest.raises(OSError, match="unreachable"):
                 socket.create_connection(("127.0.0.1", other.port), timeout=5)

@@ -26,7 +26,7 @@ def make(compose_config, tmp_path, monkeypatch):
 
 
 def write(name, *texts, field="text"):
-    with open(name, "w") as file:
+    with open(name, "w", encoding="utf-8") as file:
         file.writelines(json.dumps({field: text}) + "\n" for text in texts)
 
 
@@ -39,7 +39,7 @@ def test_text_and_lines_are_documents_together(make):
     numbers = [f"line {number}" for number in range(60)]
     write("b.jsonl", *numbers)
     for name in ("a", "c"):
-        with open(f"{name}.txt", "w") as file:
+        with open(f"{name}.txt", "w", encoding="utf-8") as file:
             file.write(f"all of {name}\n")
     data = make("*.txt", "b.jsonl")
     documents = ["all of a\n", *numbers, "all of c\n"]
@@ -65,7 +65,7 @@ def test_parts_may_have_files_of_their_own(make):
 
 def test_one_long_file_is_cut(make):
     text = "".join(f"{number} is a number. " for number in range(200))
-    with open("long.txt", "w") as file:
+    with open("long.txt", "w", encoding="utf-8") as file:
         file.write(text)
     data = make("long.txt")
     tested = round(len(text) * 0.1)
@@ -88,7 +88,7 @@ def test_tokens_follow_what_is_in_the_files(make, tmp_path):
 
 
 def test_each_field_is_a_text_of_its_own(make):
-    with open("a.jsonl", "w") as file:
+    with open("a.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps({"de": f"Satz {n}", "en": f"sentence {n}"}) + "\n" for n in range(60))
     assert [texts_of(make("a.jsonl", field=field), "test")[0] for field in ("de", "en")] == [
         "Satz 9",
