@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bitexp.common.screen import loss
 from bitexp.common.secrets import redacted
 
 LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "wandb", "py.warnings")
@@ -32,6 +33,7 @@ class Report:
         if not self.console.is_terminal:
             self.console.width = UNLIMITED
         self._file: logging.FileHandler | None = None
+        self._lost = False
 
     def keep(self, path: Path) -> None:
         """Appends everything from here on to a file, with what the libraries log."""
@@ -53,6 +55,12 @@ class Report:
         """One line, to the screen and to the file, without secrets."""
         text = redacted(text)
         self.console.print(text, markup=False)
+        if not self._lost and (reason := loss()) and self._file is not None:
+            self._lost = True
+            self._log(f"the screen is gone ({reason}): from here on, this file alone has what the run says")
+        self._log(text)
+
+    def _log(self, text: str) -> None:
         if self._file is not None:
             record = logging.LogRecord("bitexp", logging.INFO, "", 0, text, None, None)
             self._file.emit(record)

@@ -174,7 +174,7 @@ class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
         self._resumed = True
 
 
-def _through_pipes(batch: tuple[Tensor, Tensor]) -> tuple[Any, Any]:
+def _through_pipes(batch: Any) -> tuple[Any, Any]:
     """A worker sends arrays, as tensors would go through /dev/shm, which containers keep small."""
     inputs, targets = batch
     return (inputs.numpy(), targets.numpy()) if get_worker_info() else (inputs, targets)
@@ -183,7 +183,8 @@ def _through_pipes(batch: tuple[Tensor, Tensor]) -> tuple[Any, Any]:
 def possible(workers: int) -> int:
     """So many workers, or none, which is said, where processes cannot talk to each other."""
     try:  # a queue needs semaphores, and those a place in /dev/shm
-        for queue in [multiprocessing.Queue() for _ in range(workers + 1 if workers else 0)]:
+        queues: list[Any] = [multiprocessing.Queue() for _ in range(workers + 1 if workers else 0)]
+        for queue in queues:
             queue.close()
     except OSError as problem:
         error(f"no other process can prepare batches ({problem}): the one that trains does it")

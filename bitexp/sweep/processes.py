@@ -130,7 +130,7 @@ def account(code: int, log: Path) -> dict[str, Any]:
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     if code == 2:  # composing its config failed
         return {"status": "failed", "kind": "config", "reason": lines[-1] if lines else "bad input"}
-    if code in (130, 143):
+    if code in (129, 130, 143):
         return {"status": "stopped", "kind": "signal", "reason": signal.Signals(code - 128).name}
     if code < 0:
         name = signal.Signals(-code).name

@@ -40,14 +40,14 @@ class FiniteLoss(pl.Callback):
 
 
 class Signals:
-    """Within `with Signals() as signals`, SIGINT, SIGTERM and SIGUSR1 are noted in `signals.received`.
+    """Within `with Signals() as signals`, SIGHUP, SIGINT, SIGTERM and SIGUSR1 are noted in `signals.received`.
 
     A second one ends the process at once; but a SIGTERM within a second of the first is the same one, sent
     again (as by the threads of a parent that die one after the other), and SIGUSR1 is a warning, which Slurm
     sends before the SIGTERM of its time limit. Outside the main thread nothing is caught.
     """
 
-    KINDS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
+    KINDS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     ECHO = 1.0  # seconds
 
     def __init__(self) -> None:
@@ -58,6 +58,8 @@ class Signals:
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             self._before = {kind: signal.getsignal(kind) for kind in self.KINDS}
+            if self._before[signal.SIGHUP] == signal.SIG_IGN:  # nohup: the terminal may go
+                del self._before[signal.SIGHUP]
             self.catch()
         return self
 

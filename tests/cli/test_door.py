@@ -107,3 +107,15 @@ def test_bash_completes_as_the_help_says(tmp_path: Path, call: Callable[..., Any
     done = subprocess.run(["/bin/bash", "-c", script], env=env, capture_output=True, text=True, timeout=120)
     assert "-F hydra_bash_completion bitexp" in done.stderr
     assert done.stdout == "generate\n"
+
+
+@pytest.mark.parametrize("words", ["--version", "--help"])
+def test_an_answer_that_cannot_be_written_is_no_success(words: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "bitexp", words], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (
+        2,
+        "bitexp: the output could not be written: No space left on device\n",
+    )

@@ -95,6 +95,16 @@ def test_the_warning_before_a_time_limit_is_no_first_signal() -> None:
         assert signals.received == signal.SIGTERM
 
 
+def test_under_nohup_a_terminal_may_close() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_handlers_can_be_put_back_in_place() -> None:
     with Signals() as signals:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
