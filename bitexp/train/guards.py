@@ -40,7 +40,7 @@ class FiniteLoss(pl.Callback):
 
 
 class Signals:
-    """Within `with Signals() as signals`, SIGHUP, SIGINT, SIGTERM and SIGUSR1 are noted in `signals.received`.
+    """Within `with Signals() as signals`, SIGHUP, SIGINT, SIGTERM, SIGUSR1 are noted in `signals.received`.
 
     A second one ends the process at once; but a SIGTERM within a second of the first is the same one, sent
     again (as by the threads of a parent that die one after the other), and SIGUSR1 is a warning, which Slurm
