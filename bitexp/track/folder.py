@@ -132,6 +132,8 @@ class RunFolder:
     def begin(self, settings: Settings, overrides: Sequence[str], attempt: dict[str, Any]) -> None:
         """Creates the folder, or opens it for another attempt; an old verdict goes."""
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for scrap in [*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")]:
+            scrap.unlink()  # of an attempt that was killed while it wrote
         attempts = [*self.attempts(), attempt]
         (self.path / "result.json").unlink(missing_ok=True)
         write_yaml(self.path / "config.yaml", settings.model_dump(mode="json"))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,16 @@ class MetricsCsv(pl.loggers.Logger):
             if name.startswith(prefix) and step in (None, int(at)):
                 last[name] = float(value)
         return last
+
+
+def rows(path: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """What was logged together, step by step, as `log_metrics` had it; nothing where there is no file."""
+    if not path.exists():
+        return
+    lines = (line.split(",") for line in path.read_text(encoding="utf-8").splitlines()[1:])
+    for (step, epoch), group in groupby(lines, key=lambda line: (line[0], line[1])):
+        values = {name: float(value) for *_, name, value in group}
+        yield int(step), {**values, **({"epoch": int(epoch)} if epoch else {})}
 
 
 def send(trainer: pl.Trainer, values: Mapping[str, float]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from bitexp.common.console import Report
@@ -11,6 +12,7 @@ from bitexp.common.errors import Pruned
 from bitexp.common.lightning import pl
 from bitexp.config.schema import Settings
 from bitexp.track.folder import RunFolder
+from bitexp.track.metrics import rows
 from bitexp.track.trackers import Tracker
 
 
@@ -22,7 +24,9 @@ def tracking(
     started: list[tuple[Tracker, Guarded]] = []
     for name, tracker in trackers.items():
         with reported(f"{name} could not start, so this run is not tracked there", report):
-            started.append((tracker, Guarded(name, tracker.start(settings, folder), report)))
+            inner = tracker.start(settings, folder)
+            earlier = folder.metrics if tracker.replays else None
+            started.append((tracker, Guarded(name, inner, report, earlier)))
     failed = True
     try:
         yield [logger for _, logger in started]
@@ -37,11 +41,18 @@ def tracking(
 
 
 class Guarded(pl.loggers.Logger):
-    """A tracker's logger; once it fails, that is reported and it gets nothing any more."""
+    """A tracker's logger; once it fails, that is reported and it gets nothing any more.
 
-    def __init__(self, name: str, inner: pl.loggers.Logger, report: Report) -> None:
+    Args:
+        earlier: the metrics.csv of earlier attempts, to be sent before anything else.
+    """
+
+    def __init__(
+        self, name: str, inner: pl.loggers.Logger, report: Report, earlier: Path | None = None
+    ) -> None:
         super().__init__()
         self._name, self.inner, self.report = name, inner, report
+        self._earlier = earlier
         self.works = True
 
     @property
@@ -53,9 +64,14 @@ class Guarded(pl.loggers.Logger):
         return self.inner.version
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if self.works:
-            with self._watched():
-                self.inner.log_metrics(metrics, step)
+        if not self.works:
+            return
+        with self._watched():
+            if self._earlier is not None:  # only now it is cut back to the checkpoint
+                earlier, self._earlier = self._earlier, None
+                for at, values in rows(earlier):
+                    self.inner.log_metrics(values, at)
+            self.inner.log_metrics(metrics, step)
 
     def save(self) -> None:
         if self.works:

@@ -22,6 +22,9 @@ TRACKERS: Registry[type[Tracker]] = Registry("tracker")
 class Tracker:
     """A service that shows runs. Keyword arguments of a subclass come from its section of `logger`."""
 
+    replays = False
+    """Set by `start` where what an earlier attempt sent is gone there, so that it is sent again."""
+
     def check(self) -> None:
         """Raises `UserError` where it cannot work here, before any work is done."""
 

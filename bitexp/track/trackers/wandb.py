@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import importlib
 import netrc
 import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
 
 from bitexp.common.errors import UserError
 from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
-from bitexp.track.folder import RunFolder
+from bitexp.track.folder import RunFolder, outputs
 from bitexp.track.trackers.tracker import TRACKERS, Tracker, label
 
 if TYPE_CHECKING:
@@ -21,7 +31,8 @@ if TYPE_CHECKING:
 class Wandb(Tracker):
     """A run there has the run's own id, so that a resumed run continues it.
 
-    Group: the experiment and quantizer, so that seeds fall together; tags: quantizer and kernel.
+    Group: the experiment and quantizer, so that seeds fall together; tags: quantizer and kernel. The mode
+    `disabled` is that of the variable WANDB_MODE.
     """
 
     def __init__(
@@ -38,12 +49,14 @@ class Wandb(Tracker):
             )
 
     def start(self, settings: Settings, folder: RunFolder) -> WandbLogger:
-        import wandb
+        wandb = imported(outputs() / ".scraps")
         from pytorch_lightning.loggers import WandbLogger
 
+        if self.mode == "offline" and forget(folder):
+            self.replays = True
         run = wandb.init(
             dir=folder.path,
-            mode=self.mode,
+            mode="disabled" if os.environ.get("WANDB_MODE") == "disabled" else self.mode,
             project=self.project,
             entity=self.entity,
             id=folder.id,
@@ -61,6 +74,44 @@ class Wandb(Tracker):
 
     def finish(self, logger: Any, failed: bool) -> None:
         logger.experiment.finish(exit_code=int(failed))
+
+
+def forget(folder: RunFolder) -> bool:
+    """Removes what earlier attempts left to upload: offline, each has a folder of its own, under one id."""
+    earlier = [
+        path
+        for path in folder.path.glob("wandb/offline-run-*")
+        if path.is_dir() and not any(path.glob("*.synced"))
+    ]
+    for path in earlier:
+        shutil.rmtree(path, ignore_errors=True)
+    return bool(earlier)
+
+
+def imported(scraps: Path) -> Any:
+    """The module, which makes temporary folders on import. Those of processes that were killed go."""
+    if "wandb" not in sys.modules:
+        scraps.mkdir(parents=True, exist_ok=True)
+        for left in scraps.glob("*.lock"):
+            with contextlib.suppress(Timeout, OSError), FileLock(left, timeout=0):
+                remove(left)
+        own = FileLock(scraps / f"{uuid4().hex}.lock")  # held while this process lives
+        own.acquire()
+        atexit.register(remove, Path(own.lock_file), os.getpid())
+        before, tempfile.tempdir = tempfile.tempdir, str(Path(own.lock_file).with_suffix(""))
+        Path(tempfile.tempdir).mkdir()
+        try:
+            importlib.import_module("wandb.sdk.artifacts.artifact")
+        finally:
+            tempfile.tempdir = before
+    return sys.modules["wandb"]
+
+
+def remove(lock: Path, owner: int | None = None) -> None:
+    """Removes the temporary folder of a lock, and the lock; with an owner, in that process only."""
+    if owner in (None, os.getpid()):
+        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+        lock.unlink(missing_ok=True)
 
 
 def has_key() -> bool:

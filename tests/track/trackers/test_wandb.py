@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import bitexp.run.fit
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.track.trackers.wandb import Wandb
+from bitexp.track.metrics import rows
+from bitexp.track.trackers.wandb import Wandb, imported, remove
 
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_MODE", "NETRC")
 
@@ -93,8 +98,42 @@ def test_a_run_that_resumes_keeps_its_wandb_id(tracked: Any, monkeypatch: pytest
         assert tracked().status == "failed"
     outcome = tracked()
     assert outcome.status == "finished"
-    files = list(outcome.folder.glob("wandb/offline-run-*/run-*.wandb"))
-    assert {file.name for file in files} == {f"run-{outcome.folder.name}.wandb"}
+    found = records(outcome.folder)  # one folder to upload
+    assert found["run"][0]["run_id"] == outcome.folder.name
+    sent = [
+        (row["item"].get("trainer/global_step"), row["item"].get("train/loss")) for row in found["history"]
+    ]
+    kept = [(step, values.get("train/loss")) for step, values in rows(outcome.folder / "metrics.csv")]
+    assert [row for row in sent if row[1]] == [row for row in kept if row[1]]
+
+
+def test_its_own_variable_switches_it_off(tracked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    outcome = tracked("seed=2")
+    assert outcome.status == "finished"
+    assert not list(outcome.folder.glob("wandb/offline-run-*"))
+
+
+def test_temporary_folders_of_the_dead_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("dead", "living"):
+        (tmp_path / name / "media").mkdir(parents=True)
+        (tmp_path / f"{name}.lock").touch()
+    monkeypatch.delitem(sys.modules, "wandb")
+    made = []
+
+    def import_module(name: str) -> None:
+        made.append(Path(tempfile.mkdtemp("wandb-media")))
+        sys.modules["wandb"] = ModuleType("wandb")
+
+    monkeypatch.setattr("importlib.import_module", import_module)
+    with FileLock(tmp_path / "living.lock"):
+        imported(tmp_path)
+    assert (tmp_path / "living/media").is_dir()
+    assert not (tmp_path / "dead").exists()
+    assert made[0].parent.parent == tmp_path
+    assert tempfile.gettempdir() != str(made[0].parent)
+    remove(made[0].parent.with_suffix(".lock"), os.getpid() + 1)  # as in a child that was forked
+    assert made[0].exists()
 
 
 def test_a_run_goes_on_where_wandb_cannot_start(
