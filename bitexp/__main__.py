@@ -8,6 +8,7 @@ Nothing is imported but what the word needs, so that --help answers at once.
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any
 
@@ -27,8 +28,8 @@ def main() -> None:
     except SystemExit as end:  # of Hydra, after --help
         code = end.code or 0
     sys.stdout.flush()
-    if code == 0 and not Progress.started and (reason := loss()):
-        error(f"the output could not be written: {reason}")
+    if code == 0 and not Progress.started and (lost := loss()) and lost.errno != errno.EPIPE:
+        error(f"the output could not be written: {lost.strerror}")
         code = 2
     sys.exit(code)
 

@@ -12,11 +12,12 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
 from bitexp.cli.commands import command_lines
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, describe_crash
 from bitexp.common.exit import Progress, guarded
 from bitexp.config.composition_errors import explain
 from bitexp.config.paths import CONF, PACKAGE
 from bitexp.config.search_path import PluginConfigs
+from bitexp.config.words import switches_first
 
 PLUGINS = str(PACKAGE / "plugins")
 """Where the namespace `hydra_plugins` begins."""
@@ -32,6 +33,7 @@ def job(config: DictConfig) -> Any:
 
 def run() -> int:
     """`python -m bitexp` without a word; the exit code."""
+    sys.argv[1:] = switches_first(sys.argv[1:])
     register_plugins()
     OmegaConf.register_new_resolver("bitexp.commands", command_lines, replace=True)  # of the help in conf/
     return with_errors_in_words(job)
@@ -68,7 +70,7 @@ def with_errors_in_words(application: Callable[[], Any]) -> int:
         except (UserError, BrokenPipeError):
             raise
         except Exception as problem:
-            if Progress.started or before == "1":
+            if Progress.started or before == "1" or describe_crash(problem)["kind"] == "surroundings":
                 raise
             # nothing has run, so it is about what was typed or a YAML file
             raise UserError(explain(problem, sys.argv[1:])) from problem

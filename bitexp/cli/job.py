@@ -80,7 +80,7 @@ def make(config: DictConfig) -> float | None:
         if not multirun and failure["kind"] == "crash":
             raise
         print_failure(failure, overrides if multirun else [])
-        mendable = failure["kind"] in ("config", "damaged")
+        mendable = failure["kind"] in ("config", "damaged", "surroundings")
         Progress.note(2 if mendable and not multirun else 1)
         if multirun:
             JobRecord(overrides, tuned, "failed", failure["kind"], failure["reason"]).write(hydra)
@@ -99,6 +99,11 @@ def resolve(config: DictConfig, hydra: Any, overrides: list[str]) -> Settings:
     Raises:
         UserError: what cannot be, before torch is imported: a typo costs no seconds.
     """
+    if hydra.job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true would put every run's outputs into another folder. Runs have folders of "
+            "their own, under outputs/ or where the variable BITEXP_OUTPUTS says"
+        )
     apply_tuned(config, hydra, overrides)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)

@@ -55,9 +55,11 @@ class Report:
         """One line, to the screen and to the file, without secrets."""
         text = redacted(text)
         self.console.print(text, markup=False)
-        if not self._lost and (reason := loss()) and self._file is not None:
+        if not self._lost and (lost := loss()) and self._file is not None:
             self._lost = True
-            self._log(f"the screen is gone ({reason}): from here on, this file alone has what the run says")
+            self._log(
+                f"the screen is gone ({lost.strerror}): from here on, this file alone has what the run says"
+            )
         self._log(text)
 
     def _log(self, text: str) -> None:

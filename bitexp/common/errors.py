@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
+
+SURROUNDINGS = {
+    errno.EACCES: "there is no permission for it",
+    errno.EPERM: "there is no permission for it",
+    errno.EROFS: "it is on a file system that is read-only",
+    errno.ENOTDIR: "a file is in the place of a folder",
+    errno.EEXIST: "a file is in the place of a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its links go in a circle",
+    errno.ENOLCK: "its file system has no locks",
+    errno.ENOSYS: "its file system has no locks",
+}
+"""What is wrong around a program and not in it, by the number of an `OSError`."""
+
+LONG = 120  # characters of a path that are shown
 
 MEMORY = ("out of memory", "allocate memory", "bad_alloc", "failed to map segment")
 
@@ -30,7 +46,7 @@ class Pruned(Exception):
 
 
 def describe_crash(crash: BaseException) -> dict[str, str]:
-    """The kind and reason of a failure: out of memory, disk full, or a crash.
+    """The kind and reason of a failure: out of memory, disk full, a file's surroundings, or a crash.
 
     What came before counts as well: torch answers a lack of memory or disk while it saves with another error.
     """
@@ -45,6 +61,10 @@ def describe_crash(crash: BaseException) -> dict[str, str]:
         return {"kind": "out_of_memory", "reason": f"out of memory ({reason})"}
     if isinstance(crash, OSError) and crash.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return {"kind": "disk_full", "reason": f"the disk is full ({reason})"}
+    if isinstance(crash, OSError) and crash.errno in SURROUNDINGS and crash.filename is not None:
+        name = os.fsdecode(crash.filename)
+        shown = name if len(name) <= LONG else f"{name[:LONG]}..."
+        return {"kind": "surroundings", "reason": f"{shown} cannot be used: {SURROUNDINGS[crash.errno]}"}
     return {"kind": "crash", "reason": reason}
 
 

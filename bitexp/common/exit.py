@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bitexp.common.console import error, trace
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, describe_crash
 
 
 class Progress:
@@ -38,10 +38,10 @@ def guarded(entry: Callable[[], Any]) -> int:
     except UserError as problem:
         error(str(problem))
         return 2
-    except PermissionError as problem:
-        error(f"{problem.strerror}: {problem.filename}")
-        return 2
-    except Exception:
+    except Exception as problem:
+        if (described := describe_crash(problem))["kind"] == "surroundings":
+            error(described["reason"])
+            return 2
         sys.excepthook = trace
         raise
     return Progress.worst

@@ -85,7 +85,7 @@ def likeness(problem: UnicodeError) -> tuple[str, int]:
     return "".join(PLAIN.get(letter, "?") for letter in missing), problem.end
 
 
-def loss() -> str | None:
+def loss() -> OSError | None:
     """Why stdout was given up, or None."""
     lost: OSError | None = getattr(sys.stdout, "lost", None)
-    return lost.strerror if lost else None
+    return lost

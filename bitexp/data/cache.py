@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -12,8 +13,15 @@ from typing import Any, TypeGuard
 def cache_folder() -> Path:
     """Where things are kept: $BITEXP_CACHE, or ~/.cache/bitexp."""
     named = os.environ.get("BITEXP_CACHE")
-    root = Path(named).expanduser() if named else Path.home() / ".cache" / "bitexp"
-    return root.absolute()
+    return Path(named).expanduser().absolute() if named else home() / ".cache" / "bitexp"
+
+
+def home() -> Path:
+    """The user's folder, or one of their number among temporary files where the system knows no such user."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"home-{os.getuid()}"
 
 
 def sealed(record: dict[str, Any]) -> dict[str, Any]:

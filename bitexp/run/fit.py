@@ -16,7 +16,7 @@ from lightning_fabric.plugins.environments import (
 )
 
 from bitexp.common.lightning import pl
-from bitexp.common.ranks import own_environment
+from bitexp.common.ranks import in_slurm, own_environment
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
 from bitexp.tasks import Task
@@ -174,7 +174,9 @@ def environment() -> ClusterEnvironment:
     """Who starts the processes that train together; Slurm restarts none by Lightning's own checkpoints."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment()
-    return SLURMEnvironment(auto_requeue=False) if SLURMEnvironment.detect() else LightningEnvironment()
+    if in_slurm() and SLURMEnvironment.detect():
+        return SLURMEnvironment(auto_requeue=False)
+    return LightningEnvironment()
 
 
 def test(attempt: Attempt, task: Task) -> dict[str, float]:

@@ -80,6 +80,7 @@ HINTS = {
     "diverged": "A smaller optimizer.lr or trainer.gradient_clip=1 may help; use rerun=true to try again",
     "out_of_memory": "A smaller data.batch_size with trainer.accumulate keeps the same step",
     "disk_full": "Earlier checkpoints are intact; free some space and repeat the command",
+    "surroundings": "Mend that and repeat the command",
     "crash": "The same command tries again; train.log has the traceback",
 }
 """What to do about a failure, by its kind."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, open_dict
 
 from bitexp.common.files import create_unused
+from bitexp.config.words import quoted
 
 
 class Summary(Callback):
@@ -19,7 +21,8 @@ class Summary(Callback):
 
         take_secrets(config)
         if not is_study(config):
-            take_folder(config)
+            with contextlib.suppress(OSError):  # what creates files in it next can say it better
+                take_folder(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         if is_study(config):
@@ -46,4 +49,4 @@ def take_folder(config: DictConfig) -> None:
     if folder != named:
         with open_dict(config):
             config.hydra.sweep.dir = str(folder)
-            words.append(f"hydra.sweep.dir='{folder}'")
+            words.append(f"hydra.sweep.dir={quoted(str(folder))}")

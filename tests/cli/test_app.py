@@ -315,6 +315,10 @@ def test_unknown_key(key: str, expected: str) -> None:
             "the disk is full (OSError: [Errno 28] No space",
         ),
         (OSError(13, "Permission denied"), "crash", "PermissionError: [Errno 13] Permission denied"),
+        (OSError(30, "Read-only", "/ro/x"), "surroundings", "/ro/x cannot be used: it is on a file system"),
+        (OSError(36, "Too long", "n" * 300), "surroundings", f"{'n' * 120}... cannot be used: the name"),
+        (OSError(37, "No locks", b"/nfs/l"), "surroundings", "/nfs/l cannot be used: its file system has no"),
+        (OSError(2, "No such file", "/gone"), "crash", "FileNotFoundError"),
         (KeyError("x"), "crash", "KeyError: 'x'"),
         (ValueError("one\ntwo"), "crash", "ValueError: one"),
     ],
@@ -323,6 +327,24 @@ def test_describe_crash(crash: Exception, kind: str, reason: str) -> None:
     described = describe_crash(crash)
     assert described["kind"] == kind
     assert described["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize("words", [[], ["-m", "seed=0,1"]])
+def test_a_file_in_place_of_a_folder_is_a_sentence(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
+) -> None:
+    (tmp_path / "outputs").write_text("")
+    monkeypatch.setenv("BITEXP_OUTPUTS", str(tmp_path / "outputs"))
+    ended = command(*words)
+    assert ended.code == 2, ended.out + ended.err
+    assert "a file is in the place of a folder" in ended.err
+    assert "Traceback" not in ended.err + ended.out
+
+
+def test_a_job_stays_in_its_folder(command: Any) -> None:
+    ended = command("hydra.job.chdir=true")
+    assert ended.code == 2
+    assert "BITEXP_OUTPUTS" in ended.err
 
 
 def test_what_came_before_a_crash_explains_it() -> None:

@@ -34,7 +34,7 @@ def test_a_run_goes_on_and_its_log_says_why_the_screen_is_silent(tmp_path, monke
     assert lines[1:] == ["one", "two", "three"]
     assert lines[0].startswith("the screen is gone (gone)")
     assert stream.attempts == 1
-    assert loss() == "gone"
+    assert loss().errno == code
 
 
 def test_a_command_whose_answer_is_lost_says_so():

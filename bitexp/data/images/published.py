@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from bitexp.common.errors import UserError
 from bitexp.data.base import Part
+from bitexp.data.cache import home
 from bitexp.data.hashes import stamp
 from bitexp.data.images.base import ImageData
 from bitexp.data.images.batches import ImagesInMemory
@@ -67,7 +68,7 @@ class PublishedDataset(ImageData):
             return [Path(self.data_dir).expanduser().absolute()]
         named = os.environ.get("BITEXP_DATA")
         roots = [Path(named).expanduser().absolute()] if named else []
-        return [*roots, Path.home() / ".cache" / "bitexp", Path("data").absolute(), DEBIAN]
+        return [*roots, home() / ".cache" / "bitexp", Path("data").absolute(), DEBIAN]
 
     def _places(self) -> list[Path]:
         # bare roots only where one was named: MNIST and Fashion-MNIST have the same file names

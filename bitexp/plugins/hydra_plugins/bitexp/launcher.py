@@ -78,11 +78,12 @@ class ProcessLauncher(Launcher):
     def run(self, number: int, words: Sequence[str]) -> dict[str, Any]:
         """Makes one job; its record."""
         from bitexp.common.exit import Progress
+        from bitexp.config.words import quoted
         from bitexp.sweep.secret_words import without_secret
 
         folder = Path(self.config.hydra.sweep.dir).absolute()
-        hydra = [*self.config.hydra.overrides.hydra, f"hydra.sweep.dir='{folder}'", f"hydra.job.num={number}"]
-        hydra.append("hydra.mode=RUN")
+        hydra = [*self.config.hydra.overrides.hydra, f"hydra.sweep.dir={quoted(str(folder))}"]
+        hydra += [f"hydra.job.num={number}", "hydra.mode=RUN"]
         typed = [without_secret(word, str(number)) for word in (*words, *hydra)]
         command = [sys.executable, "-m", "bitexp", *self.flags(), *typed]
         task = [word for word in words if not word.lstrip("+~").startswith("hydra")]

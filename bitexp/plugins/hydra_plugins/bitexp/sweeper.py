@@ -67,8 +67,10 @@ class OptunaSweeper(Sweeper):
 
     def prepare_jobs(self, folder: Path, variables: dict[str, str]) -> None:
         """Names the folder of the index and sets environment variables, for all jobs from here on."""
-        words = [f"hydra.sweep.dir='{folder}'"]
-        words += [f"++hydra.job.env_set.{name}='{value}'" for name, value in variables.items()]
+        from bitexp.config.words import quoted
+
+        words = [f"hydra.sweep.dir={quoted(str(folder))}"]
+        words += [f"++hydra.job.env_set.{name}={quoted(value)}" for name, value in variables.items()]
         keys = [word.partition("=")[0] for word in words]
         with open_dict(self.config):
             self.config.hydra.sweep.dir = str(folder)
