@@ -35,8 +35,9 @@ PRIVATE = {
     "optuna": {"bitexp/sweep/optuna_private.py": {"_find_sample_id", "_storage", "_study_id", "_trial_id"}},
     "torch": {
         "bitexp/quant/modes.py": {
-            "_C", "_are_functorch_transforms_active", "_functorch", "_get_tracing_state", "_has_storage",
-            "_int_mm", "_is_vnni_supported", "_len_torch_dispatch_stack", "_modules",
+            "_C", "_are_functorch_transforms_active", "_call_impl", "_functorch", "_get_tracing_state",
+            "_has_storage", "_int_mm", "_is_vnni_supported", "_len_torch_dispatch_stack", "_metadata",
+            "_modules", "_parameters", "_version",
         },
     },
     "wandb_workspaces": {"bitexp/report/workspaces_private.py": {"_to_model"}},

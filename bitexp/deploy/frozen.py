@@ -15,13 +15,15 @@ from bitexp.quant.autograd import quantized_product
 from bitexp.quant.backend import Call
 from bitexp.quant.checks import check_input
 from bitexp.quant.estimators import carried
-from bitexp.quant.layers import QuantizedLayer, quantized_layers
+from bitexp.quant.layers import OWN, QuantizedLayer, quantized_layers
 from bitexp.quant.modes import recorded
 from bitexp.quant.norms import normalize
 from bitexp.quant.options import build
+from bitexp.quant.outside import PackedWeight
 from bitexp.quant.parts import ActivationQuantizer, Sparsifier, Transform
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import Geometry, LayerSpec
+from bitexp.quant.twins import become, carry_over
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class FrozenLayer(nn.Module):
 
     Of its parts it keeps those that the input goes through, with what they have learned. The gradient of an
     input is the trained layer's, by the straight-through rule; then the codes are unpacked at every call.
+    Networks that ask for `weight.dtype` and the like are answered; there are no weights to compute with.
     """
 
     packed: Tensor
@@ -68,6 +71,7 @@ class FrozenLayer(nn.Module):
         kernel: Kernel,
     ) -> None:
         super().__init__()
+        self.name, self.dtype = "", torch.float32
         self.spec, self.packing = spec, packing
         vars(self).update(spec.attributes())
         for name, tensor in (("packed", packed), ("scale", scale), ("shift", shift), ("bias", bias)):
@@ -76,6 +80,11 @@ class FrozenLayer(nn.Module):
         self.transform = build("transform", spec.transform)
         self.sparsifier = build("sparsifier", spec.sparsifier)
         self.use(kernel)
+
+    @property
+    def weight(self) -> PackedWeight:
+        """What other modules may ask of weights: dtype, device, shape."""
+        return PackedWeight.like(self.spec.shape, self.dtype, self.scale.device, self.name)
 
     def use(self, kernel: Kernel) -> None:
         """Prepares the weights for a kernel; on the device where they lie now."""
@@ -90,6 +99,7 @@ class FrozenLayer(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         super()._apply(kept, recurse)  # another precision is for what lies around it: rounding is for good
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scale.device)).dtype
         self.use(self.kernel)  # the prepared weights follow the buffers to another device
         return self
 
@@ -161,6 +171,7 @@ def freeze_layer(layer: QuantizedLayer, layout: str, kernel: Kernel) -> FrozenLa
     packed = packing.layout.pack(codes.flatten(1))
     bias = None if layer.bias is None else layer.bias.detach().float().clone()
     twin = FrozenLayer(layer.spec, packing, packed, scale.clone(), shift, bias, kernel)
+    attach(layer, twin)
     for name in ("activations", "transform", "sparsifier"):
         if (part := getattr(layer.active, name)) is not None:
             getattr(twin, name).load_state_dict(part.state_dict())
@@ -173,13 +184,32 @@ def blank_twin(layer: QuantizedLayer, packing: Packing, kernel: Kernel) -> Froze
     shape = packing.layout.packed_shape(*codes.flatten(1).shape)
     packed = torch.zeros(shape, dtype=torch.uint8, device=codes.device)
     bias = None if layer.bias is None else torch.zeros_like(layer.bias, dtype=torch.float32)
-    return FrozenLayer(layer.spec, packing, packed, torch.zeros_like(scale), shift, bias, kernel)
+    twin = FrozenLayer(layer.spec, packing, packed, torch.zeros_like(scale), shift, bias, kernel)
+    attach(layer, twin)
+    return twin
+
+
+def attach(layer: QuantizedLayer, twin: FrozenLayer) -> None:
+    """Gives a frozen layer the name, the dtype and all that was attached to the layer that it was.
+
+    Where the weights are computed (parametrizations, pruning), what computes them is gone with them.
+    """
+    twin.name, twin.dtype = layer.name, layer.weight.dtype
+    apart = {*OWN, *layer.spec.attributes()}
+    if not isinstance(layer.weight, nn.Parameter):
+        state = (*vars(layer), *(name for name, _ in layer.named_parameters(recurse=False)))
+        state += tuple(name for name, _ in layer.named_buffers(recurse=False))
+        apart |= {"parametrizations", "_forward_pre_hooks", "_state_dict_hooks", "_load_state_dict_pre_hooks"}
+        apart |= {name for name in state if name.startswith(("weight_", "bias_"))}
+    carry_over(layer, twin, apart)
 
 
 def freeze(
     model: nn.Module, layout: str = "auto", kernel: Kernel | str = "reference"
 ) -> dict[str, FrozenLayer]:
-    """Replaces every quantized layer of the model, in place, by its frozen twin; returns them by name.
+    """Makes every quantized layer of the model a frozen one, in place; returns them by name.
+
+    Hooks, and what else was attached to a layer, stay with it.
 
     Args:
         layout: a name in `bitexp.deploy.packing.LAYOUTS`, or `auto` for the densest that holds a layer's
@@ -193,13 +223,14 @@ def freeze(
         raise ValueError("the model is a single layer and cannot be replaced in place: wrap it in a module")
     kernel = as_kernel(kernel)
     frozen = {name: freeze_layer(layer, layout, kernel) for name, layer in layers.items()}
-    put_twins(model, {id(layers[name]): twin for name, twin in frozen.items()})
+    return become_frozen(layers, frozen)
+
+
+def become_frozen(
+    layers: Mapping[str, QuantizedLayer], twins: Mapping[str, FrozenLayer]
+) -> dict[str, FrozenLayer]:
+    """Makes of each layer its twin, and gives them as what they are now."""
+    for name, twin in twins.items():
+        become(layers[name], twin)
+    frozen: dict[str, Any] = dict(layers)
     return frozen
-
-
-def put_twins(model: nn.Module, twins: Mapping[int, nn.Module]) -> None:
-    """Replaces modules by the twin under their id, at every place where they stand."""
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if id(module) in twins:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, twins[id(module)])

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bitexp.deploy.frozen import FrozenLayer, put_twins
+from bitexp.deploy.frozen import FrozenLayer
 from bitexp.kernels.gpu.layout import Packed
-from bitexp.quant.modes import result_dtype
+from bitexp.quant.checks import check_input
+from bitexp.quant.modes import no_autocast, recorded, result_dtype
 from bitexp.quant.spec import LayerSpec
 
 
-class FusedLinear(nn.Module):
-    """A frozen linear layer with kernel `triton` that takes floats of any dtype and answers in it."""
+class FusedLinear(FrozenLayer):
+    """A frozen linear layer with kernel `triton` that takes floats of any dtype and answers in it.
 
-    def __init__(self, layer: FrozenLayer) -> None:
-        super().__init__()
-        self.layer = layer
+    Where the gradient of its input is wanted, it goes the way of other frozen layers.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        layer, spec = self.layer, self.layer.spec
-        options = (layer.prepared, layer.bias, spec, spec.norm, result_dtype(x))
-        y: Tensor = layer.kernel.forward(x, *options)  # type: ignore[call-arg]
+    def forward(self, input: Tensor) -> Tensor:
+        if recorded(input):
+            return super().forward(input)
+        check_input(input)
+        options = (self.prepared, self.bias, self.spec, self.spec.norm, result_dtype(input))
+        with no_autocast(input):
+            y: Tensor = self.kernel.forward(input, *options)  # type: ignore[call-arg]
         return y
 
 
@@ -34,17 +37,12 @@ def plain(spec: LayerSpec) -> bool:
 
 
 def fuse_norms(model: nn.Module) -> list[str]:
-    """Replaces, in place, every frozen linear layer that can be fused; returns their names.
-
-    Raises:
-        ValueError: the model is itself such a layer.
-    """
+    """Makes every frozen linear layer that can be fused a fused one, in place; returns their names."""
     found = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, FrozenLayer) and isinstance(module.prepared, Packed) and plain(module.spec)
     }
-    if "" in found:
-        raise ValueError("the model is a single layer and cannot be replaced in place: wrap it in a module")
-    put_twins(model, {id(module): FusedLinear(module) for module in found.values()})
+    for module in found.values():
+        module.__class__ = FusedLinear
     return list(found)

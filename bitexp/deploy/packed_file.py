@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from bitexp.common.errors import UserError, is_of_the_machine
 from bitexp.common.files import write_atomic
 from bitexp.deploy.description import Description
-from bitexp.deploy.frozen import FrozenLayer, Packing, blank_twin, put_twins
+from bitexp.deploy.frozen import FrozenLayer, Packing, become_frozen, blank_twin
 from bitexp.deploy.packing import FORMAT_1, LAYOUTS
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.quant.layers import quantized_layers
+from bitexp.quant.modes import versions, with_versions
 from bitexp.quant.spec import LayerSpec
 
 FORMAT = 2
@@ -49,6 +50,7 @@ def save_packed(
         "format": FORMAT,
         "body": sorted(layers) if body is None else body,
         "layers": layers,
+        "versions": {name: number for name, number in versions(model).items() if number != 1},
         "description": vars(description),
     }
     header["crc32"] = checksum(header, tensors)
@@ -105,7 +107,11 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
         owners = owner_names(model)
         if unknown := set(tensors) - set(owners.values()):
             raise ValueError(f"the model has no place for {', '.join(sorted(unknown))}")
-        model.load_state_dict({name: tensors[owner] for name, owner in owners.items()})
+        state = {name: tensors[owner] for name, owner in owners.items()}
+        numbers = versions(model)  # of files that do not say them
+        if "versions" in header:
+            numbers = {**dict.fromkeys(numbers, 1), **header["versions"]}
+        model.load_state_dict(with_versions(state, numbers))
     except Exception as error:  # whatever a header can make the constructors of a model raise
         if is_of_the_machine(error):
             raise
@@ -128,8 +134,8 @@ def freeze_blank(model: nn.Module, described: Mapping[str, Any], number: int, ke
         expected = layer_json(twin) if number == FORMAT else layer_json_1(twin)
         if json.loads(json.dumps(expected)) != described[name]:
             raise ValueError(f"the layer {name} is {described[name]}, in the model {expected}")
-        twins[id(layer)] = twin
-    put_twins(model, twins)
+        twins[name] = twin
+    become_frozen(layers, twins)
 
 
 def packing_of(described: Mapping[str, Any], spec: LayerSpec) -> Packing:
@@ -174,7 +180,7 @@ def read_packed(path: Path | str) -> PackedFile:
             raise
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
     parts = {key: type(part) for key, part in header.items()} if isinstance(header, dict) else {}
-    if parts != PARTS or header["format"] not in (1, FORMAT):
+    if {"versions": dict, **parts} != {"versions": dict, **PARTS} or header["format"] not in (1, FORMAT):
         raise UserError(f"{path} is not a packed model of bitexp (format 1 or {FORMAT})")
     if header.pop("crc32") != checksum(header, tensors):
         raise UserError(f"{path} is damaged: its contents are not those that were written")

@@ -50,3 +50,16 @@ def check_exact(spec: LayerSpec) -> None:
             f"a layer with {inputs:,} inputs can sum to {largest:,}, more than 32 bits hold; keep this "
             "layer in full precision (quantizer.exclude) or give it fewer bits"
         )
+
+
+FROZEN = (
+    "packed", "scale", "shift", "spec", "packing", "activations", "transform", "sparsifier", "kernel",
+    "prepared", "kernel_makes_codes", "dtype", "use",
+)  # fmt: skip
+"""What a frozen layer has for itself, and a layer that is to become one cannot have of others."""
+
+
+def check_free(module: nn.Module, name: str) -> None:
+    """Raises `ValueError` where a layer has an attribute of that name, or will have it when it is frozen."""
+    if name in FROZEN or hasattr(module, name):
+        raise ValueError(f"its attribute '{name}' is one that a quantized layer has for itself: rename it")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,12 @@ from torch import nn
 
 from bitexp.quant.checks import unfit_parameters
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
-from bitexp.quant.modes import carry_over
 from bitexp.quant.options import LayerOptions
 from bitexp.quant.patterns import check_patterns, matches
 from bitexp.quant.presets import as_quantizer
+from bitexp.quant.proof import prove
 from bitexp.quant.quantizer import Quantizer
+from bitexp.quant.twins import become, carry_over
 
 
 @dataclass(frozen=True)
@@ -30,26 +31,33 @@ def quantize(
     quantizer: Quantizer | Mapping[str, Any] | str = "ternary_mean",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    example: Any = None,
 ) -> Conversion:
-    """Replaces, in place, every `nn.Linear` and `nn.Conv2d` that `include` names and `exclude` does not.
+    """Makes of every `nn.Linear` and `nn.Conv2d` that `include` names and `exclude` does not a quantized one.
 
     Patterns are those of a shell, on dotted names; a module's name covers all below it. Where a module
     declares `prenorm = {linear: norm}`, the norm right before a linear becomes the linear's own, and an
-    identity takes its place. Parameters are taken over as they are, so ties survive, and so do hooks, the
-    training flag, and whatever else was attached to a layer. Subclasses, whose own code would be lost, are
-    refused.
+    identity takes its place. Layers stay the same objects with the same parameters, so that ties, lists and
+    optimizers go on, and hooks, the training flag, and whatever else was attached to them stay. Subclasses,
+    whose own code would be lost, are refused.
 
     Args:
         quantizer: a preset of conf/quantizer by its name, a `Quantizer`, or a config of one.
+        example: a batch with which the conversion is proven (`proof.prove`): what the model is called with,
+            a tuple for several arguments, a mapping for arguments by name.
 
     Raises:
         ValueError: a pattern that matches nothing, nothing to convert, a layer that cannot be converted,
-            or weights of two and more dimensions that are neither converted nor excluded.
+            weights of two and more dimensions that are neither converted nor excluded, or, where there is an
+            example, layers that the model passes by. Of these only the last leaves the model changed.
     """
     quantizer = as_quantizer(quantizer)
     named = dict(model.named_modules(remove_duplicate=False))
     matched = [pattern for rule in quantizer.layers for pattern in rule.match]
-    check_patterns([*include, *exclude, *matched], [*named, *(n for n, _ in model.named_parameters())])
+    check_patterns(
+        [*include, *exclude, *matched],
+        [*named, *(n for n, _ in model.named_parameters(remove_duplicate=False))],
+    )
     body: dict[str, nn.Linear | nn.Conv2d] = {
         name: module
         for name, module in named.items()
@@ -66,6 +74,8 @@ def quantize(
         raise ValueError("the model is a single layer and cannot be replaced in place: wrap it in a module")
     kept = kept_weights(model, body, exclude)
     replace(model, {name: (layer, settings[name]) for name, layer in body.items()}, quantizer)
+    if example is not None:
+        prove(model, example)
     return Conversion(sorted(body), kept)
 
 
@@ -94,9 +104,9 @@ def own_code(layer: nn.Linear | nn.Conv2d) -> str | None:
 def replace(
     model: nn.Module, body: Mapping[str, tuple[nn.Module, LayerOptions]], quantizer: Quantizer
 ) -> None:
-    """Swaps the layers of the body for quantized ones, moving declared norms into them."""
+    """Makes quantized layers of the body, moving declared norms into them."""
     new: dict[int, nn.Module] = {}
-    for name, (layer, options) in body.items():  # all are made before the first is put in place
+    for name, (layer, options) in body.items():  # all are made before the first changes
         if id(layer) not in new and options.replaces_layers:
             new[id(layer)] = make(name, layer, options, quantizer)
     for name, module in list(model.named_modules()):
@@ -105,10 +115,9 @@ def replace(
             fed = [f"{name}.{linear}".lstrip(".") for linear, n in prenorm.items() if n == norm]
             if all(linear in body and body[linear][1].norm != "none" for linear in fed):
                 setattr(module, norm, nn.Identity())
-    for name, (layer, _) in body.items():
+    for layer in {id(layer): layer for layer, _ in body.values()}.values():
         if id(layer) in new:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new[id(layer)])
+            become(layer, new[id(layer)])
 
 
 def make(name: str, layer: nn.Module, options: LayerOptions, quantizer: Quantizer) -> QuantizedLayer:
@@ -120,7 +129,8 @@ def make(name: str, layer: nn.Module, options: LayerOptions, quantizer: Quantize
         else:
             assert isinstance(layer, nn.Conv2d)
             twin = BitConv2d(layer, options, stages)
-        carry_over(layer, twin, twin.spec.attributes())
+        twin.name = name
+        carry_over(layer, twin, ("weight", "bias", *twin.spec.attributes()))
         return twin
     except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from error
@@ -141,30 +151,3 @@ def kept_weights(model: nn.Module, body: Iterable[str], exclude: Sequence[str]) 
             "them to model.full_precision (or to quantizer.exclude)"
         )
     return kept
-
-
-def prove(model: nn.Module, probe: Callable[[], object]) -> None:
-    """Runs `probe`, one forward of the model, and checks that it calls every quantized layer.
-
-    Attention modules that read `.weight` past the layer (nn.MultiheadAttention, Swin) train in full
-    precision while looking quantized; this is what finds them.
-
-    Raises:
-        ValueError: naming the layers that were not called.
-    """
-    called: set[str] = set()
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
-    hooks = [
-        layer.register_forward_hook(lambda *_, name=name: called.add(name)) for name, layer in layers.items()
-    ]
-    try:
-        probe()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    missed = [name for name in layers if name not in called]
-    if missed:
-        raise ValueError(
-            f"{', '.join(missed)}: the model reads these weights without calling the layer, so they would "
-            "train in full precision; add them to model.full_precision (or to quantizer.exclude)"
-        )

@@ -10,19 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from bitexp.quant.autograd import quantized_product
 from bitexp.quant.backend import TORCH, Backend, Call
 from bitexp.quant.checks import check_exact, check_input, unfit_parameters
 from bitexp.quant.estimators import carried
-from bitexp.quant.modes import no_autocast, result_dtype
+from bitexp.quant.modes import in_forward, in_memory, no_autocast, own, result_dtype
 from bitexp.quant.norms import normalize
 from bitexp.quant.options import LayerOptions, LayerParts
+from bitexp.quant.outside import LatentWeight
 from bitexp.quant.parts import ActivationQuantizer, WeightQuantizer
 from bitexp.quant.presets import as_quantizer
 from bitexp.quant.product import Quantized
@@ -31,6 +33,13 @@ from bitexp.quant.spec import ConvArgs, Geometry, LayerSpec
 
 Chosen = Quantizer | Mapping[str, object] | str | LayerOptions
 """A quantizer (or its config, or its name), or the options of a layer."""
+
+
+OWN = (
+    "weight", "bias", "mix", "parts", "earlier", "name", "options", "backend", "phasing", "stage", "ends",
+    "specs", "ways",
+)  # fmt: skip
+"""What a quantized layer has for itself."""
 
 
 class Way(NamedTuple):
@@ -72,6 +81,9 @@ class QuantizedLayer(nn.Module):
     `set_progress` chooses among the stages of the parts. lambda in [0, 1] phases quantization in:
     activations and weights are `v + lambda * (Q(v) - v)` with a straight-through gradient. At 1 the product
     is over integers.
+
+    Other modules that read `weight` while they are called get a `LatentWeight`, which they cannot multiply
+    with. `name` is the layer's in the model, for messages.
     """
 
     mix: Tensor
@@ -90,6 +102,7 @@ class QuantizedLayer(nn.Module):
             raise ValueError(reason)
         self.weight: Tensor = weight  # parameters, both
         self.bias: Tensor | None = bias
+        self.name = ""
         self.options = options
         self.backend: Backend = TORCH
         self.phasing = False
@@ -144,7 +157,13 @@ class QuantizedLayer(nn.Module):
 
     def quantized(self) -> Quantized:
         """The weights as integers, apart from any graph."""
-        return self._quantize(self.weight)
+        return self._quantize(own(self, "weight"))
+
+    def __getattr__(self, name: str) -> Any:
+        value: Any = super().__getattr__(name)
+        if name == "weight" and (is_dynamo_compiling() or in_memory(value)) and in_forward():
+            return LatentWeight.seen(value, self.name)
+        return value
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input)
@@ -155,7 +174,7 @@ class QuantizedLayer(nn.Module):
             return self._quantized_forward(input, dtype)
 
     def _quantized_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        way, weight, training = self.ways[self.stage], self.weight, self.training
+        way, weight, training = self.ways[self.stage], own(self, "weight"), self.training
         quantized = self._quantize(weight)
         grad_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         call = Call(way.spec, self.backend, dtype, grad_dtype, training)
@@ -200,7 +219,7 @@ class QuantizedLayer(nn.Module):
             codes, scaled_by = act.codes(values, at.scale_dims)
             x = carried(x, act, Quantized(codes, scaled_by), self.mix)
             values = values + self.mix * (codes * scaled_by - values)
-        latent = self._rotated(self.weight).detach().float()
+        latent = self._rotated(own(self, "weight")).detach().float()
         mixed = Quantized(
             latent + self.mix * (quantized.dequantized() - latent),
             torch.ones_like(self.mix, dtype=torch.float32),
@@ -219,10 +238,11 @@ class QuantizedLayer(nn.Module):
         """The ordinary layer after the norm, in the precision that the ordinary layer would have."""
         conv = self.spec.conv
         normed = normalize(x.float(), self.spec.norm, Geometry(conv).feature_dim)[0].to(x.dtype)
+        weight = own(self, "weight")
         if conv is None:
-            return F.linear(normed, self.weight, self.bias)
+            return F.linear(normed, weight, self.bias)
         stride, padding, dilation, groups = conv
-        return F.conv2d(normed, self.weight, self.bias, stride, padding, dilation, groups)
+        return F.conv2d(normed, weight, self.bias, stride, padding, dilation, groups)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         exact = self.mix

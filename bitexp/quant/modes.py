@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Collection
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +34,9 @@ has_vnni = torch.cpu._is_vnni_supported
 
 batched = functorch.is_batchedtensor
 """Whether vmap has taken a dimension of a tensor away, so that it is no matrix to those below torch."""
+
+MODULE_CALL = nn.Module._call_impl.__code__
+"""What runs while a module is called."""
 
 
 def followed() -> bool:
@@ -91,42 +96,35 @@ def apply_without_binding(function: type[torch.autograd.Function]) -> Callable[.
     return super(torch.autograd.Function, function).apply  # type: ignore[misc]
 
 
-def carry_over(layer: nn.Module, twin: nn.Module, shape: Collection[str]) -> None:
-    """Gives a twin what was attached to the layer whose place it takes.
+def own(module: nn.Module, name: str) -> Any:
+    """A parameter of a module as the module itself has it: no `__getattr__` in between.
 
-    That is: hooks, the training flag, attributes, and further parameters, buffers and modules. Hooks stay in
-    their own dictionaries, so that their handles still remove them. `shape` names attributes that both have.
-
-    Raises:
-        ValueError: the twin has an attribute of that name for itself.
+    Where it is computed (parametrizations, pruning) it is an attribute, which is then taken.
     """
-    apart = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_compiled_call_impl")
-    every = vars(nn.Module())
-    for name, value in vars(layer).items():
-        if name in apart:
-            continue
-        if name not in every:
-            if name in shape:
-                continue
-            check_free(twin, name)
-        vars(twin)[name] = value
-    for name, parameter in layer.named_parameters(recurse=False):
-        if name not in ("weight", "bias"):
-            check_free(twin, name)
-            twin.register_parameter(name, parameter)
-    for name, buffer in layer.named_buffers(recurse=False):
-        check_free(twin, name)
-        fleeting = name in vars(layer)["_non_persistent_buffers_set"]
-        twin.register_buffer(name, buffer, persistent=not fleeting)
-    for name, child in layer.named_children():
-        check_free(twin, name)
-        twin.add_module(name, child)
+    parameters: dict[str, Any] = module._parameters
+    return parameters[name] if name in parameters else getattr(module, name)
 
 
-def check_free(module: nn.Module, name: str) -> None:
-    """Raises `ValueError` where a module has an attribute of that name."""
-    if hasattr(module, name):
-        raise ValueError(f"its attribute '{name}' is one that a quantized layer has for itself: rename it")
+def in_forward() -> bool:
+    """Whether a module is being called, here or in what calls this, as far as a compiler lets us know."""
+    if is_dynamo_compiling():
+        return True
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not MODULE_CALL:
+        frame = frame.f_back
+    return frame is not None
+
+
+def versions(module: nn.Module) -> dict[str, int]:
+    """By dotted name, the version of what each module writes into a state dict."""
+    return {name: module._version for name, module in module.named_modules()}
+
+
+def with_versions(state: dict[str, Tensor], numbers: Mapping[str, int]) -> Mapping[str, Tensor]:
+    """A state dict that says by which versions of the modules it was written, as `state_dict()` does."""
+    versioned = OrderedDict(state)
+    versioned._metadata = {name: {"version": number} for name, number in numbers.items()}  # type: ignore[attr-defined]
+    return versioned
 
 
 def with_child(module: M, name: str, child: nn.Module) -> M:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitexp.common.errors import UserError
 from bitexp.common.randomness import derived_seed
@@ -18,10 +18,11 @@ from bitexp.config.schema import QuantizerChoice, Settings
 from bitexp.data import DATA
 from bitexp.data.base import Data
 from bitexp.deploy.description import Description
+from bitexp.deploy.rehearsal import rehearse
 from bitexp.kernels import choose_kernel
 from bitexp.models import MODELS
 from bitexp.quant import Quantizer
-from bitexp.quant.convert import prove, quantize
+from bitexp.quant.convert import Conversion, quantize
 from bitexp.quant.layers import set_backend
 from bitexp.quant.options import REGISTRIES
 from bitexp.run.checks import Problems, check, check_match, check_packing, device_type
@@ -62,9 +63,8 @@ def build(settings: Settings) -> Parts:
                 trackers[name].check()
     problems.tell()
     with problems:
-        conversion = quantize(model, quantizer, chosen.include, chosen.exclude)
+        conversion = convert(model, quantizer, settings, data.example())
         set_backend(model, kernel.backend)
-        prove_forward(model, data.example())
     given = {**facts, "model": model, "optimizer": settings.optimizer}
     with problems:
         task = construct("task", TASKS, settings.task.name, settings.task.arguments, given)
@@ -145,13 +145,19 @@ def accepted(target: Callable[..., Any], facts: Mapping[str, Any]) -> dict[str, 
     return {name: facts[name] for name in keywords(target) if name in facts}
 
 
-@torch.no_grad()
-def prove_forward(model: nn.Module, example: Any) -> None:
-    """One forward of an example batch, in eval mode, through every quantized layer."""
-    model.eval()
+def convert(model: nn.Module, quantizer: Quantizer, settings: Settings, example: Tensor) -> Conversion:
+    """Quantizes the model, and tries on noise of the example's shape that it took and can be frozen.
+
+    Raises:
+        UserError: the model does not take such a batch.
+        ValueError: see `quantize` and `rehearse`.
+    """
+    if example.is_floating_point():
+        example = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    chosen = settings.quantizer
     try:
-        prove(model, lambda: model(example))
+        conversion = quantize(model, quantizer, chosen.include, chosen.exclude, example)
+        rehearse(model, lambda model: model(example), settings.packing)
     except RuntimeError as error:
-        shape = list(getattr(example, "shape", []))
-        raise UserError(f"the model cannot take a batch of {shape}: {error}") from error
-    model.train()
+        raise UserError(f"the model cannot take a batch of {list(example.shape)}: {error}") from error
+    return conversion

@@ -155,10 +155,24 @@ def test_norms_are_fused_where_weights_are_packed(make_quantizer: Callable[..., 
     model = nn.Sequential(conv, nn.Flatten(), linear, linear, BitLinear(nn.Linear(8, 8), floats))
     freeze(model, "auto", TRITON)
     assert fuse_norms(model) == ["2"]
-    assert isinstance(model[2], FusedLinear)
-    assert model[3] is model[2]
-    with pytest.raises(ValueError, match="single layer"):
-        fuse_norms(model[2].layer)
+    fused = model[2]
+    assert isinstance(fused, FusedLinear)
+    assert model[3] is fused
+    with pytest.raises(TypeError, match="a quantized layer takes floats"):
+        fused(torch.ones(3, 8, dtype=torch.int64))
+
+
+def test_gradients_pass_through_fused_norms(make_quantizer: Callable[..., Any]) -> None:
+    model = nn.Sequential(BitLinear(nn.Linear(8, 8), make_quantizer("ternary_mean")))
+    leaves = [torch.randn(3, 8).requires_grad_() for _ in range(2)]
+    leaves[1].data.copy_(leaves[0].data)
+    expected = torch.autograd.grad(model(leaves[0]).square().sum(), leaves[0])[0]
+    freeze(model, "auto", TRITON)
+    state = set(model.state_dict())
+    fuse_norms(model)
+    assert set(model.state_dict()) == state
+    found = torch.autograd.grad(model(leaves[1]).square().sum(), leaves[1])[0]
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_graph_needs_a_gpu() -> None:
