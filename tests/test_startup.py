@@ -95,6 +95,21 @@ def test_a_report_imports_no_torch(
     assert not modules & {"torch", "pytorch_lightning", *COMPOSING}
 
 
+def test_a_run_imports_what_it_needs(
+    imported: Callable[..., tuple[int, str, set[str]]], outputs: Path
+) -> None:
+    """Neither scipy, matplotlib and transformers by Lightning's torchmetrics, nor a tracker, nor a study."""
+    code, _, modules = imported(
+        "model=mlp", "model.hidden=[8]", "kernel=reference", "logger=csv", "trainer.epochs=1",
+        "trainer.train_batches=1",
+    )  # fmt: skip
+    assert code == 0
+    assert modules & set(HEAVY) == {
+        "torch", "torchmetrics", "lightning_fabric", "pytorch_lightning", "numpy", "pydantic",
+    }  # fmt: skip
+    assert not modules & {"matplotlib", "numba", "sqlalchemy"}
+
+
 def test_an_unknown_word(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
     code, out, modules = imported("reprot")
     assert (code, out) == (2, "")

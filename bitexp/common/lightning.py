@@ -1,11 +1,9 @@
-"""Lightning, imported after torchvision is repaired, since its torchmetrics imports that."""
+"""Lightning, imported after torchmetrics, which it imports as well, is spared what nobody needs."""
 
 from __future__ import annotations
 
-from bitexp.common.torchvision import import_torchvision
+import bitexp.common.torchmetrics  # noqa: F401  # isort: skip
 
-import_torchvision()
-
-import pytorch_lightning as pl  # noqa: E402
+import pytorch_lightning as pl
 
 __all__ = ["pl"]

@@ -1,11 +1,11 @@
 """torchvision beside a CPU-only torch: its wheel registers operators that only its CUDA build defines.
 
-`import torchvision` then fails, and `import pytorch_lightning` with it, because torchmetrics imports
-torchvision wherever it is installed. A healthy installation is not touched.
+`import torchvision` then fails. A healthy installation is not touched.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from types import ModuleType
@@ -18,18 +18,17 @@ _SCHEMAS = {
 }
 
 
-def import_torchvision() -> ModuleType:
-    """Imports torchvision; where its operators are missing, declares their schemas and tries again."""
+def import_torchvision(name: str = "torchvision") -> ModuleType:
+    """A module of torchvision; where its operators are missing, declares their schemas and tries again."""
     try:
-        import torchvision
+        return importlib.import_module(name)
     except RuntimeError as error:
         if "torchvision::" not in str(error):
             raise
-        for name, schema in _SCHEMAS.items():
-            torch.library.define(f"torchvision::{name}", schema)
+        for operator, schema in _SCHEMAS.items():
+            torch.library.define(f"torchvision::{operator}", schema)
         for module in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
             del sys.modules[module]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import torchvision
-    return torchvision
+            return importlib.import_module(name)

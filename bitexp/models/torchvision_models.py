@@ -5,7 +5,6 @@ Channels, classes and image size are fitted to the data; parameter names stay to
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, Literal
 
 import torch
@@ -53,8 +52,7 @@ def torchvision_model(
 
 def torchvision_builders() -> Any:
     """The module `torchvision.models`, imported when a model asks for it."""
-    import_torchvision()
-    return importlib.import_module("torchvision.models")
+    return import_torchvision("torchvision.models")
 
 
 def options(arch: str, shape: tuple[int, int, int]) -> dict[str, Any]:

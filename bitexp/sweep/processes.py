@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bitexp.common.files import read_json, write_json
 
@@ -24,6 +24,36 @@ STOPPING = "Stopping: the jobs under way save a checkpoint; Ctrl-C again kills t
 TAIL = 5  # lines of a job's log that are quoted when it dies
 
 
+class Running(Protocol):
+    """What is known of a process that runs: `subprocess.Popen` and what is like it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+
+Start = Callable[[Sequence[str], Mapping[str, str], Path], Running]
+"""Starts a command with an environment in a session of its own; what it says is appended to a log."""
+
+
+def fresh_process(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """The plain way to do so."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+
 class Processes:
     """Runs jobs, each in a session of its own, and leaves none behind.
 
@@ -31,14 +61,21 @@ class Processes:
         slots: what each job that runs at once sees as CUDA_VISIBLE_DEVICES, or None; there are as many
             at once as slots.
         timeout: seconds a job may take, or None; grace: from asking it to stop until it is killed.
+        start: how a job's process is started.
     """
 
-    def __init__(self, slots: Sequence[str | None], timeout: float | None, grace: float) -> None:
-        self.timeout, self.grace = timeout, grace
+    def __init__(
+        self,
+        slots: Sequence[str | None],
+        timeout: float | None,
+        grace: float,
+        start: Start = fresh_process,
+    ) -> None:
+        self.timeout, self.grace, self._start = timeout, grace, start
         self._slots: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         for slot in slots:
             self._slots.put(slot)
-        self._living: dict[int, subprocess.Popen[bytes]] = {}
+        self._living: dict[int, Running] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
 
@@ -80,31 +117,23 @@ class Processes:
         environment = {**os.environ, JOB: str(os.getpid())}
         if slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot
-        with log.open("ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                start_new_session=True,
-            )
+        process = self._start(command, environment, log)
+        with self._lock:
+            self._living[process.pid] = process
+            if self._stopping.is_set():
+                signal_group(process.pid, signal.SIGINT)
+        try:
+            return process.wait(self.timeout), False
+        except subprocess.TimeoutExpired:
+            signal_group(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(self.grace)
+            return process.poll() or 0, True
+        finally:
+            signal_group(process.pid, signal.SIGKILL)  # it, or processes that it left behind
+            process.wait()
             with self._lock:
-                self._living[process.pid] = process
-                if self._stopping.is_set():
-                    signal_group(process.pid, signal.SIGINT)
-            try:
-                return process.wait(self.timeout), False
-            except subprocess.TimeoutExpired:
-                signal_group(process.pid, signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(self.grace)
-                return process.poll() or 0, True
-            finally:
-                signal_group(process.pid, signal.SIGKILL)  # it, or processes that it left behind
-                process.wait()
-                with self._lock:
-                    del self._living[process.pid]
+                del self._living[process.pid]
 
     def stop(self) -> None:
         """Asks all jobs to stop after a checkpoint; further ones are not begun. Again: kills them."""

@@ -7,8 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
+from bitexp.common.torchmetrics import MulticlassAccuracy, MulticlassConfusionMatrix
+from bitexp.common.torchvision import import_torchvision
 from bitexp.config.schema import Adam, Sgd
 from bitexp.tasks.objectives import cross_entropy
 from bitexp.tasks.task import TASKS, Task
@@ -76,8 +77,7 @@ def mixer(classes: int, mixup: float, cutmix: float) -> Any | None:
     """torchvision's MixUp, CutMix, or a draw between the two; None when both are off."""
     if mixup == 0 and cutmix == 0:
         return None
-    from torchvision.transforms import v2
-
+    v2 = import_torchvision("torchvision.transforms.v2")
     choices: list[nn.Module] = []
     if mixup:
         choices.append(v2.MixUp(alpha=mixup, num_classes=classes))

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
+from bitexp.common.torchmetrics import MeanMetric
 from bitexp.config.schema import Adam, Sgd
 from bitexp.tasks.objectives import cross_entropy
 from bitexp.tasks.task import TASKS, Task

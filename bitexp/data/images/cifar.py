@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from bitexp.common.errors import UserError
+from bitexp.common.torchvision import import_torchvision
 from bitexp.data.base import Part
 from bitexp.data.images.batches import ImagesInMemory, checked_images
 from bitexp.data.images.published import PublishedDataset
@@ -88,12 +89,11 @@ class Cifar10(PublishedDataset):
 
     @classmethod
     def fetch(cls, root: Path) -> None:
-        from torchvision.datasets import CIFAR10, CIFAR100
-        from torchvision.datasets.utils import download_and_extract_archive
-
+        datasets = import_torchvision("torchvision.datasets")
         # not the class itself, which would unpickle what it fetched
-        kind = CIFAR100 if cls.classes == 100 else CIFAR10
-        download_and_extract_archive(kind.url, str(root), filename=kind.filename, md5=kind.tgz_md5)
+        kind = datasets.CIFAR100 if cls.classes == 100 else datasets.CIFAR10
+        fetch = datasets.utils.download_and_extract_archive
+        fetch(kind.url, str(root), filename=kind.filename, md5=kind.tgz_md5)
 
 
 @DATA.register("cifar100")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from functools import lru_cache
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from bitexp.common.errors import UserError
@@ -43,13 +45,19 @@ class Digits(ImageData):
         return None if part == "val" else _parts()[part]
 
 
+def _file() -> Path:
+    """Where scikit-learn keeps them: importing it for its `load_digits` takes longer than a short run."""
+    spec = importlib.util.find_spec("sklearn")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+
+
 @lru_cache(maxsize=1)
 def _parts() -> dict[Part, ImagesInMemory]:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)  # [1797, 1, 8, 8], 0..16
-    labels = torch.from_numpy(digits.target)
+    table = torch.from_numpy(np.loadtxt(_file(), dtype=np.int64, delimiter=","))  # [1797, 65]
+    images = table[:, :-1].to(torch.uint8).reshape(-1, 1, 8, 8)  # 0..16
+    labels = table[:, -1].clone()
     training, test = stratified(labels, TEST_IMAGES, TEST_SEED)
     parts: dict[Part, torch.Tensor] = {"train": training, "test": test}
     return {

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bitexp.common.errors import UserError
+from bitexp.common.torchvision import import_torchvision
 from bitexp.data.base import Part
 from bitexp.data.images.batches import ImagesInMemory, checked_images
 from bitexp.data.images.published import PublishedDataset
@@ -60,9 +61,7 @@ class Mnist(PublishedDataset):
 
     @classmethod
     def fetch(cls, root: Path) -> None:
-        from torchvision.datasets import MNIST
-
-        MNIST(root, download=True)
+        import_torchvision("torchvision.datasets").MNIST(root, download=True)
 
 
 @DATA.register("fashion_mnist")
@@ -90,6 +89,4 @@ class FashionMnist(Mnist):
 
     @classmethod
     def fetch(cls, root: Path) -> None:
-        from torchvision.datasets import FashionMNIST
-
-        FashionMNIST(root, download=True)
+        import_torchvision("torchvision.datasets").FashionMNIST(root, download=True)

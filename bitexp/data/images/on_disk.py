@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitexp.common.torchvision import import_torchvision
 from bitexp.data.hashes import content_hashes
 from bitexp.data.images.decode import DECODING, decode
 
@@ -24,6 +25,9 @@ class ImagesOnDisk:
     labels: Tensor  # [N], int64
     channels: int
     size: int
+
+    def __post_init__(self) -> None:
+        import_torchvision("torchvision.transforms.v2")  # once, not in every process of a loader
 
     @cached_property
     def digest(self) -> str:
@@ -40,8 +44,7 @@ class ImagesOnDisk:
         return torch.stack([self._decode(self.root / str(self.names[index])) for index in indices])
 
     def _decode(self, path: Path) -> Tensor:
-        from torchvision.transforms.v2 import functional
-
+        functional = import_torchvision("torchvision.transforms.v2").functional
         image = decode(path, self.channels)
         image = functional.center_crop(functional.resize(image, [self.size]), [self.size])
         pixels: Tensor = functional.pil_to_tensor(image)

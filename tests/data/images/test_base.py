@@ -6,16 +6,25 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from bitexp.common.errors import UserError
 from bitexp.data import DATA
-from bitexp.data.images.digits import Digits
+from bitexp.data.images.digits import TEST_IMAGES, TEST_SEED, Digits, _parts
+from bitexp.data.images.split import stratified
 
 
 def indices(data):
     """Training and validation indices, by way of the loaders' plans."""
     training, _, validation = data._split
     return training.tolist(), validation.tolist()
+
+
+def test_digits_are_those_of_scikit_learn():
+    images, labels = (torch.from_numpy(array) for array in (load_digits().images, load_digits().target))
+    for part, chosen in zip(("train", "test"), stratified(labels, TEST_IMAGES, TEST_SEED), strict=True):
+        assert torch.equal(_parts()[part].images.squeeze(1), images[chosen].to(torch.uint8))
+        assert torch.equal(_parts()[part].labels, labels[chosen])
 
 
 def test_digits_are_cut_once_and_for_all(arguments):

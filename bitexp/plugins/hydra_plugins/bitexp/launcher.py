@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,12 @@ from omegaconf import DictConfig, OmegaConf
 
 
 class ProcessLauncher(Launcher):
-    """Starts `python -m bitexp` for each job, with the job's own words, as a single run."""
+    """Starts `python -m bitexp` for each job, with the job's own words, as a single run.
+
+    Where it is safe, jobs are forked from one process that has imported all they need.
+    """
+
+    say: Callable[[str], None]
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -25,14 +30,18 @@ class ProcessLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction | None, config: DictConfig
     ) -> None:
+        from bitexp.sweep.forked_jobs import WarmParent
         from bitexp.sweep.options import read_launcher
         from bitexp.sweep.processes import Processes
 
         self.config, self.hydra_context = config, hydra_context
+        self.warm_parent = WarmParent(lambda text: self.say(text))
         chosen = read_launcher(plain(self.options))
         self.slots = chosen.slots
         minutes = chosen.timeout_minutes
-        self.processes = Processes(self.slots, minutes and 60 * minutes, chosen.grace_seconds)
+        self.processes = Processes(
+            self.slots, minutes and 60 * minutes, chosen.grace_seconds, self.warm_parent
+        )
 
     def serve(self, workers: int) -> int:
         """Leaves the live view to a sweeper with that many workers; how many jobs there will be at once."""
@@ -52,6 +61,7 @@ class ProcessLauncher(Launcher):
         common = set.intersection(*(set(words) for _, words in jobs)) if len(jobs) > 1 else set()
         workers = min(len(self.slots), len(jobs))
         with LiveView(Report(quiet=not self.watched), len(jobs), workers, live=self.watched) as view:
+            self.say = view.line if self.watched else Report().line
 
             def make(job: tuple[int, Sequence[str]]) -> JobReturn:
                 number, words = job
@@ -65,8 +75,7 @@ class ProcessLauncher(Launcher):
                 try:
                     return [future.result() for future in futures]
                 except KeyboardInterrupt:
-                    say = view.line if self.watched else Report().line
-                    say(STOPPING)
+                    self.say(STOPPING)
                     self.stop()
                     try:
                         wait(futures)
@@ -74,6 +83,9 @@ class ProcessLauncher(Launcher):
                         self.stop()
                         wait(futures)
                     raise
+                finally:
+                    if self.watched:
+                        self.warm_parent.close()
 
     def run(self, number: int, words: Sequence[str]) -> dict[str, Any]:
         """Makes one job; its record."""

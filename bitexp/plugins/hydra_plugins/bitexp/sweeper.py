@@ -56,7 +56,11 @@ class OptunaSweeper(Sweeper):
         self.workers = 1 if self.basic else chosen.n_workers
         if hasattr(self.launcher, "serve"):
             self.workers = self.launcher.serve(chosen.n_workers)
-        return make_studies(self, chosen, fixed, space)
+        try:
+            return make_studies(self, chosen, fixed, space)
+        finally:
+            if hasattr(self.launcher, "warm_parent"):
+                self.launcher.warm_parent.close()
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The config of a job. Raises what Hydra raises for words it does not know."""
