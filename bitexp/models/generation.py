@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bitexp.models.decoder import Cache, Decoder
+from bitexp.models.decoder import Cache
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,86 @@ class Sampling:
     def choose(self, logits: Tensor, draws: torch.Generator) -> int:
         """The next token's id from its logits `[vocabulary]`."""
         if self.temperature == 0:
-            return int(logits.argmax())
+            plain = logits.is_cpu and logits.dtype == torch.float32
+            return int(logits.numpy().argmax() if plain else logits.argmax())  # torch takes 5 us longer
         return int(torch.multinomial(self.probabilities(logits), 1, generator=draws))
 
 
-@torch.inference_mode()
-def generate(model: Decoder, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+class Writer(Protocol):
+    """What writes: a decoder, or something faster that gives the same logits.
+
+    It may have `step(tokens, caches)`: the logits `[texts, vocabulary]` after one more token of each text.
+    """
+
+    context: int
+    embed: nn.Embedding
+
+    def cache(self) -> Cache:
+        """An empty one, for a single text."""
+
+    def __call__(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits `[1, T, vocabulary]` of the tokens `[1, T]` that follow upon those in the cache."""
+
+
+class Text:
+    """A text that is being written upon the tokens of a prompt."""
+
+    def __init__(self, writer: Writer, tokens: Sequence[int], sampling: Sampling) -> None:
+        if not tokens:
+            raise ValueError("the prompt is empty: give at least one token")
+        self.writer, self.sampling = writer, sampling
+        self.draws = sampling.draws(writer.embed.weight.device)
+        self.tokens = list(tokens[-writer.context :])
+        self.cache, self.unread = writer.cache(), self.tokens
+
+    def add(self, logits: Tensor) -> int:
+        """Chooses the next token. A full context goes on with its later half, which is read anew."""
+        token = self.sampling.choose(logits, self.draws)
+        self.tokens.append(token)
+        self.unread = self.tokens[-1:]
+        if len(self.tokens) > self.writer.context:
+            self.tokens = self.tokens[-max(1, self.writer.context // 2) :]
+            self.cache, self.unread = self.writer.cache(), self.tokens
+        return token
+
+
+def following(writer: Writer, texts: Sequence[Text]) -> list[Tensor]:
+    """Logits `[vocabulary]` of the next token of each text; those of a step hold until the next one.
+
+    Texts with one unread token go in one step where the writer has it.
+    """
+    step = getattr(writer, "step", None)
+    if step is not None and all(len(text.unread) == 1 for text in texts):
+        return list(step([text.unread[0] for text in texts], [text.cache for text in texts]))
+    with torch.inference_mode():
+        device = writer.embed.weight.device
+        return [writer(torch.tensor([t.unread], device=device), t.cache)[0, -1] for t in texts]
+
+
+def generate_together(
+    writer: Writer, prompts: Sequence[Sequence[int]], sampling: Sampling, end: int | None = None
+) -> Iterator[list[int | None]]:
+    """The next token of each text, again and again; stop asking when there are enough.
+
+    Each text is what `generate` writes by itself, the one at place i with the seed `seed + i`. One that has
+    come to the token `end` gives None from then on; when all have, it is over.
+
+    Raises:
+        ValueError: a prompt is empty.
+    """
+    seeds = [(sampling.seed + i) % 2**64 for i in range(len(prompts))]
+    texts = [Text(writer, p, replace(sampling, seed=s)) for p, s in zip(prompts, seeds, strict=True)]
+    going = list(range(len(texts)))
+    while going:
+        logits = following(writer, [texts[i] for i in going])
+        tokens: list[int | None] = [None] * len(texts)
+        for i, row in zip(going, logits, strict=True):
+            tokens[i] = texts[i].add(row)
+        yield tokens
+        going = [i for i in going if end is None or tokens[i] != end]
+
+
+def generate(writer: Writer, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
     """The tokens that follow upon a prompt, without end: stop asking when there are enough.
 
     The prompt is read in one pass, its last `context` tokens where it is longer. When the context is
@@ -77,17 +152,6 @@ def generate(model: Decoder, prompt: Sequence[int], sampling: Sampling) -> Itera
     Raises:
         ValueError: the prompt is empty.
     """
-    if not prompt:
-        raise ValueError("the prompt is empty: give at least one token")
-    device = model.embed.weight.device
-    draws = sampling.draws(device)
-    tokens = list(prompt[-model.context :])
-    cache, unread = Cache(model), tokens
+    text = Text(writer, prompt, sampling)
     while True:
-        logits = model(torch.tensor([unread], device=device), cache)[0, -1]
-        tokens.append(sampling.choose(logits, draws))
-        yield tokens[-1]
-        unread = tokens[-1:]
-        if len(tokens) > model.context:
-            tokens = tokens[-max(1, model.context // 2) :]
-            cache, unread = Cache(model), tokens
+        yield text.add(following(writer, [text])[0])
