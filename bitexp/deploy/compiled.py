@@ -19,9 +19,16 @@ from bitexp.deploy.tape import CannotCompileError, Recorder
 from bitexp.kernels.cpu.jit import missing
 from bitexp.models.decoder import Cache, Decoder
 
+AHEAD = 16
+"""Tokens of a text at most that are computed in one call."""
+
 
 class Compiled:
     """A network that has recorded itself, for `texts` rows at once. It keeps the weights that it was made of.
+
+    Attributes:
+        bytes: of the weights that a call reads.
+        output: fp32 `[texts, features]`, written again by every call.
 
     Raises:
         CannotCompileError: numba is missing, or the network has a layer that the program has no step for.
@@ -39,12 +46,16 @@ class Compiled:
         result = record(recorder)
         self.steps = recorder.finish(result)
         self.source, self.texts, self.keep = recorder.source, texts, recorder.keep
+        self.bytes = recorder.bytes
         self.output = floats(recorder.keep[-1], result.address, (texts, result.features))
         self.scratch = torch.empty(max(64, recorder.scratch), dtype=torch.uint8)
         self.rows = np.zeros((3, texts), np.int64)  # token, position and address of the cache of each text
+        self.chosen = np.zeros((AHEAD, texts), np.int64)
         self.lock = threading.Lock()
-        addresses = self.steps.ctypes.data, len(self.steps), self.rows.ctypes.data, texts
-        self.run = functools.partial(program(), *addresses, self.scratch.data_ptr())
+        given = self.steps.ctypes.data, len(self.steps), self.rows.ctypes.data, texts
+        self.play = functools.partial(
+            program(), *given, self.scratch.data_ptr(), result.address, result.features
+        )
 
 
 def floats(memory: Tensor, address: int, shape: tuple[int, int]) -> Tensor:
@@ -62,9 +73,9 @@ class CompiledDecoder:
         self.model, self.compiled = model, Compiled(model, texts)
         self.context, self.embed, self.cache = model.context, model.embed, model.cache
 
-    def __call__(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def __call__(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits `[B, T, vocabulary]` as the model's."""
-        if tuple(tokens.shape) == (1, 1):
+        if cache is not None and tuple(tokens.shape) == (1, 1):
             return self.step([int(tokens)], [cache])[None].clone()
         return self.model(tokens, cache)
 
@@ -76,24 +87,49 @@ class CompiledDecoder:
         Raises:
             ValueError: a token is not of the vocabulary, or a context is full.
         """
-        vocabulary = self.embed.num_embeddings
-        for token, cache in zip(tokens, caches, strict=True):
-            if not 0 <= token < vocabulary:
-                raise ValueError(f"the token {token} is not one of the {vocabulary} of the vocabulary")
-            if cache.length >= self.context:
-                raise ValueError(f"{cache.length + 1} tokens are more than the context of {self.context}")
         many = self.compiled.texts
         if len(tokens) > many:
             parts = (slice(start, start + many) for start in range(0, len(tokens), many))
             return torch.cat([self.step(tokens[part], caches[part]).clone() for part in parts])
-        count, rows = len(tokens), self.compiled.rows
+        self.play(tokens, caches, 1, 0)
+        return self.compiled.output[: len(tokens)]
+
+    def likeliest(self, tokens: Sequence[int], caches: Sequence[Cache], count: int) -> list[list[int]]:
+        """For each text the likeliest `count` tokens, one after the other, after one more token.
+
+        All of them but the last join the cache.
+
+        Raises:
+            ValueError: a token is not of the vocabulary, or a context is too short.
+        """
+        many, found = self.compiled.texts, []
+        for start in range(0, len(tokens), many):
+            part, rows = slice(start, start + many), min(many, len(tokens) - start)
+            made: list[list[int]] = [[] for _ in range(rows)]
+            given, chosen = tokens[part], self.compiled.chosen
+            for done in range(0, count, AHEAD):
+                turns = min(AHEAD, count - done)
+                self.play(given, caches[part], turns, chosen.ctypes.data)
+                for text, new in zip(made, chosen[:turns, :rows].T.tolist(), strict=True):
+                    text += new
+                given = [text[-1] for text in made]
+            found += made
+        return found
+
+    def play(self, tokens: Sequence[int], caches: Sequence[Cache], turns: int, chosen: int) -> None:
+        """Carries out the steps for texts that fit into one call; see `bitexp.kernels.cpu.program`."""
+        rows, vocabulary = self.compiled.rows, self.embed.num_embeddings
         with self.compiled.lock:
-            for i in range(count):
-                rows[0, i], rows[1, i], rows[2, i] = tokens[i], caches[i].length, caches[i].address
-            self.compiled.run(count)
+            for i, (token, cache) in enumerate(zip(tokens, caches, strict=True)):
+                if not 0 <= token < vocabulary:
+                    raise ValueError(f"the token {token} is not one of the {vocabulary} of the vocabulary")
+                end = cache.length + turns
+                if end > self.context:
+                    raise ValueError(f"{end} tokens are more than the context of {self.context}")
+                rows[0, i], rows[1, i], rows[2, i] = token, cache.length, cache.address
+            self.compiled.play(chosen, len(tokens), turns)
         for cache in caches:
-            cache.length += 1
-        return self.compiled.output[:count]
+            cache.length += turns
 
 
 class CompiledClassifier:
@@ -112,5 +148,5 @@ class CompiledClassifier:
             return self.model(images)
         with self.compiled.lock:
             self.input.copy_(images.reshape(1, -1))
-            self.compiled.run(1)
+            self.compiled.play(0, 1, 1)
             return self.compiled.output.clone()

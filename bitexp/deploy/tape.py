@@ -45,6 +45,10 @@ class Recorder:
     Args:
         names: of the layers, for messages.
         texts: how many texts are written at once at most.
+
+    Attributes:
+        scratch: bytes that the steps need beside the values.
+        bytes: of the weights of layers, which every call reads.
     """
 
     names: dict[int, str]
@@ -53,6 +57,7 @@ class Recorder:
     slots: list[Slot] = field(default_factory=list)
     keep: list[Any] = field(default_factory=list)
     scratch: int = 0
+    bytes: int = 0
     source: Slot | None = None
 
     def slot(self, rows: int, features: int) -> Slot:
@@ -95,6 +100,7 @@ class Recorder:
             floats = self.checked(layer, nn.Linear)
         out = self.slot(x.rows, len(floats.weight))
         addresses = {"weight": self.tensor(floats.weight), "bias": self.tensor(floats.bias)}
+        self.bytes += floats.weight.nbytes
         return self.step("dense", out, x.rows, x=x, inputs=x.features, outputs=out.features, **addresses)
 
     def frozen(self, layer: FrozenLayer, x: Slot) -> Slot:
@@ -111,7 +117,7 @@ class Recorder:
         x = self.own_norm(spec, x)
         out = self.slot(x.rows, prepared.outputs)
         self.keep.append(prepared)
-        self.scratch = max(self.scratch, prepared.scratch)
+        self.scratch, self.bytes = max(self.scratch, prepared.scratch), self.bytes + prepared.weights.nbytes
         return self.step(
             "layer", out, x.rows, x=x, inputs=prepared.inputs, outputs=prepared.outputs,
             weight=prepared.weights.data_ptr(), scale=prepared.scales.data_ptr(),

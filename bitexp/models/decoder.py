@@ -29,7 +29,7 @@ class Cache:
     def __init__(self, model: Decoder, batch: int = 1) -> None:
         weight = model.embed.weight
         shape = (len(model.blocks), 2, batch, model.kv_heads, model.context, model.head_dim)
-        self.store = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        self.store = torch.empty(shape, dtype=weight.dtype, device=weight.device)
         self.length, self.address = 0, self.store.data_ptr()
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +180,7 @@ class Decoder(nn.Module):
                 f"heads={heads} gives heads of {dim // heads}: rotary positions need an even size"
             )
         super().__init__()
-        self.context, self.rope_base = context, rope_base
+        self.context, self.rope_base, self.norm_eps = context, rope_base, norm_eps
         self.kv_heads, self.head_dim = kv_heads, dim // heads
         self.embed = nn.Embedding(vocabulary, dim)
         self.drop = nn.Dropout(dropout)

@@ -64,15 +64,21 @@ class Sampling:
     def choose(self, logits: Tensor, draws: torch.Generator) -> int:
         """The next token's id from its logits `[vocabulary]`."""
         if self.temperature == 0:
-            plain = logits.is_cpu and logits.dtype == torch.float32
-            return int(logits.numpy().argmax() if plain else logits.argmax())  # torch takes 5 us longer
+            return int(logits.argmax())
         return int(torch.multinomial(self.probabilities(logits), 1, generator=draws))
+
+
+AHEAD = 8
+"""Likeliest tokens that are computed at once where a writer can: Python then costs little of each."""
 
 
 class Writer(Protocol):
     """What writes: a decoder, or something faster that gives the same logits.
 
-    It may have `step(tokens, caches)`: the logits `[texts, vocabulary]` after one more token of each text.
+    It may have both of these, for texts of which a single token is unread:
+
+        step(tokens, caches)                the logits `[texts, vocabulary]` after that token of each text
+        likeliest(tokens, caches, count)    the next `count` tokens of each text, the likeliest ones
     """
 
     context: int
@@ -96,28 +102,34 @@ class Text:
         self.tokens = list(tokens[-writer.context :])
         self.cache, self.unread = writer.cache(), self.tokens
 
-    def add(self, logits: Tensor) -> int:
-        """Chooses the next token. A full context goes on with its later half, which is read anew."""
-        token = self.sampling.choose(logits, self.draws)
-        self.tokens.append(token)
+    def choose(self, logits: Tensor) -> list[int]:
+        """The next token from its logits `[vocabulary]`, in a list."""
+        return [self.sampling.choose(logits, self.draws)]
+
+    def add(self, tokens: list[int]) -> list[int]:
+        """Adds tokens, the last of them unread. A full context goes on with its later half, read anew."""
+        self.tokens += tokens
         self.unread = self.tokens[-1:]
         if len(self.tokens) > self.writer.context:
             self.tokens = self.tokens[-max(1, self.writer.context // 2) :]
             self.cache, self.unread = self.writer.cache(), self.tokens
-        return token
+        return tokens
 
 
-def following(writer: Writer, texts: Sequence[Text]) -> list[Tensor]:
-    """Logits `[vocabulary]` of the next token of each text; those of a step hold until the next one.
-
-    Texts with one unread token go in one step where the writer has it.
-    """
-    step = getattr(writer, "step", None)
-    if step is not None and all(len(text.unread) == 1 for text in texts):
-        return list(step([text.unread[0] for text in texts], [text.cache for text in texts]))
-    with torch.inference_mode():
-        device = writer.embed.weight.device
-        return [writer(torch.tensor([t.unread], device=device), t.cache)[0, -1] for t in texts]
+def following(writer: Writer, texts: Sequence[Text]) -> list[list[int]]:
+    """The next tokens of each text, added to it; of all equally many, at least one."""
+    if hasattr(writer, "step") and all(len(text.unread) == 1 for text in texts):
+        unread, caches = [text.unread[0] for text in texts], [text.cache for text in texts]
+        if texts[0].sampling.temperature == 0:
+            count = min(AHEAD, *(writer.context - cache.length for cache in caches))
+            found = writer.likeliest(unread, caches, count)  # type: ignore[attr-defined]
+            return [text.add(tokens) for text, tokens in zip(texts, found, strict=True)]
+        logits = writer.step(unread, caches)
+    else:
+        with torch.inference_mode():
+            device = writer.embed.weight.device
+            logits = [writer(torch.tensor([t.unread], device=device), t.cache)[0, -1] for t in texts]
+    return [text.add(text.choose(row)) for text, row in zip(texts, logits, strict=True)]
 
 
 def generate_together(
@@ -135,12 +147,13 @@ def generate_together(
     texts = [Text(writer, p, replace(sampling, seed=s)) for p, s in zip(prompts, seeds, strict=True)]
     going = list(range(len(texts)))
     while going:
-        logits = following(writer, [texts[i] for i in going])
-        tokens: list[int | None] = [None] * len(texts)
-        for i, row in zip(going, logits, strict=True):
-            tokens[i] = texts[i].add(row)
-        yield tokens
-        going = [i for i in going if end is None or tokens[i] != end]
+        found = dict(zip(going, following(writer, [texts[i] for i in going]), strict=True))
+        for place in range(len(found[going[0]])):
+            tokens = [found[i][place] if i in going else None for i in range(len(texts))]
+            yield tokens
+            going = [i for i in going if end is None or tokens[i] != end]
+            if not going:
+                return
 
 
 def generate(writer: Writer, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
@@ -154,4 +167,4 @@ def generate(writer: Writer, prompt: Sequence[int], sampling: Sampling) -> Itera
     """
     text = Text(writer, prompt, sampling)
     while True:
-        yield text.add(following(writer, [text])[0])
+        yield from following(writer, [text])[0]

@@ -188,7 +188,8 @@ def test_the_cache_holds_what_the_model_puts_there() -> None:
             for token in (1, 2, 3):
                 writer(torch.tensor([[token]]), caches[-1])
     assert caches[0].length == caches[1].length == 3
-    torch.testing.assert_close(caches[0].store, caches[1].store, rtol=1e-4, atol=1e-4)
+    ours, theirs = (cache.store[..., :3, :] for cache in caches)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def classifier(name: str, quantizer: str, exclude: list[str], **sizes: Any) -> nn.Module:

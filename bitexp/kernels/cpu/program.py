@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from bitexp.kernels.cpu import ops
 from bitexp.kernels.cpu.dots import I8, Builder, Value
 from bitexp.kernels.cpu.jit import compiled
-from bitexp.kernels.cpu.layer import emitted
+from bitexp.kernels.cpu.ops import part
 
 OPERATIONS = (
     "embed", "layer", "dense", "norm", "activate", "gated", "add",
@@ -73,19 +73,19 @@ def call_layer(context, code, w, scale, inputs, outputs, qmax, bias, scaled, x, 
     return types.none(*(types.int64,) * 13), emit
 
 
-@compiled
+@part
 def floats(address, count):  # type: ignore[no-untyped-def]
     """fp32 numbers at an address."""
     return carray(pointer(address), count, np.float32)
 
 
-@compiled
+@part
 def matrix(address, rows, columns):  # type: ignore[no-untyped-def]
     """fp32 numbers at an address."""
     return carray(pointer(address), (rows, columns), np.float32)
 
 
-@compiled
+@part
 def embed(step, ids, rows):  # type: ignore[no-untyped-def]
     """Rows of a table."""
     width = step.outputs
@@ -98,7 +98,7 @@ def embed(step, ids, rows):  # type: ignore[no-untyped-def]
             target[j] = source[j]
 
 
-@compiled
+@part
 def attend(step, rows, positions, caches, scratch):  # type: ignore[no-untyped-def]
     """Each row is the next token of a text: its keys and values join the cache, its queries see them all."""
     size, heads, kv_heads, context = step.size, step.heads, step.kv_heads, step.context
@@ -124,22 +124,85 @@ def attend(step, rows, positions, caches, scratch):  # type: ignore[no-untyped-d
             ops.mixed(query, keys, values, scores, floats(step.out + given, size))
 
 
-@compiled
+@part
 def attend_all(step, scratch):  # type: ignore[no-untyped-def]
     """Every row sees every row; x is `[rows, 3, heads, size]`."""
     rows, heads, size = step.rows, step.heads, step.size
     width = heads * size
     x, out = matrix(step.x, rows, 3 * width), matrix(step.out, rows, width)
-    keys, values = matrix(scratch, rows, size), matrix(scratch + 4 * rows * size, rows, size)
+    keys, values = matrix(scratch, size, rows), matrix(scratch + 4 * rows * size, size, rows)
     scores = floats(scratch + 8 * rows * size, rows)
     for h in range(heads):
         first = h * size
         for r in range(rows):
             for j in range(size):
-                keys[r, j] = x[r, width + first + j]
-                values[r, j] = x[r, 2 * width + first + j]
+                keys[j, r] = x[r, width + first + j]
+                values[j, r] = x[r, 2 * width + first + j]
         for r in range(rows):
-            ops.mixed(x[r, first : first + size], keys, values, scores, out[r, first : first + size])
+            ops.mixed_columns(x[r, first : first + size], keys, values, scores, out[r, first : first + size])
+
+
+@part
+def play(steps, rows, ids, positions, caches, scratch):  # type: ignore[no-untyped-def]
+    """All steps once."""
+    for i in range(steps.size):
+        step = steps[i]
+        m = step.rows if step.rows > 0 else rows
+        operation, inputs, outputs = step.operation, step.inputs, step.outputs
+        if operation == LAYER:
+            call_layer(step.code, step.weight, step.scale, inputs, outputs, step.absmax, step.bias,
+                       step.scaled, step.x, step.out, scratch, m, step.streams)  # fmt: skip
+        elif operation == NORM:
+            weight = floats(step.weight, inputs if step.weight else 0)
+            bias = floats(step.bias, inputs if step.bias else 0)
+            for r in range(m):
+                row, target = (
+                    floats(step.x + 4 * inputs * r, inputs),
+                    floats(step.out + 4 * inputs * r, inputs),
+                )
+                ops.norm(row, step.kind > 0, step.eps, weight, bias, target)
+        elif operation == ACTIVATE:
+            ops.activate(step.kind, floats(step.x, m * inputs), floats(step.out, m * inputs))
+        elif operation == GATED:
+            gate, up = floats(step.x, m * inputs), floats(step.y, m * inputs)
+            ops.gated(step.kind, gate, up, floats(step.out, m * inputs))
+        elif operation == ADD:
+            first, second, target = (
+                floats(step.x, m * inputs), floats(step.y, m * inputs), floats(step.out, m * inputs),
+            )  # fmt: skip
+            for j in range(target.size):
+                target[j] = first[j] + second[j]
+        elif operation == ATTEND:
+            attend(step, m, positions, caches, scratch)
+        elif operation == DENSE:
+            bias = floats(step.bias, outputs if step.bias else 0)
+            weight = matrix(step.weight, outputs, inputs)
+            ops.dense(matrix(step.x, m, inputs), weight, bias, matrix(step.out, m, outputs))
+        elif operation == EMBED:
+            embed(step, ids, m)
+        elif operation == ATTEND_ALL:
+            attend_all(step, scratch)
+        elif operation == GATHER:
+            source, target = floats(step.x, inputs), floats(step.out, m * outputs)
+            index = carray(pointer(step.index), m * outputs, np.int64)
+            for j in range(target.size):
+                target[j] = source[index[j]]
+        elif operation == PREPEND:
+            front, source = floats(step.weight, inputs), floats(step.x, (m - 1) * inputs)
+            target = floats(step.out, m * inputs)
+            for j in range(inputs):
+                target[j] = front[j]
+            for j in range(source.size):
+                target[inputs + j] = source[j]
+        elif operation == MEAN:
+            table, target = matrix(step.x, m, inputs), floats(step.out, inputs)
+            for j in range(inputs):
+                target[j] = 0
+            for r in range(m):
+                for j in range(inputs):
+                    target[j] += table[r, j]
+            for j in range(inputs):
+                target[j] /= np.float32(m)
 
 
 @functools.cache
@@ -152,73 +215,22 @@ def program() -> Callable[..., None]:
     scratch           address of memory for one call at a time
     rows              how many texts there are
     """
-    stamp = f"{emitted()} {fingerprint()}"
+    stamp = fingerprint()
 
-    def run(steps_at, count, texts, most, scratch, rows):  # type: ignore[no-untyped-def]
+    def run(steps_at, count, texts, most, scratch, logits, features, chosen, rows, tokens):  # type: ignore[no-untyped-def]
         _ = stamp  # in the closure, so that it is in the key of numba's cache
         steps = carray(pointer(steps_at), count, STEP)
         of_texts = carray(pointer(texts), (3, most), np.int64)
         ids, positions, caches = of_texts[0], of_texts[1], of_texts[2]
-        for i in range(steps.size):
-            step = steps[i]
-            m = step.rows if step.rows > 0 else rows
-            operation, inputs, outputs = step.operation, step.inputs, step.outputs
-            if operation == LAYER:
-                call_layer(step.code, step.weight, step.scale, inputs, outputs, step.absmax, step.bias,
-                           step.scaled, step.x, step.out, scratch, m, step.streams)  # fmt: skip
-            elif operation == NORM:
-                weight = floats(step.weight, inputs if step.weight else 0)
-                bias = floats(step.bias, inputs if step.bias else 0)
-                for r in range(m):
-                    row, target = (
-                        floats(step.x + 4 * inputs * r, inputs),
-                        floats(step.out + 4 * inputs * r, inputs),
-                    )
-                    ops.norm(row, step.kind > 0, step.eps, weight, bias, target)
-            elif operation == ACTIVATE:
-                ops.activate(step.kind, floats(step.x, m * inputs), floats(step.out, m * inputs))
-            elif operation == GATED:
-                gate, up = floats(step.x, m * inputs), floats(step.y, m * inputs)
-                ops.gated(step.kind, gate, up, floats(step.out, m * inputs))
-            elif operation == ADD:
-                first, second, target = (
-                    floats(step.x, m * inputs), floats(step.y, m * inputs), floats(step.out, m * inputs),
-                )  # fmt: skip
-                for j in range(target.size):
-                    target[j] = first[j] + second[j]
-            elif operation == ATTEND:
-                attend(step, m, positions, caches, scratch)
-            elif operation == DENSE:
-                bias = floats(step.bias, outputs if step.bias else 0)
-                weight = matrix(step.weight, outputs, inputs)
-                ops.dense(matrix(step.x, m, inputs), weight, bias, matrix(step.out, m, outputs))
-            elif operation == EMBED:
-                embed(step, ids, m)
-            elif operation == ATTEND_ALL:
-                attend_all(step, scratch)
-            elif operation == GATHER:
-                source, target = floats(step.x, inputs), floats(step.out, m * outputs)
-                index = carray(pointer(step.index), m * outputs, np.int64)
-                for j in range(target.size):
-                    target[j] = source[index[j]]
-            elif operation == PREPEND:
-                front, source = floats(step.weight, inputs), floats(step.x, (m - 1) * inputs)
-                target = floats(step.out, m * inputs)
-                for j in range(inputs):
-                    target[j] = front[j]
-                for j in range(source.size):
-                    target[inputs + j] = source[j]
-            elif operation == MEAN:
-                table, target = matrix(step.x, m, inputs), floats(step.out, inputs)
-                for j in range(inputs):
-                    target[j] = 0
-                for r in range(m):
-                    for j in range(inputs):
-                        target[j] += table[r, j]
-                for j in range(inputs):
-                    target[j] /= np.float32(m)
+        for turn in range(tokens):
+            play(steps, rows, ids, positions, caches, scratch)
+            if chosen:
+                for r in range(rows):
+                    ids[r] = ops.likeliest(floats(logits + 4 * features * r, features))
+                    carray(pointer(chosen + 8 * most * turn), most, np.int64)[r] = ids[r]
+                    positions[r] += 1
 
-    function, nothing = compiled(run), (0,) * 6
+    function, nothing = compiled(run), (0,) * 10
     function(*nothing)
     entry: Callable[..., None] = function.get_overload((types.int64,) * len(nothing))  # type: ignore[attr-defined]
     return entry
@@ -226,6 +238,6 @@ def program() -> Callable[..., None]:
 
 def fingerprint() -> str:
     """Of the modules whose code the program contains: numba's cache looks at one module only."""
-    names = ("ops.py", "program.py", "norm_quant.py")
+    names = ("ops.py", "program.py")
     sources = [Path(__file__).with_name(name).read_bytes() for name in names]
     return hashlib.sha256(b"".join(sources)).hexdigest()

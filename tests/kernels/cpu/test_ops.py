@@ -97,7 +97,11 @@ def test_attention_is_torchs(tokens: int, size: int) -> None:
     q, k, v = drawn(1, size) * 3, drawn(tokens, size, seed=1), drawn(tokens, size, seed=2)
     out, scores = torch.empty(size), np.empty(tokens, np.float32)
     ops.mixed(q[0].numpy(), k.numpy(), v.numpy(), scores, out.numpy())
-    torch.testing.assert_close(out, F.scaled_dot_product_attention(q, k, v)[0], rtol=1e-5, atol=1e-6)
+    expected = F.scaled_dot_product_attention(q, k, v)[0]
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
+    columns = k.t().contiguous().numpy(), v.t().contiguous().numpy()
+    ops.mixed_columns(q[0].numpy(), *columns, scores, out.numpy())
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_products_with_floats_are_torchs() -> None:
@@ -107,3 +111,20 @@ def test_products_with_floats_are_torchs() -> None:
     torch.testing.assert_close(out, F.linear(x, w, b), rtol=1e-5, atol=1e-5)
     ops.dense(x.numpy(), w.numpy(), EMPTY, out.numpy())
     torch.testing.assert_close(out, F.linear(x, w), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0, 3.0, -2.0, 3.0],
+        [-1.0, -0.5, -3.0],
+        [0.0, -0.0, -1e-30],
+        [-torch.inf, -torch.inf],
+        [torch.inf, 1.0, torch.nan, 2.0],
+    ],
+)
+def test_the_likeliest_is_the_largest_the_first_of_equal_ones(values: list[float]) -> None:
+    x = torch.tensor(values * 9)
+    assert ops.likeliest(x.numpy()) == int(x.argmax())
+    drawn_ones = drawn(1001)
+    assert ops.likeliest(drawn_ones.numpy()) == int(drawn_ones.argmax())
