@@ -60,6 +60,7 @@ bench: $(VENV)/.dev ## measure steps, layers and whole models here; BENCH=... ke
 	@$(PY) -m bitexp bench step --rounds 20
 	@$(PY) -m bitexp bench layers --output $(BENCH)
 	@$(PY) -m bitexp bench models --output $(BENCH)
+	@$(PY) -m bitexp bench decode --output $(BENCH)
 
 figures: $(VENV)/.runtime ## run the benchmarks behind the figures of the README (hours)
 	@for experiment in vit_ternary fashion_mlp fashion_cnn fashion_vit lm_ternary; do \

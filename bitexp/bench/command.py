@@ -4,6 +4,7 @@
     python -m bitexp bench layers ...   a frozen layer: every kernel and installed peer, against what the
                                         processor allows
     python -m bitexp bench models ...   frozen models: tokens and images per second, against fp32
+    python -m bitexp bench decode ...   tokens one by one, against reading the weights, and llama.cpp
     python -m bitexp bench gpu ...      layers on a GPU: the kernel triton, torch and installed peers
 
 Each has a --help of its own.
@@ -22,6 +23,7 @@ BENCHMARKS = {
     "step": "bitexp.bench.steps",
     "layers": "bitexp.bench.layers",
     "models": "bitexp.bench.models",
+    "decode": "bitexp.bench.decode",
     "gpu": "bitexp.bench.gpu",
 }
 

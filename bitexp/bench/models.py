@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable
@@ -31,15 +32,19 @@ from bitexp.common.errors import UserError
 from bitexp.common.format import amount, size
 from bitexp.common.spelling import nearest
 from bitexp.config.paths import CONF
+from bitexp.deploy.compiled import CompiledClassifier, CompiledDecoder
 from bitexp.deploy.frozen import freeze
+from bitexp.deploy.tape import CannotCompileError
 from bitexp.kernels import KERNELS
 from bitexp.models.decoder import Decoder
-from bitexp.models.generation import Sampling, generate
+from bitexp.models.generation import Sampling, Writer, generate
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.convert import quantize
 
 FULL = "full, fp32"
-Task = tuple[str, Callable[[nn.Module], Any], int]
+Runs = Callable[..., Any]
+"""A module, or what is compiled from one."""
+Task = tuple[str, Callable[[Any], Any], int]
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     for name in options.models:
         candidates, sizes = variants(name, kernels, options)
         rows += (found := measured(name, candidates, sizes, options))
-        parameters = sum(p.numel() for p in candidates[FULL].parameters())
+        parameters = sizes[FULL] // 4
         report.table(models_table(f"{name}, {amount(parameters)} parameters", found))
     if options.output:
         save_rows(options.output / "models", [vars(row) for row in rows])
@@ -115,16 +120,25 @@ def run(options: argparse.Namespace, report: Report) -> None:
 
 def variants(
     name: str, kernels: list[str], options: argparse.Namespace
-) -> tuple[dict[str, nn.Module], dict[str, int]]:
-    """The model in fp32 and frozen at every precision for every kernel, and the bytes of their files."""
+) -> tuple[dict[str, Runs], dict[str, int]]:
+    """The model in fp32 and frozen at every precision for every kernel, and the bytes of their files.
+
+    With the kernel `cpu` also as one compiled call for a token or an image.
+    """
     full = composed_model(name, "full", options).eval()
-    found = {FULL: full}
+    found: dict[str, Any] = {FULL: full}
     for quantizer, kernel in itertools.product(options.quantizers, kernels):
         model = composed_model(name, quantizer, options).eval()
         if not freeze(model, "auto", KERNELS.get(kernel)):
             raise UserError(f"{name} has no layer that {quantizer} quantizes")
         found[f"{quantizer}, {kernel}"] = model
-    return found, {n: state_bytes(model) for n, model in found.items()}
+    sizes = {n: state_bytes(model) for n, model in found.items()}
+    for name, model in list(found.items()):
+        if name.endswith(", cpu") and hasattr(model, "record"):
+            with contextlib.suppress(CannotCompileError):
+                kind = CompiledDecoder if isinstance(model, Decoder) else CompiledClassifier
+                found[f"{name}, compiled"], sizes[f"{name}, compiled"] = kind(model), sizes[name]
+    return found, sizes
 
 
 def composed_model(name: str, quantizer: str, options: argparse.Namespace) -> nn.Module:
@@ -145,7 +159,7 @@ def state_bytes(model: nn.Module) -> int:
 
 
 def measured(
-    name: str, candidates: dict[str, nn.Module], sizes: dict[str, int], options: argparse.Namespace
+    name: str, candidates: dict[str, Runs], sizes: dict[str, int], options: argparse.Namespace
 ) -> list[ModelTiming]:
     """All tasks of a model; the candidates take turns."""
     rows = []
@@ -161,7 +175,7 @@ def measured(
     return rows
 
 
-def tasks(model: nn.Module, options: argparse.Namespace) -> list[Task]:
+def tasks(model: Runs, options: argparse.Namespace) -> list[Task]:
     """What a model is for: a name, the work, and how many tokens or images that is."""
     draws = torch.Generator().manual_seed(0)
     if not isinstance(model, Decoder):
@@ -179,14 +193,13 @@ def tasks(model: nn.Module, options: argparse.Namespace) -> list[Task]:
     ]
 
 
-def classify(inputs: torch.Tensor, model: nn.Module) -> Any:
+def classify(inputs: torch.Tensor, model: Runs) -> Any:
     """One forward."""
     return model(inputs)
 
 
-def write_tokens(prompt: list[int], count: int, model: nn.Module) -> list[int]:
+def write_tokens(prompt: list[int], count: int, model: Writer) -> list[int]:
     """Greedy generation after a prompt of one token."""
-    assert isinstance(model, Decoder)
     return list(itertools.islice(generate(model, prompt, Sampling(temperature=0)), count))
 
 

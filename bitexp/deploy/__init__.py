@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from bitexp.common.lazy import lazy
 
 if TYPE_CHECKING:
+    from bitexp.deploy.compiled import CompiledClassifier, CompiledDecoder
     from bitexp.deploy.cost import costs
     from bitexp.deploy.cuda_graph import Replay
     from bitexp.deploy.description import Description
@@ -19,16 +20,21 @@ if TYPE_CHECKING:
     from bitexp.deploy.load import find_run, load_run
     from bitexp.deploy.packed_file import load_packed, read_packed, save_packed, sizes
     from bitexp.deploy.packing import LAYOUTS
+    from bitexp.deploy.tape import CannotCompileError
 
 __all__ = [
-    "LAYOUTS", "Description", "FrozenLayer", "Replay", "costs", "find_run", "freeze", "fuse_norms",
-    "load_packed", "load_run", "read_packed", "save_packed", "sizes",
+    "LAYOUTS", "CannotCompileError", "CompiledClassifier", "CompiledDecoder", "Description", "FrozenLayer",
+    "Replay", "costs", "find_run", "freeze", "fuse_norms", "load_packed", "load_run", "read_packed",
+    "save_packed", "sizes",
 ]  # fmt: skip
 
 __getattr__ = lazy(
     __name__,
     {
         "LAYOUTS": "packing",
+        "CannotCompileError": "tape",
+        "CompiledClassifier": "compiled",
+        "CompiledDecoder": "compiled",
         "Description": "description",
         "FrozenLayer": "frozen",
         "Replay": "cuda_graph",

@@ -2,8 +2,10 @@
 
     python -m bitexp generate outputs/lm_ternary --prompt "def "
     python -m bitexp generate outputs/lm_ternary/ID --prompt "import " --temperature 0.8 --top-p 0.95
+    python -m bitexp generate outputs/lm_ternary --prompt "def " --prompt "class "
 
-The text goes to stdout; how fast it came, to stderr.
+Several prompts are continued together, and their texts come when all are done. The text goes to stdout;
+how fast it came, to stderr.
 """
 
 from __future__ import annotations
@@ -13,10 +15,13 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from bitexp.common.console import Report, write
 from bitexp.common.errors import UserError
 from bitexp.common.program import run_program
+
+T = TypeVar("T")
 
 WEIGHTS = ("packed", "last", "best")
 """Where weights may come from: the packed file, or the checkpoint of that name."""
@@ -27,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "run", type=Path, help="a run's folder, a folder of runs (the last one), a packed file"
     )
-    parser.add_argument("--prompt", default="", help="the text to go on from (default: a new document)")
+    parser.add_argument(
+        "--prompt", action="append", help="the text to go on from (default: a new document); again for more"
+    )
     parser.add_argument("--tokens", type=int, default=256, help="how many at most (default: 256)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, help="0 (default): always the most likely token"
@@ -51,10 +58,12 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from bitexp.data.text.tokenizers import load_tokenizer
+    from bitexp.deploy.compiled import CompiledDecoder
     from bitexp.deploy.load import find_run, load_run
+    from bitexp.deploy.tape import CannotCompileError
     from bitexp.kernels import choose_kernel
     from bitexp.models.decoder import Decoder
-    from bitexp.models.generation import Sampling, generate
+    from bitexp.models.generation import Sampling, Writer, generate, generate_together
 
     torch.set_num_threads(max(1, options.threads))
     try:
@@ -70,35 +79,50 @@ def run(options: argparse.Namespace) -> None:
     if not isinstance(model, Decoder) or "tokenizer" not in preprocessing:
         raise UserError(f"{path} is not a language model, so it cannot generate text")
     tokenizer = load_tokenizer(preprocessing["tokenizer"], path)
-    prompt = [tokenizer.end, *tokenizer.encode([options.prompt])[0].tolist()]
-    counted = Counted(itertools.islice(generate(model, prompt, sampling), options.tokens))
-    write(options.prompt)
-    for piece in tokenizer.stream(counted):
-        write(piece)
-    write("\n")
+    prompts = options.prompt or [""]
+    ids = [[tokenizer.end, *found.tolist()] for found in tokenizer.encode(prompts)]
+    report = Report(stderr=True)
+    writer: Writer = model
+    if options.weights == "packed" and kernel_name == "cpu":
+        try:
+            writer = CompiledDecoder(model, len(ids))
+        except CannotCompileError as error:
+            report.line(f"tokens are computed layer by layer: {error}")
+    if len(prompts) == 1:
+        counted: Counted[Any] = Counted(itertools.islice(generate(writer, ids[0], sampling), options.tokens))
+        write(options.prompt[0] if options.prompt else "")
+        for piece in tokenizer.stream(counted):
+            write(piece)
+        write("\n")
+    else:
+        together = generate_together(writer, ids, sampling, tokenizer.end)
+        counted = Counted(itertools.islice(together, options.tokens), len(ids))
+        for prompt, text in zip(prompts, zip(*counted, strict=True), strict=True):
+            tokens = itertools.takewhile(lambda token: token is not None, text)
+            write("".join([prompt, *tokenizer.stream(tokens), "\n"]))
     speed = f"{counted.count:,} tokens, {counted.rate:,.0f} per second after the first"
-    Report(stderr=True).line(f"{speed}; {options.weights} weights, kernel {kernel_name}, {path}")
+    report.line(f"{speed}; {options.weights} weights, kernel {kernel_name}, {path}")
 
 
-class Counted:
-    """Passes tokens on, counts them and takes their time; the first, which reads the prompt, apart."""
+class Counted(Generic[T]):
+    """Passes tokens of texts on, counts them and takes their time; the first, after the prompts, apart."""
 
-    def __init__(self, tokens: Iterator[int]) -> None:
-        self.tokens, self.count = tokens, 0
+    def __init__(self, tokens: Iterator[T], texts: int = 1) -> None:
+        self.tokens, self.texts, self.count = tokens, texts, 0
         self.began = self.seconds = 0.0
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[T]:
         for token in self.tokens:
             now = time.monotonic()
             self.began = self.began or now
             self.seconds = now - self.began
-            self.count += 1
+            self.count += sum(t is not None for t in token) if isinstance(token, list) else 1
             yield token
 
     @property
     def rate(self) -> float:
-        """Tokens per second after the first."""
-        return (self.count - 1) / self.seconds if self.seconds else 0.0
+        """Tokens per second after the first of each text."""
+        return (self.count - self.texts) / self.seconds if self.seconds else 0.0
 
 
 def main(words: Sequence[str]) -> int:

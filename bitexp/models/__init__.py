@@ -8,11 +8,12 @@ from torch import nn
 
 from bitexp.common.registry import load_modules
 from bitexp.config.choices import read_choice
+from bitexp.models.generation import Sampling, generate, generate_together
 from bitexp.models.registry import MODELS
 
 load_modules(__name__, __path__)
 
-__all__ = ["MODELS", "build_model"]
+__all__ = ["MODELS", "Sampling", "build_model", "generate", "generate_together"]
 
 
 def build_model(name: str, **arguments: Any) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bitexp.common import checks
 from bitexp.models.registry import MODELS
+from bitexp.models.tape import Tape, Value
 
 Activation = Literal["silu", "relu2"]
 
@@ -28,8 +29,8 @@ class Cache:
     def __init__(self, model: Decoder, batch: int = 1) -> None:
         weight = model.embed.weight
         shape = (len(model.blocks), 2, batch, model.kv_heads, model.context, model.head_dim)
-        self.store = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
-        self.length = 0
+        self.store = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        self.length, self.address = 0, self.store.data_ptr()
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Adds keys and values `[B, kv_heads, T, head_dim]` of one layer; returns all of them so far."""
@@ -71,6 +72,13 @@ class Attention(nn.Module):
         mixed = attend(q, k, v, past)
         return self.drop(self.o(self.sub_norm(mixed.transpose(1, 2).flatten(2))))
 
+    def record(self, tape: Tape, x: Value, model: Decoder, layer: int) -> Value:
+        """See `Decoder.record`."""
+        x = tape.norm(self.norm, x)
+        q, k, v = (tape.linear(part, x) for part in (self.q, self.k, self.v))
+        mixed = tape.attend(q, k, v, layer, model)
+        return tape.linear(self.o, tape.norm(self.sub_norm, mixed))
+
 
 class FeedForward(nn.Module):
     """norm -> down((act(gate) * up)), with a sub-norm before `down`; `[B, T, D] -> [B, T, D]`."""
@@ -95,6 +103,12 @@ class FeedForward(nn.Module):
         gate = F.silu(gate) if self.activation == "silu" else F.relu(gate).square()
         return self.drop(self.down(self.sub_norm(gate * self.up(x))))
 
+    def record(self, tape: Tape, x: Value) -> Value:
+        """See `Decoder.record`."""
+        x = tape.norm(self.norm, x)
+        gated = tape.gated(self.activation, tape.linear(self.gate, x), tape.linear(self.up, x))
+        return tape.linear(self.down, tape.norm(self.sub_norm, gated))
+
 
 class Block(nn.Module):
     """One transformer layer: attention and feed-forward, each added to the residual stream `[B, T, D]`."""
@@ -106,6 +120,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor, turn: Rotation, cache: Cache | None, layer: int) -> Tensor:
         x = x + self.attn(x, turn, cache, layer)
         return x + self.ffn(x)
+
+    def record(self, tape: Tape, x: Value, model: Decoder, layer: int) -> Value:
+        """See `Decoder.record`."""
+        x = tape.add(x, self.attn.record(tape, x, model, layer))
+        return tape.add(x, self.ffn.record(tape, x))
 
 
 @MODELS.register("decoder")
@@ -161,7 +180,7 @@ class Decoder(nn.Module):
                 f"heads={heads} gives heads of {dim // heads}: rotary positions need an even size"
             )
         super().__init__()
-        self.context, self.rope_base = context, rope_base
+        self.context, self.rope_base, self.norm_eps = context, rope_base, norm_eps
         self.kv_heads, self.head_dim = kv_heads, dim // heads
         self.embed = nn.Embedding(vocabulary, dim)
         self.drop = nn.Dropout(dropout)
@@ -200,6 +219,18 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.length = end
         return self.head(self.norm(x))
+
+    def record(self, tape: Tape) -> Value:
+        """Logits `[texts, vocabulary]` of the token after the next one of every text, in evaluation."""
+        x = tape.embed(self.embed)
+        for layer, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            x = block.record(tape, x, self, layer)
+        return tape.linear(self.head, tape.norm(self.norm, x))
+
+    def cache(self) -> Cache:
+        """An empty one, for a single text."""
+        return Cache(self)
 
 
 Rotation = tuple[Tensor, Tensor]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bitexp.models.decoder import Cache, Decoder
+from bitexp.models.decoder import Cache
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,95 @@ class Sampling:
         return int(torch.multinomial(self.probabilities(logits), 1, generator=draws))
 
 
-@torch.inference_mode()
-def generate(model: Decoder, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+AHEAD = 8
+"""Likeliest tokens that are computed at once where a writer can: Python then costs little of each."""
+
+
+class Writer(Protocol):
+    """What writes: a decoder, or something faster that gives the same logits.
+
+    It may have both of these, for texts of which a single token is unread:
+
+        step(tokens, caches)                the logits `[texts, vocabulary]` after that token of each text
+        likeliest(tokens, caches, count)    the next `count` tokens of each text, the likeliest ones
+    """
+
+    context: int
+    embed: nn.Embedding
+
+    def cache(self) -> Cache:
+        """An empty one, for a single text."""
+
+    def __call__(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits `[1, T, vocabulary]` of the tokens `[1, T]` that follow upon those in the cache."""
+
+
+class Text:
+    """A text that is being written upon the tokens of a prompt."""
+
+    def __init__(self, writer: Writer, tokens: Sequence[int], sampling: Sampling) -> None:
+        if not tokens:
+            raise ValueError("the prompt is empty: give at least one token")
+        self.writer, self.sampling = writer, sampling
+        self.draws = sampling.draws(writer.embed.weight.device)
+        self.tokens = list(tokens[-writer.context :])
+        self.cache, self.unread = writer.cache(), self.tokens
+
+    def choose(self, logits: Tensor) -> list[int]:
+        """The next token from its logits `[vocabulary]`, in a list."""
+        return [self.sampling.choose(logits, self.draws)]
+
+    def add(self, tokens: list[int]) -> list[int]:
+        """Adds tokens, the last of them unread. A full context goes on with its later half, read anew."""
+        self.tokens += tokens
+        self.unread = self.tokens[-1:]
+        if len(self.tokens) > self.writer.context:
+            self.tokens = self.tokens[-max(1, self.writer.context // 2) :]
+            self.cache, self.unread = self.writer.cache(), self.tokens
+        return tokens
+
+
+def following(writer: Writer, texts: Sequence[Text]) -> list[list[int]]:
+    """The next tokens of each text, added to it; of all equally many, at least one."""
+    if hasattr(writer, "step") and all(len(text.unread) == 1 for text in texts):
+        unread, caches = [text.unread[0] for text in texts], [text.cache for text in texts]
+        if texts[0].sampling.temperature == 0:
+            count = min(AHEAD, *(writer.context - cache.length for cache in caches))
+            found = writer.likeliest(unread, caches, count)  # type: ignore[attr-defined]
+            return [text.add(tokens) for text, tokens in zip(texts, found, strict=True)]
+        logits = writer.step(unread, caches)
+    else:
+        with torch.inference_mode():
+            device = writer.embed.weight.device
+            logits = [writer(torch.tensor([t.unread], device=device), t.cache)[0, -1] for t in texts]
+    return [text.add(text.choose(row)) for text, row in zip(texts, logits, strict=True)]
+
+
+def generate_together(
+    writer: Writer, prompts: Sequence[Sequence[int]], sampling: Sampling, end: int | None = None
+) -> Iterator[list[int | None]]:
+    """The next token of each text, again and again; stop asking when there are enough.
+
+    Each text is what `generate` writes by itself, the one at place i with the seed `seed + i`. One that has
+    come to the token `end` gives None from then on; when all have, it is over.
+
+    Raises:
+        ValueError: a prompt is empty.
+    """
+    seeds = [(sampling.seed + i) % 2**64 for i in range(len(prompts))]
+    texts = [Text(writer, p, replace(sampling, seed=s)) for p, s in zip(prompts, seeds, strict=True)]
+    going = list(range(len(texts)))
+    while going:
+        found = dict(zip(going, following(writer, [texts[i] for i in going]), strict=True))
+        for place in range(len(found[going[0]])):
+            tokens = [found[i][place] if i in going else None for i in range(len(texts))]
+            yield tokens
+            going = [i for i in going if end is None or tokens[i] != end]
+            if not going:
+                return
+
+
+def generate(writer: Writer, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
     """The tokens that follow upon a prompt, without end: stop asking when there are enough.
 
     The prompt is read in one pass, its last `context` tokens where it is longer. When the context is
@@ -77,17 +165,6 @@ def generate(model: Decoder, prompt: Sequence[int], sampling: Sampling) -> Itera
     Raises:
         ValueError: the prompt is empty.
     """
-    if not prompt:
-        raise ValueError("the prompt is empty: give at least one token")
-    device = model.embed.weight.device
-    draws = sampling.draws(device)
-    tokens = list(prompt[-model.context :])
-    cache, unread = Cache(model), tokens
+    text = Text(writer, prompt, sampling)
     while True:
-        logits = model(torch.tensor([unread], device=device), cache)[0, -1]
-        tokens.append(sampling.choose(logits, draws))
-        yield tokens[-1]
-        unread = tokens[-1:]
-        if len(tokens) > model.context:
-            tokens = tokens[-max(1, model.context // 2) :]
-            cache, unread = Cache(model), tokens
+        yield from following(writer, [text])[0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitexp.common import checks
 from bitexp.models.registry import MODELS
+from bitexp.models.tape import Tape, Value
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -41,9 +42,9 @@ class MLP(nn.Module):
         checks.check_choice("activation", activation, tuple(ACTIVATIONS))
         checks.check_dropout(dropout)
         super().__init__()
-        self.activation = ACTIVATIONS[activation]
+        self.activation, self.activation_name = ACTIVATIONS[activation], activation
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise([prod(shape), *hidden]))
-        self.drop = nn.Dropout(dropout)
+        self.features, self.drop = prod(shape), nn.Dropout(dropout)
         self.head = nn.Linear(hidden[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,3 +52,10 @@ class MLP(nn.Module):
         for layer in self.layers:
             x = self.drop(self.activation(layer(x)))
         return self.head(x)
+
+    def record(self, tape: Tape) -> Value:
+        """Logits `[1, classes]` of one image, in evaluation."""
+        x = tape.inputs(self.features)
+        for layer in self.layers:
+            x = tape.activate(self.activation_name, tape.linear(layer, x))
+        return tape.linear(self.head, x)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bitexp.common import checks
 from bitexp.models.registry import MODELS
+from bitexp.models.tape import Tape, Value
 
 EPS = 1e-6
 
@@ -38,6 +39,12 @@ class Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v)
         return self.drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
+    def record(self, tape: Tape, x: Value) -> Value:
+        """See `ViT.record`."""
+        return tape.linear(
+            self.proj, tape.attend_all(tape.linear(self.qkv, tape.norm(self.norm, x)), self.heads)
+        )
+
 
 class Mlp(nn.Module):
     """norm -> linear -> GELU -> linear, each token by itself, `[B, N, D] -> [B, N, D]`."""
@@ -54,6 +61,10 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(self.norm(x))))))
 
+    def record(self, tape: Tape, x: Value) -> Value:
+        """See `ViT.record`."""
+        return tape.linear(self.fc2, tape.activate("gelu", tape.linear(self.fc1, tape.norm(self.norm, x))))
+
 
 class Block(nn.Module):
     """One transformer layer: attention and MLP, each added to the residual stream `[B, N, D]`."""
@@ -66,6 +77,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(x)
         return x + self.mlp(x)
+
+    def record(self, tape: Tape, x: Value) -> Value:
+        """See `ViT.record`."""
+        x = tape.add(x, self.attn.record(tape, x))
+        return tape.add(x, self.mlp.record(tape, x))
 
 
 @MODELS.register("vit")
@@ -98,7 +114,7 @@ class ViT(nn.Module):
         checks.check_divides("heads", heads, dim, f"dim={dim}")
         hidden = checks.hidden_width(dim, mlp_ratio)
         super().__init__()
-        self.patch = patch
+        self.shape, self.patch = shape, patch
         tokens = (height // patch) * (width // patch) + (pool == "cls")
         self.patch_embed = nn.Linear(channels * patch * patch, dim)
         self.cls_token = nn.Parameter(torch.zeros(dim)) if pool == "cls" else None
@@ -130,6 +146,20 @@ class ViT(nn.Module):
             x = block(x)
         x = self.norm(x)
         return self.head(x.mean(dim=1) if self.cls_token is None else x[:, 0])
+
+    def record(self, tape: Tape) -> Value:
+        """Logits `[1, classes]` of one image, in evaluation."""
+        pixels = math.prod(self.shape)
+        places = self.patches(torch.arange(pixels).view(1, *self.shape))[0]
+        x = tape.linear(self.patch_embed, tape.gather(tape.inputs(pixels), places))
+        if self.cls_token is not None:
+            x = tape.prepend(self.cls_token, x)
+        x = tape.add(x, self.pos_embed)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            x = block.record(tape, x)
+        x = tape.norm(self.norm, x)
+        return tape.linear(self.head, tape.mean(x) if self.cls_token is None else tape.first(x))
 
     def patches(self, x: Tensor) -> Tensor:
         """`[B, C, H, W] -> [B, tokens, C*p*p]`, ordered like a strided convolution's weight."""

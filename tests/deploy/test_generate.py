@@ -136,6 +136,44 @@ def test_without_a_prompt_a_new_document_begins(
     assert call(trained(), *words).out == text_of(trained(), "", 20, Sampling(1.0)) + "\n"
 
 
+def test_several_prompts_are_continued_together_each_with_a_seed_of_its_own(
+    trained: Callable[..., Path], call: Callable[..., Any]
+) -> None:
+    pytest.importorskip("numba")
+    folder, prompts = trained(), ["3 × ", "", "12"]
+    words = [word for prompt in prompts for word in ("--prompt", prompt)]
+    for weights, kernel in (("packed", "cpu"), ("packed", "reference"), ("last", "auto")):
+        given = ("--weights", weights, "--kernel", kernel, "--temperature", 1.1, "--tokens", 30)
+        said = call(folder, *words, *given)
+        texts = [text_of(folder, p, 30, Sampling(1.1, seed=seed)) for seed, p in enumerate(prompts)]
+        assert said.out == "".join(f"{p}{text}\n" for p, text in zip(prompts, texts, strict=True))
+        assert re.match(r"\d+ tokens, [\d,]+ per second after the first; ", said.err)
+
+
+def test_several_texts_end_each_with_its_document(
+    trained: Callable[..., Path], call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[list[int | None]] = [[ord("a"), ord("x")], [0, ord("y")], [None, ord("z")]]
+    monkeypatch.setattr("bitexp.models.generation.generate_together", lambda *_: iter(steps))
+    said = call(trained(), "--prompt", "1", "--prompt", "2")
+    assert (said.code, said.out) == (0, "1a\n2xyz\n")
+    assert said.err.startswith("5 tokens, ")
+
+
+def test_a_network_that_cannot_be_compiled_says_so_once_and_writes_all_the_same(
+    trained: Callable[..., Path], call: Callable[..., Any]
+) -> None:
+    pytest.importorskip("numba")
+    folder = trained("quantizer=ternary_int4")
+    said = call(folder, "--prompt", "3 ", "--tokens", 20, "--kernel", "cpu")
+    assert (said.code, said.out) == (0, f"3 {text_of(folder, '3 ', 20, Sampling(0.0))}\n")
+    first, second = said.err.splitlines()
+    assert first == (
+        "tokens are computed layer by layer: the kernel does not make the activation codes of blocks.0.attn.q"
+    )
+    assert second.startswith("20 tokens, ")
+
+
 def test_byte_pairs_are_streamed_as_whole_characters(
     trained: Callable[..., Path], call: Callable[..., Any]
 ) -> None:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import types
@@ -36,18 +37,33 @@ def emitted() -> str:
 def layer(isa: str, bits: int) -> Callable[..., None]:
     """The layer for an instruction set and a number of bits per code; compiles it at once.
 
-    It is the compiled function itself, without numba's choice by types at each call. Its arguments, in order,
-    all of them integers:
+    It is the compiled function itself, without numba's choice by types at each call.
+    """
+    entry: Callable[..., None] = overload(isa, bits).entry_point
+    return entry
 
-        w, scale          addresses of packed codes, and of float32 scales for every output of all streams,
-                          with 64 times -0.0 behind them
-        inputs, outputs   of the layer
-        qmax              the largest activation code
-        bias, scaled      address of float32 bias (0: none), and whether it is added before the scales
-        x, y              addresses of float32 `[tokens, inputs]` and `[tokens, outputs]`
-        scratch           address of `scratch_bytes` of memory, for one call at a time
-        token, tokens     the tokens to compute: the first, and the one behind the last
-        stream, streams   likewise the streams of 64 outputs
+
+@functools.cache
+def address(isa: str, bits: int) -> int:
+    """Where the machine code of the same layer begins, for compiled code that calls it."""
+    compiled = overload(isa, bits)
+    code: int = compiled.library.get_pointer_to_function(compiled.fndesc.mangled_name)
+    return code
+
+
+@functools.cache
+def overload(isa: str, bits: int) -> Any:
+    """What numba has compiled. The arguments, in order, all of them integers:
+
+    w, scale          addresses of packed codes, and of float32 scales for every output of all streams,
+                      with 64 times -0.0 behind them
+    inputs, outputs   of the layer
+    qmax              the largest activation code
+    bias, scaled      address of float32 bias (0: none), and whether it is added before the scales
+    x, y              addresses of float32 `[tokens, inputs]` and `[tokens, outputs]`
+    scratch           address of `scratch_bytes` of memory, for one call at a time
+    token, tokens     the tokens to compute: the first, and the one behind the last
+    stream, streams   likewise the streams of 64 outputs
     """
     number, stamp = NAMES.index(isa), emitted()
     (tokens_a, panels_a), (tokens_b, panels_b), (tokens_c, panels_c) = ISAS[isa].tiles
@@ -115,7 +131,4 @@ def layer(isa: str, bits: int) -> Callable[..., None]:
 
     function, nothing = compiled(run), (0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     function(*nothing)
-    entry: Callable[..., None] = function.get_overload(  # type: ignore[attr-defined]
-        (types.int64,) * len(nothing)
-    )
-    return entry
+    return function.overloads[(types.int64,) * len(nothing)]  # type: ignore[attr-defined]
