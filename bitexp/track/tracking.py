@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bitexp.common.console import Report
 from bitexp.common.errors import Pruned
 from bitexp.common.lightning import pl
+from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 from bitexp.track.folder import RunFolder
 from bitexp.track.trackers import Tracker
@@ -20,11 +22,12 @@ def tracking(
 ) -> Iterator[list[Guarded]]:
     """The loggers of a run; in the end the services hear whether the block failed. Pruning is no failure."""
     started: list[tuple[Tracker, Guarded]] = []
-    for name, tracker in trackers.items():
-        with reported(f"{name} could not start, so this run is not tracked there", report):
-            started.append((tracker, Guarded(name, tracker.start(settings, folder), report)))
-    failed = True
+    typed, failed = sys.argv[1:], True
+    sys.argv[1:] = redacted(typed)  # which wandb keeps and Lightning repeats
     try:
+        for name, tracker in trackers.items():
+            with reported(f"{name} could not start, so this run is not tracked there", report):
+                started.append((tracker, Guarded(name, tracker.start(settings, folder), report)))
         yield [logger for _, logger in started]
         failed = False
     except Pruned:
@@ -34,6 +37,7 @@ def tracking(
         for tracker, logger in started:
             with reported(f"{logger.name} could not finish", report):
                 tracker.finish(logger.inner, failed)
+        sys.argv[1:] = typed
 
 
 class Guarded(pl.loggers.Logger):
