@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest --durations=5 --durations-min=10
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup train test test-all test-gpu lint format data bench figures sync clean
+.PHONY: help setup train test test-all test-gpu lint format revisions data bench figures sync clean
 
 help: ## list these targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ lint: $(VENV)/.dev ## check format, style and types
 format: $(VENV)/.dev ## format the code and fix what ruff can fix
 	@$(PY) -m ruff check --fix --quiet . || true
 	@$(PY) -m ruff format .
+
+revisions: $(VENV)/.dev ## after a change in quant, kernels, models, data or tasks: keep what it computes now
+	@OMP_NUM_THREADS=1 $(PY) -m tests.support.revisions
 
 data: ## install Fashion-MNIST (a package of Debian and Ubuntu)
 	@if [ -e $(FASHION)/train-images-idx3-ubyte.gz ]; then \

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 
+from bitexp.track import code, provenance
 from tests.support.source import (
     PACKAGE,
     ROOT,
@@ -89,6 +90,12 @@ def test_every_room_has_its_place() -> None:
 def test_the_map_shows_them_in_this_order() -> None:
     rows = re.findall(r"^\| \[?`(\w+)/`", (PACKAGE / "README.md").read_text(), re.MULTILINE)
     assert tuple(rows) == ROOMS
+
+
+def test_a_version_is_what_lies_below_that_which_only_looks_at_runs() -> None:
+    """What a run's `source` hashes."""
+    assert ROOMS[: ROOMS.index("report")] == provenance.ROOMS
+    assert set(code.ROOMS) <= set(provenance.ROOMS)
 
 
 def test_the_core_imports_no_framework() -> None:

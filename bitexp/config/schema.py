@@ -217,7 +217,7 @@ class Settings(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     packing: Literal["auto", "pack1", "pack5", "pack2", "pack3", "pack4", "pack8"]
     tuned: bool
-    rerun: bool
+    rerun: bool | Literal["older"]
     task: Named
     data: Named
     model: Model

@@ -16,7 +16,9 @@ import yaml
 
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json
+from bitexp.common.secrets import redacted
 from bitexp.config.old import upgraded
+from bitexp.report.conditions import conditions
 from bitexp.track.folder import RunFolder, validation_of
 from bitexp.track.provenance import command_of
 
@@ -35,6 +37,8 @@ class Run:
     overrides: tuple[str, ...]
     attempt: Mapping[str, Any] = field(repr=False)
     result: Mapping[str, Any]
+    conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """`bitexp.report.conditions`: under what its attempts were made."""
 
     @property
     def id(self) -> str:
@@ -134,6 +138,9 @@ class Problem:
     path: Path
     reason: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", redacted(self.reason))  # it may quote a file
+
 
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a finite number."""
@@ -206,7 +213,7 @@ def job_records(sweep: Path) -> list[dict[str, Any]]:
     """The jobs of a multirun, in their order; garbage is left out."""
     numbered = [path for path in (sweep / "jobs").glob("*.json") if path.stem.isdecimal()]
     records = (read_json(path) for path in sorted(numbered, key=lambda path: int(path.stem)))
-    return [record for record in records if isinstance(record, dict)]
+    return [{**redacted(record), "run": record.get("run")} for record in records if isinstance(record, dict)]
 
 
 def job_run(sweep: Path, record: Mapping[str, Any]) -> Path | None:
@@ -230,15 +237,24 @@ def read_run(path: Path) -> Run | Problem:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         return Problem(path, f"config.yaml cannot be read: {str(error).splitlines()[0]}")
     try:
-        result, attempts = RunFolder(path).result() or {}, RunFolder(path).attempts()
+        result: dict[str, Any] = redacted(RunFolder(path).result() or {})
+        attempts: list[dict[str, Any]] = redacted(RunFolder(path).attempts())
     except (OSError, RecursionError) as error:
         return Problem(path, f"result.json or provenance.json cannot be read: {error}")
     if not result and (path / "result.json").exists():
         return Problem(path, "result.json is damaged or was written by another program")
-    run = Run(path, flat, typed(path), attempts[-1] if attempts else {}, result)
+    flat = {**redacted(flat), **code_of(attempts[-1])} if attempts else redacted(flat)
+    last, made = attempts[-1] if attempts else {}, conditions(attempts, result)
+    run = Run(path, flat, typed(path), last, result, made)
     if run.finished and run.result["headline"] not in run.metrics:
         return Problem(path, f"result.json has no number for {run.result['headline']}")
     return run
+
+
+def code_of(attempt: Mapping[str, Any]) -> dict[str, str]:
+    """The code that the id of a run counts, as keys beside those of the config: `quantizer.code`."""
+    code = attempt.get("code")
+    return {f"{key}.code": str(value) for key, value in code.items()} if isinstance(code, Mapping) else {}
 
 
 def read_config(path: Path) -> Any:
@@ -267,7 +283,7 @@ def typed(path: Path) -> tuple[str, ...]:
         words = load(path / "overrides.yaml")
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return ()
-    return tuple(str(word) for word in words) if isinstance(words, list) else ()
+    return tuple(redacted(str(word)) for word in words) if isinstance(words, list) else ()
 
 
 def flatten(node: Mapping[Any, Any], seen: set[int], prefix: str = "") -> Iterator[tuple[str, Any]]:

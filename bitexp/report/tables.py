@@ -9,6 +9,7 @@ from bitexp.common.format import amount, energy_text, size
 from bitexp.report.columns import FILE, LONG, SHORT, Column, Table, axis_columns, cell_text, numeric, word
 from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE, PICOJOULES
+from bitexp.report.mixtures import mixture_column
 from bitexp.report.runs import Run
 from bitexp.report.wording import caption, mean_text, p_text, total
 from bitexp.track.folder import validation_of
@@ -33,6 +34,7 @@ def precision_table(comparison: Comparison) -> Table:
     if any(len(row.cells) > 1 for row in rows):
         columns.append(numeric("settings", "settings", lambda row: len(row.cells), "d"))
         columns.append(numeric(f"within {comparison.tolerance:.2g}", "robust", lambda row: row.robust, ".0%"))
+    columns.append(mixture_column())
     if axes.setting:
         columns.append(numeric("parameters", "parameters", parameters, amount))
     unit = str(rows[0].cell.runs[0].result.get("unit", "inputs")).removesuffix("s")

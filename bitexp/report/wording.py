@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bitexp.common.format import size
 from bitexp.report.columns import cell_text, title
 from bitexp.report.compare import BASELINE, Cell, Comparison, Row
+from bitexp.report.mixtures import about_mixtures
 from bitexp.report.runs import Run
 from bitexp.report.stats import Paired
 
@@ -95,8 +96,25 @@ def about_runs(comparison: Comparison) -> Iterator[str]:
     runs = runs_of_rows(comparison)
     if len({run.result.get("steps") for run in runs}) > 1 and not comparison.axes.setting:
         yield "The runs did not all take the same number of steps."
-    if len({run.result.get("source") for run in runs}) > 1:
-        yield "The runs were made by different versions of bitexp."
+    names = [named(comparison, row) for row in comparison.rows]
+    yield from about_mixtures(comparison, names)
+    yield from about_code(comparison, names)
+
+
+def about_code(comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
+    """Which rows are one thing in several versions of its code, where any are, and which is the newest."""
+    keys = [k for k in (*comparison.axes.setting, *comparison.axes.variant) if k.endswith(".code")]
+    for key in keys:
+        started = {
+            name: max(str(run.attempt.get("started", "")) for run in row.cell.runs)
+            for name, row in zip(names, comparison.rows, strict=True)
+            if key in row.cell.runs[0].flat
+        }
+        if started:
+            yield (
+                f"{key} is the hash of code that is edited or not bitexp's own: a row for each, the "
+                f"newest is {max(started, key=lambda name: started[name])}."
+            )
 
 
 def runs_of_rows(comparison: Comparison) -> list[Run]:

@@ -12,6 +12,7 @@ from bitexp.report.columns import LONG, SHORT
 from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
 from bitexp.report.formats import comma_separated, inline, latex, markdown
+from bitexp.report.mixtures import older_runs
 from bitexp.report.page import Section, page
 from bitexp.report.runs import Problem, Run
 from bitexp.report.studies import JournalStudy, grid_importance
@@ -80,6 +81,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
     ]
     if len(comparison.cells) == len(comparison.rows):
         listed.pop()
+    listed.append(older_runs(comparison))
     kept = [table for table in listed if table is not None]
     for table in kept:
         stem = f"{name}-{table.title.lower().replace(' ', '-')}"

@@ -17,6 +17,7 @@ from bitexp.models import MODELS
 from bitexp.quant.quantizer import Quantizer
 from bitexp.run.parts import Parts
 from bitexp.tasks import TASKS
+from bitexp.track.provenance import processor
 
 FACTS = ("shape", "classes", "vocabulary", "context")
 """All that a data set may tell models and tasks about itself."""
@@ -137,6 +138,11 @@ def device_type(settings: Settings) -> str:
     """cpu or cuda, by the trainer's accelerator."""
     wanted = settings.trainer.accelerator
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def device_name(settings: Settings) -> str:
+    """The processor or GPU that trains, by its name."""
+    return torch.cuda.get_device_name(0) if device_type(settings) == "cuda" else processor()
 
 
 class Problems:

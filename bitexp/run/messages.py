@@ -11,6 +11,7 @@ from bitexp.config.paths import CONF
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
 from bitexp.tasks import TASKS
+from bitexp.track.code import Code
 
 
 def header(attempt: Attempt, checkpoint: Path | None, remarks: Sequence[str]) -> None:
@@ -35,8 +36,9 @@ def setting_changes(
     if not attempts or not resumed:
         return []
     before = attempts[-1]
-    keys = ("threads", "processor", "gpus", "source")
-    changed = [f"{key} {before.get(key)} -> {now[key]}" for key in keys if before.get(key) != now[key]]
+    keys = ("threads", "processor", "gpus", "device", "kernel", "source")
+    known = [key for key in keys if key in before]  # older attempts say less
+    changed = [f"{key} {before[key]} -> {now[key]}" for key in known if before[key] != now[key]]
     versions = before.get("versions")
     for name, old in versions.items() if isinstance(versions, dict) else ():
         if old != (new := now["versions"].get(name)):
@@ -46,6 +48,13 @@ def setting_changes(
     return [
         f"resumed under different conditions, so results may differ in their last bits: {'; '.join(changed)}"
     ]
+
+
+def code_remarks(code: Code) -> list[str]:
+    """Which files count in the id of a run, where any do."""
+    if not code.files:
+        return []
+    return [f"the id counts code that is edited or not bitexp's own: {', '.join(code.files)}"]
 
 
 def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:

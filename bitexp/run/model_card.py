@@ -13,6 +13,7 @@ from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
 from bitexp.tasks import TASKS
+from bitexp.track.checkout import DIFF
 from bitexp.track.provenance import command_of
 
 NAME = "MODEL_CARD.md"
@@ -96,8 +97,11 @@ def costs(metrics: Mapping[str, float], result: Mapping[str, Any]) -> list[str]:
 def source(record: Mapping[str, Any]) -> str:
     """The version of bitexp and of the data that it was made with."""
     git = record["git"]
-    commit = f"commit {git['commit']}{' with changes' if git['dirty'] else ''}, " if git else ""
-    return f"bitexp {commit}source {record['source']}; data {record['data']}"
+    commit = "outside of a git checkout"
+    if git:
+        kept = f" (`{DIFF}`)" if record["uncommitted"] == DIFF else ""
+        commit = f"commit {git['commit']}{f' with changes{kept}' if git['dirty'] else ''}"
+    return f"bitexp {commit}, source {record['source']}; data {record['data']}"
 
 
 def limits(settings: Settings, result: Mapping[str, Any]) -> list[str]:

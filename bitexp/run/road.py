@@ -6,7 +6,6 @@ check -> build -> find the run's folder -> fit -> test -> freeze -> test the pac
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -21,17 +20,20 @@ from bitexp.common.files import write_json
 from bitexp.common.format import path_text
 from bitexp.common.logs import quiet_libraries
 from bitexp.common.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
-from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings, read_settings
 from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
-from bitexp.run.checks import check_validation
+from bitexp.run.checks import check_validation, device_name
+from bitexp.run.earlier import Earlier
 from bitexp.run.evaluate import evaluate, measured_costs, restore
 from bitexp.run.fit import Fit
-from bitexp.run.messages import closing, header, setting_changes
+from bitexp.run.messages import closing, code_remarks, header, setting_changes
 from bitexp.run.model_card import write_card
+from bitexp.run.named import named_classes
+from bitexp.track.checkout import keep_uncommitted
 from bitexp.track.checkpoint_files import BEST, LAST, best_checkpoint, latest_checkpoint
-from bitexp.track.folder import RunFolder, is_over, unfinished_runs
+from bitexp.track.code import code_of, packages_of
+from bitexp.track.folder import RunFolder, unfinished_runs
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.tracking import tracking
 from bitexp.train.guards import Signals
@@ -73,25 +75,37 @@ def run(
     report = report or Report(quiet=global_rank() > 0)
     settings = config if isinstance(config, Settings) else read_settings(config)
     quiet_libraries(settings.trainer.threads)
-    sys.argv[1:] = redacted(sys.argv[1:])  # which wandb keeps and Lightning repeats
     parts = build(settings)
     settings = completed(settings, parts.quantizer)
     check_validation(settings, parts, None if pruner is None else pruner.metric)
-    data = parts.data.fingerprint()
-    folder = RunFolder.of(settings, data)
+    data, named = parts.data.fingerprint(), named_classes(settings, parts)
+    code = code_of(named)
+    folder = RunFolder.of(settings, data, code.digests)
     attempt = Attempt(settings, tuple(overrides), parts, folder, report)
+    if (earlier := Earlier.of(attempt)).stands and inherited() is None:
+        return Outcome(folder.path, earlier.tell(), trained=False)  # without a lock: nothing is written
     if global_rank() > 0:
         return follow(attempt)
     folder.acquire(wait)
     try:
-        if (done := finished_before(attempt)) is not None:
-            return done
+        if (earlier := Earlier.of(attempt)).stands:  # another process has made it meanwhile
+            return Outcome(folder.path, earlier.tell(), trained=False)
+        remarks = earlier.make_way()
         if not (settings.rerun or folder.path.exists()):
-            check_same_data(settings, data)
-        checkpoint, remarks = latest_checkpoint(folder.checkpoints)
+            remarks += others_unfinished(settings, data)
+        checkpoint, damages = latest_checkpoint(folder.checkpoints)
         if checkpoint is not None:
-            remarks += best_checkpoint(folder.checkpoints, checkpoint)
-        record = provenance(settings.seed, settings.trainer.threads, data)
+            damages += best_checkpoint(folder.checkpoints, checkpoint)
+        facts = {
+            "kernel": parts.kernel_name,
+            "device": device_name(settings),
+            "rerun": bool(settings.rerun),
+            "code": code.digests,
+            "files": code.files,
+            "uncommitted": keep_uncommitted(folder.created(), packages_of(named)),
+        }
+        record = provenance(settings.seed, settings.trainer.threads, data, facts)
+        remarks += [*damages, *code_remarks(code)]
         remarks += setting_changes(folder.attempts(), record, resumed=checkpoint is not None)
         folder.begin(settings, overrides, record)
         write_json(folder.model, vars(attempt.description))
@@ -108,8 +122,13 @@ def run(
         folder.release()
 
 
-def check_same_data(settings: Settings, data: str) -> None:
-    """Raises `UserError` where this run was started on other data and is not finished: nothing is lost."""
+def others_unfinished(settings: Settings, data: str) -> list[str]:
+    """Remarks about unfinished runs of these settings by other code.
+
+    Raises:
+        UserError: this run was started on other data and is not finished: nothing is lost.
+    """
+    remarks = []
     for other in unfinished_runs(settings):
         if other.attempts()[-1].get("data") != data:
             raise UserError(
@@ -117,21 +136,8 @@ def check_same_data(settings: Settings, data: str) -> None:
                 "finished. Restore the data and the same command continues it, or use rerun=true to start "
                 "a new run on the data as they are now, which leaves that folder untouched"
             )
-
-
-def finished_before(attempt: Attempt) -> Outcome | None:
-    """The earlier outcome where it stands; None when there is something to do."""
-    folder, report = attempt.folder, attempt.report
-    if attempt.settings.rerun and folder.path.exists():
-        report.line(f"rerun=true: the earlier run was moved to {folder.set_aside()}")
-        return None
-    result = folder.result()
-    if result is None or not is_over(result):
-        return None
-    if result["source"] != source_fingerprint():
-        report.line("This run was made by a different version of bitexp. Use rerun=true to repeat it.")
-    closing(attempt, result, trained=False)
-    return Outcome(folder.path, result, trained=False)
+        remarks.append(f"{path_text(other.path)} is unfinished and of other code: it stays as it is")
+    return remarks
 
 
 def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> dict[str, Any]:
@@ -213,8 +219,8 @@ def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
 
 def follow(attempt: Attempt) -> Outcome:
     """Another process of a distributed run: trains along with the first, and leaves the rest to it."""
-    folder, again = attempt.folder, attempt.settings.rerun
-    decision = inherited() or wait_for_decision(folder.path, lambda: not again and is_over(folder.result()))
+    folder = attempt.folder
+    decision = inherited() or wait_for_decision(folder.path, lambda: Earlier.of(attempt).stands)
     if decision is not None:
         checkpoint, metric = decision["checkpoint"], decision["pruned_by"]
         with Signals() as signals, contextlib.suppress(Stopped, Diverged, Pruned):

@@ -1,11 +1,12 @@
 """A run's folder and identity: outputs/<experiment>/<id>/, one folder for one config on one data set.
 
-config.yaml overrides.yaml provenance.json model.json metrics.csv train.log checkpoints/
+config.yaml overrides.yaml provenance.json uncommitted.diff model.json metrics.csv train.log checkpoints/
 packed.safetensors confusion_matrix.csv wandb/ tensorboard/ result.json (written last) MODEL_CARD.md
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -37,6 +38,12 @@ RESULT = ("status", "kind", "reason", "source", "seconds")
 FINISHED = ("metrics", "headline", "better", "lr_decay_sum", "step_ms")
 """What that of a finished run holds besides."""
 
+KEPT = ("config.yaml", "model.json", "packed.safetensors")
+"""The files that a finished run has, beside its tables."""
+
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+"""What the system answers where a folder cannot be written."""
+
 
 def validation_of(metric: str) -> str:
     """The name under which a metric of the test set is measured on the validation part."""
@@ -52,8 +59,12 @@ def outputs() -> Path:
     return Path(os.environ.get("BITEXP_OUTPUTS") or "outputs").absolute()
 
 
-def identity(config: dict[str, Any], data_fingerprint: str) -> str:
-    """The id of a run: a hash of its config without the unimportant keys, and of its data."""
+def identity(config: dict[str, Any], data_fingerprint: str, code: Mapping[str, str] | None = None) -> str:
+    """The id of a run: a hash of its config without the unimportant keys, of its data, and of its code.
+
+    Args:
+        code: `bitexp.track.code.Code.digests`; where it is empty the id is that of the config and the data.
+    """
     value = json.loads(json.dumps(config))
     for key in UNIMPORTANT:
         *path, last = key.split(".")
@@ -61,7 +72,7 @@ def identity(config: dict[str, Any], data_fingerprint: str) -> str:
         for part in path:
             node = node.get(part) or {}
         node.pop(last, None)
-    text = json.dumps([value, data_fingerprint], sort_keys=True)
+    text = json.dumps([value, data_fingerprint, *([dict(code)] if code else [])], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
@@ -78,9 +89,9 @@ class RunFolder:
         self._lock = FileLock(path.parent / ".locks" / f"{path.name}.lock")
 
     @staticmethod
-    def of(settings: Settings, data_fingerprint: str) -> RunFolder:
+    def of(settings: Settings, data_fingerprint: str, code: Mapping[str, str] | None = None) -> RunFolder:
         """The folder of a run, not created yet."""
-        run_id = identity(settings.model_dump(mode="json"), data_fingerprint)
+        run_id = identity(settings.model_dump(mode="json"), data_fingerprint, code)
         return RunFolder(outputs() / settings.name / run_id)
 
     def acquire(self, wait: bool = False) -> None:
@@ -88,9 +99,9 @@ class RunFolder:
 
         Dead processes hold none.
         """
-        Path(self._lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
         owner_file = Path(self._lock.lock_file).with_suffix(".json")
         try:
+            owner_file.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=-1 if wait else 0)
             write_json(owner_file, {"pid": os.getpid(), "host": socket.gethostname()})
         except Timeout:
@@ -98,6 +109,13 @@ class RunFolder:
             if isinstance(holder := read_json(owner_file), dict):
                 owner = f"process {holder.get('pid')} on {holder.get('host')}"
             raise Busy(f"{self.path} is already being run by {owner}; this process leaves it alone") from None
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            raise UserError(
+                f"{self.path.parent} cannot be written ({error.strerror}), so no run can be made there; "
+                "BITEXP_OUTPUTS names another folder for runs"
+            ) from error
 
     def release(self) -> None:
         """Gives the lock back."""
@@ -129,9 +147,14 @@ class RunFolder:
         os.replace(self.path, aside)  # which is empty
         return aside
 
+    def created(self) -> Path:
+        """The folder, which is there afterwards."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        return self.path
+
     def begin(self, settings: Settings, overrides: Sequence[str], attempt: dict[str, Any]) -> None:
         """Creates the folder, or opens it for another attempt; an old verdict goes."""
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.created()
         for scrap in [*self.path.glob(".*.part"), *self.checkpoints.glob(".*.part")]:
             scrap.unlink()  # of an attempt that was killed while it wrote
         attempts = [*self.attempts(), attempt]
@@ -141,8 +164,36 @@ class RunFolder:
         write_json(self.path / "provenance.json", {"attempts": attempts})
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes the verdict. A run without one was killed."""
+        """Writes the verdict, for a finished run with the checksums of its files. One without was killed."""
+        if result["status"] == "finished":
+            files = [self.path / name for name in KEPT] + sorted(self.path.glob("*.csv"))
+            result["files"] = {path.name: checksum(path) for path in dict.fromkeys(files) if path.is_file()}
         write_json(self.path / "result.json", result)
+
+    def spoiled(self, result: Mapping[str, Any]) -> list[str]:
+        """What a finished run promises and does not have any more, in words: a file is gone, or damaged."""
+        if result["status"] != "finished":
+            return []
+        files = result.get("files")  # none before 2026-12
+        promised = files if isinstance(files, dict) else dict.fromkeys([self.packed.name])
+        words = []
+        for name in map(str, promised):
+            path = self.path / Path(name).name
+            if not path.is_file():
+                words.append(f"{name} is missing")
+                continue
+            try:
+                if promised[name] not in (None, checksum(path)):
+                    words.append(f"{name} has changed since it was written")
+            except OSError as error:
+                words.append(f"{name} cannot be read ({error.strerror})")
+        return words
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_over(result: Mapping[str, Any] | None) -> bool:

@@ -7,9 +7,8 @@ import os
 import platform
 import shlex
 import socket
-import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
@@ -17,25 +16,30 @@ from pathlib import Path
 from typing import Any
 
 from bitexp.common.secrets import redacted
+from bitexp.track.checkout import git_state
 
 PACKAGE = Path(__file__).resolve().parents[1]
+ROOMS = (
+    "common", "config", "quant", "kernels", "models", "data", "track", "train", "tasks", "deploy", "run",
+)  # fmt: skip
+"""Those on the road of a run; sweeps, reports and commands change no result."""
 VERSIONS = (
     "torch", "torchvision", "triton", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf",
-    "optuna", "wandb", "scikit-learn", "numpy",
+    "optuna", "wandb", "scikit-learn", "numpy", "numba",
 )  # fmt: skip
 
 
 @cache
 def source_fingerprint() -> str:
-    """A hash of bitexp's own Python source: a result of other source is another result."""
+    """A hash of the source of those rooms of bitexp that make a run: of other source, another result."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in sorted(path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")):
         digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 
-def provenance(seed: int, threads: int, data: str) -> dict[str, Any]:
-    """All of it as JSON values, for one attempt at a run on data with this fingerprint."""
+def provenance(seed: int, threads: int, data: str, facts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """All of it as JSON values, for one attempt at a run on data with this fingerprint, and more `facts`."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -48,13 +52,14 @@ def provenance(seed: int, threads: int, data: str) -> dict[str, Any]:
         "threads": threads,
         "data": data,
         "source": source_fingerprint(),
-        "git": git_state(),
+        "git": git_state(PACKAGE),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in VERSIONS},
         "platform": platform.platform(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "gpus": gpus,
+        **(facts or {}),
     }
 
 
@@ -81,21 +86,6 @@ def version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return None
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that holds bitexp and whether it is changed; None outside of one."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(PACKAGE), *arguments]
-        return subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=True
-        ).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
         return None
 
 

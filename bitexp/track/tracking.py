@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from bitexp.common.console import Report
 from bitexp.common.errors import Pruned
 from bitexp.common.lightning import pl
+from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 from bitexp.track.folder import RunFolder
 from bitexp.track.metrics import rows
@@ -22,13 +24,14 @@ def tracking(
 ) -> Iterator[list[Guarded]]:
     """The loggers of a run; in the end the services hear whether the block failed. Pruning is no failure."""
     started: list[tuple[Tracker, Guarded]] = []
-    for name, tracker in trackers.items():
-        with reported(f"{name} could not start, so this run is not tracked there", report):
-            inner = tracker.start(settings, folder)
-            earlier = folder.metrics if tracker.replays else None
-            started.append((tracker, Guarded(name, inner, report, earlier)))
-    failed = True
+    typed, failed = sys.argv[1:], True
+    sys.argv[1:] = redacted(typed)  # which wandb keeps and Lightning repeats
     try:
+        for name, tracker in trackers.items():
+            with reported(f"{name} could not start, so this run is not tracked there", report):
+                inner = tracker.start(settings, folder)
+                earlier = folder.metrics if tracker.replays else None
+                started.append((tracker, Guarded(name, inner, report, earlier)))
         yield [logger for _, logger in started]
         failed = False
     except Pruned:
@@ -38,6 +41,7 @@ def tracking(
         for tracker, logger in started:
             with reported(f"{logger.name} could not finish", report):
                 tracker.finish(logger.inner, failed)
+        sys.argv[1:] = typed
 
 
 class Guarded(pl.loggers.Logger):

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,36 +51,10 @@ def test_the_source_is_known_by_its_content(tmp_path: Path, monkeypatch: pytest.
     shutil.copytree(ours.PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(ours, "PACKAGE", copy)
     assert ours.source_fingerprint.__wrapped__() == here
-    with (copy / "errors.py").open("a") as file:
-        file.write("\n")
-    assert ours.source_fingerprint.__wrapped__() != here
-
-
-def test_the_state_of_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "bitexp"
-    package.mkdir()
-    monkeypatch.setattr(ours, "PACKAGE", package)
-    assert ours.git_state() is None
-
-    def git(*words: str) -> str:
-        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-        command = ["git", "-C", str(tmp_path), *identity, *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    git("init", "-q")
-    (package / "file.py").write_text("")
-    git("add", ".")
-    git("commit", "-qm", "first")
-    assert ours.git_state() == {"commit": git("rev-parse", "HEAD"), "dirty": False}
-    (package / "file.py").write_text("changed")
-    state = ours.git_state()
-    assert state is not None
-    assert state["dirty"]
-
-
-def test_without_git_there_is_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    assert ours.git_state() is None
+    for room, other in (("report", False), ("train", True)):
+        with (copy / room / "__init__.py").open("a") as file:
+            file.write("\n")
+        assert (ours.source_fingerprint.__wrapped__() != here) is other, room
 
 
 def test_a_package_that_is_not_there_has_no_version() -> None:
