@@ -202,7 +202,7 @@ def label(file: Path, home: Root) -> str:
 @cache
 def committed() -> dict[str, list[str]]:
     """The hash of the bytes, and that of the syntax tree, of every file of the rooms that compute."""
-    found: dict[str, list[str]] = json.loads(COMMITTED.read_text())
+    found: dict[str, list[str]] = json.loads(COMMITTED.read_text(encoding="utf-8"))
     return found
 
 
