@@ -10,6 +10,12 @@ NAMES = r"(?:password|passwd|pwd|passphrase|secret|api_?key|access_?key|(?:acces
 PATTERNS = (
     re.compile(r"(://[^:/@\s]*:)[^\s]*(?=@)"),  # postgresql://USER:PASSWORD@HOST, also with an @ in it
     re.compile(rf"((?:{NAMES}|[?&]token)=)(?!\$\\?\{{)[^\s&;'\"]+", re.IGNORECASE),  # typed, or of a query
+    re.compile(
+        rf"({NAMES}['\"]?\s*[:=]\s*(['\"]))(?!\$\\?\{{)[^'\"\n]+(?=\2)", re.IGNORECASE
+    ),  # in code, JSON
+    re.compile(  # of YAML, by lines or in braces
+        rf"((?:^[-+\s]*|[{{,]\s*)[\w.-]*{NAMES}:\s+)(?![\$'\"])[^\s,'\"}}]+", re.IGNORECASE | re.MULTILINE
+    ),
 )
 SECRET_KEY = re.compile(rf"{NAMES}$", re.IGNORECASE)
 

@@ -39,9 +39,11 @@ def load_run(
     folder = RunFolder(path)
     if weights == "packed":
         if not folder.packed.exists():
+            what = "the run has not finished"
+            if (folder.result() or {}).get("status") == "finished":
+                what = "it was lost since the run finished, and the command of the run makes it again"
             raise UserError(
-                f"there is no packed file {folder.packed}: the run has not finished; --weights last takes "
-                "its last checkpoint"
+                f"there is no packed file {folder.packed}: {what}; --weights last takes its last checkpoint"
             )
         return load_packed(folder.packed, kernel)
     return load_from_checkpoint(folder, folder.checkpoints / f"{weights}.ckpt", kernel)

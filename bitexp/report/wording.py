@@ -42,7 +42,11 @@ def named(comparison: Comparison, row: Row) -> str:
     """A row in words: its precision, and what else tells it from others."""
     axes, cell = comparison.axes, row.cell
     keys, parts = (*axes.setting, *axes.variant), (*cell.setting, *cell.variant)
-    more = [f"{title(key, keys)} {cell_text(part)}" for key, part in zip(keys, parts, strict=True)]
+    more = [
+        f"{title(key, keys)} {cell_text(part)}"
+        for key, part in zip(keys, parts, strict=True)
+        if part is not None or not key.endswith(".code")  # as committed
+    ]
     return f"{cell.precision} ({', '.join(more)})" if more else cell.precision
 
 

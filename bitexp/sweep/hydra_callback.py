@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ class Summary(Callback):
         summarize(Path(config.hydra.sweep.dir), Report())
 
 
+def elsewhere(named: Path, error: OSError) -> Path:
+    """A folder for the index of a multirun where its own cannot be written: finished runs are still shown."""
+    from bitexp.common.console import Report
+    from bitexp.track.folder import UNWRITABLE
+
+    if error.errno not in UNWRITABLE:
+        raise error
+    folder = Path(tempfile.mkdtemp(prefix="bitexp-sweep-"))
+    Report().line(f"{named.parent} cannot be written ({error.strerror}): the index is kept in {folder}")
+    return folder
+
+
 def is_study(config: DictConfig) -> bool:
     """Whether the multirun is one of Optuna's studies, whose folder has the study's name."""
     return "OptunaSweeper" in config.hydra.sweeper._target_
@@ -44,8 +57,11 @@ def take_folder(config: DictConfig) -> None:
     if any(word.partition("=")[0] == "hydra.sweep.dir" for word in words):
         return  # it was typed: whoever names a folder twice means the same
     named = Path(config.hydra.sweep.dir)
-    named.parent.mkdir(parents=True, exist_ok=True)
-    folder = create_unused(named)
+    try:
+        named.parent.mkdir(parents=True, exist_ok=True)
+        folder = create_unused(named)
+    except OSError as error:
+        folder = elsewhere(named, error)
     if folder != named:
         with open_dict(config):
             config.hydra.sweep.dir = str(folder)

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Transformer
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bitexp.common.secrets import holds_secret, redacted
@@ -22,14 +23,26 @@ def without_secret(word: str, job: str = "") -> str:
     if not holds_secret(word):
         return word
     override = OverridesParser.create().parse_override(word)
-    if override.is_sweep_override():
-        return word  # each of its values is the word of a job
     key, _, text = word.partition("=")
-    value = override.value()
     name = "_".join(["BITEXP_SECRET", *re.findall(r"\w+", key.upper()), *re.findall(r"\d+", job)])
-    os.environ[name] = value if isinstance(value, str) else text
-    inherited = f"${{oc.env:{name}}}"
-    return f"{key}={inherited}" if isinstance(value, str) else f"{key}='${{oc.decode:{inherited}}}'"
+    if not override.is_sweep_override():
+        return f"{key}={inherited(name, override.value(), text)}"
+    values = override.sweep_iterator(transformer=lambda value: value)
+    texts = override.sweep_iterator(transformer=Transformer.encode)
+    pairs = enumerate(zip(values, texts, strict=True))
+    return f"{key}={','.join(inherited(f'{name}_{n}', value, str(text)) for n, (value, text) in pairs)}"
+
+
+def inherited(name: str, value: Any, text: str) -> str:
+    """Puts a value into the environment of this process, and returns what jobs read it by.
+
+    Args:
+        text: the value as it was typed.
+    """
+    plain = str(value) if isinstance(value, str) else None
+    os.environ[name] = text if plain is None else plain
+    place = f"${{oc.env:{name}}}"
+    return f"'${{oc.decode:{place}}}'" if plain is None else place
 
 
 def take_secrets(config: DictConfig) -> None:

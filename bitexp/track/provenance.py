@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shlex
 import socket
 import sys
@@ -23,6 +24,7 @@ ROOMS = (
     "common", "config", "quant", "kernels", "models", "data", "track", "train", "tasks", "deploy", "run",
 )  # fmt: skip
 """Those on the road of a run; sweeps, reports and commands change no result."""
+REGISTERS = re.compile(rb"^@?[A-Z]+\.register\(", re.MULTILINE)
 VERSIONS = (
     "torch", "torchvision", "triton", "pytorch-lightning", "torchmetrics", "hydra-core", "omegaconf",
     "optuna", "wandb", "scikit-learn", "numpy", "numba",
@@ -31,10 +33,16 @@ VERSIONS = (
 
 @cache
 def source_fingerprint() -> str:
-    """A hash of the source of those rooms of bitexp that make a run: of other source, another result."""
+    """A hash of the source of those rooms of bitexp that make a run: of other source, another result.
+
+    Files that register something are left out, since the ids of the runs that name it count them
+    (`bitexp.track.code`): a method that is added or edited says nothing about the runs of others.
+    """
     digest = hashlib.sha256()
     for path in sorted(path for room in ROOMS for path in (PACKAGE / room).rglob("*.py")):
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+        content = path.read_bytes()
+        if not REGISTERS.search(content):
+            digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + content + b"\0")
     return digest.hexdigest()[:16]
 
 

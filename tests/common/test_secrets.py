@@ -24,10 +24,15 @@ HOLDERS = [
     f"host=h user=me password={SECRET}",
     f"+data.api_key={SECRET}",
     f"https://host/file?token={SECRET}",
+    f"+data.api_key='{SECRET} and more'",
+    f"+data.api_key={SECRET},another{SECRET}",
+    f'+    API_KEY = "{SECRET}"',
+    f'{{"password": "{SECRET}", "x": 1}}',
+    f"logger.mlflow.tags={{api_key: {SECRET}, x: y}}",
 ]
 
 
-@pytest.mark.parametrize("text", HOLDERS)
+@pytest.mark.parametrize("text", [*HOLDERS, f"-  x:\n+  api_key: {SECRET}\n   lr: 0.1"])
 def test_a_secret_goes_and_the_rest_stays(text: str) -> None:
     shown = redacted(text)
     assert SECRET not in shown
@@ -37,7 +42,19 @@ def test_a_secret_goes_and_the_rest_stays(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["outputs/a.journal", "postgresql://me@host/db", "http://host:80/a", "model.token=cls", "pool=a&b=c"],
+    [
+        "outputs/a.journal",
+        "postgresql://me@host/db",
+        "http://host:80/a",
+        "model.token=cls",
+        "pool=a&b=c",
+        "password authentication failed: no such user",
+        "api_key=${oc.env:KEY}",
+        "api_key='${oc.env:KEY}'",
+        "api_key: ${oc.env:KEY}",
+        "the password: see above",
+        "def password(self): ...",
+    ],
 )
 def test_what_is_no_secret_is_left_alone(text: str) -> None:
     assert redacted(text) == text

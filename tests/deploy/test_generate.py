@@ -260,7 +260,7 @@ def truncate(path: Path) -> None:
         (
             lambda f: (f / "packed.safetensors").unlink(),
             (),
-            "the run has not finished; --weights last takes its last checkpoint",
+            "the command of the run makes it again; --weights last takes its last checkpoint",
         ),
         (
             lambda f: truncate(f / "checkpoints" / "last.ckpt"),

@@ -141,6 +141,10 @@ def test_files_that_are_missing_or_damaged_are_named(train_text: Callable[..., P
     packed.write_bytes(content[:-1])
     refused(folder, "packed", "is damaged")
     packed.unlink()
+    refused(
+        folder, "packed", "the command of the run makes it again; --weights last takes its last checkpoint"
+    )
+    (folder / "result.json").unlink()
     refused(folder, "packed", "has not finished; --weights last takes its last checkpoint")
     last.write_bytes(last.read_bytes()[:-100])
     refused(folder, "last", r"last\.ckpt cannot be used: it cannot be read")

@@ -280,3 +280,21 @@ def test_real_runs_are_reported(command: Any, small: Any, outputs: Path, report:
     assert run.command in Page(outputs / "report" / "index.html").text
     again = command(*shlex.split(run.command)[3:])
     assert "finished before; nothing was trained" in again.out
+
+
+def test_nothing_that_a_report_shows_or_keeps_holds_a_secret(
+    write_run: Any, outputs: Path, report: Callable[..., Any]
+) -> None:
+    secret = "pa55word"
+    url = f"postgresql://me:{secret}@host/db"
+    write_run("full", 0, 0.9, typed=[f"+data.api_key={secret}"], model__hidden=[1, url])
+    write_run("binary", 0, 0.8, made={"host": url, "git": {"commit": url}, "device": url})
+    write_run("int", 0, 0.8, result={"status": "failed", "kind": "crash", "reason": f"no answer from {url}"})
+    (outputs / "made_up" / "broken").mkdir()
+    (outputs / "made_up" / "broken" / "config.yaml").write_text(f"a: &x {url}\nb: *y\n")
+    ended = report(outputs)
+    assert ended.code == 0
+    assert secret not in ended.out + ended.err
+    assert "api_key=***" in (outputs / "report" / "index.html").read_text()
+    files = [path for path in (outputs / "report").rglob("*") if path.is_file()]
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []

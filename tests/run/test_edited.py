@@ -57,6 +57,7 @@ def test_an_edited_quantizer_is_trained_again_and_never_averaged_with_the_old(
     assert list(attempt["files"]) == ["quarter.py"]
     newest = attempt["code"]["quantizer"]
     assert f"the newest is quarter (code {newest})." in caption(comparison)
+    assert "different versions" not in caption(comparison)
     codes = [row["quantizer.code"] for row in precision_table(comparison).values()]
     assert newest in codes
     assert len(set(codes)) == 2

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
+import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from bitexp.sweep.hydra_callback import Summary
@@ -31,3 +33,18 @@ def test_a_folder_that_was_named_is_taken_as_it_is(tmp_path: Path) -> None:
         config = multirun(tmp_path / "mine", f"hydra.sweep.dir={tmp_path}/mine")
         Summary().on_multirun_start(config)
         assert config.hydra.sweep.dir == str(tmp_path / "mine")
+
+
+def test_where_the_folder_cannot_be_written_the_index_is_kept_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweeps").write_text("no folder")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = multirun(tmp_path / "sweeps" / "2026-11-29_12-00-00")
+    Summary().on_multirun_start(config)
+    folder = Path(config.hydra.sweep.dir)
+    assert folder.is_dir()
+    assert folder.parent == tmp_path
+    assert config.hydra.overrides.hydra == [f"hydra.sweep.dir='{folder}'"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "sweeps cannot be written (File exists): the index is kept in" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -158,3 +159,24 @@ def test_the_service_hears_how_it_ended(error: type[Exception] | None, ended: st
         if error is not None:
             raise error("x")
     assert tracker.logger.ended == ended
+
+
+def test_what_trackers_see_of_the_command_line_holds_no_secret(
+    compose_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed, seen = ["seed=1", "+data.api_key=pa55word"], []
+    monkeypatch.setattr(sys, "argv", ["bitexp", *typed])
+
+    class Looking(Tracker):
+        def start(self, settings: Settings, folder: RunFolder) -> Any:
+            seen.append(sys.argv[1:])
+            return DummyLogger()
+
+        def finish(self, logger: Any, failed: bool) -> None:
+            seen.append(sys.argv[1:])
+
+    folder, settings = RunFolder(tmp_path), read_settings(compose_config())
+    with tracking({"looking": Looking()}, settings, folder, Report(quiet=True)):
+        seen.append(sys.argv[1:])
+    assert seen == [["seed=1", "+data.api_key=***"]] * 3
+    assert sys.argv[1:] == typed
