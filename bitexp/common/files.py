@@ -7,6 +7,7 @@ what is written follows no link.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -39,7 +40,12 @@ def open_regular(path: Path) -> BinaryIO:
     Raises:
         OSError: it is not there, or cannot be opened; `NotPlain`: it is a folder, a pipe or a device.
     """
-    check_regular(path, os.stat(path))  # a device may not even be opened
+    try:
+        check_regular(path, os.stat(path))  # a device may not even be opened
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotPlain(f"{path} is a link to itself") from None
+        raise
     descriptor = os.open(path, os.O_RDONLY | NO_WAITING)
     try:
         check_regular(path, os.fstat(descriptor))

@@ -9,7 +9,7 @@ from typing import Any
 
 from bitexp.common.format import value_text
 from bitexp.report.axes import DATA
-from bitexp.report.runs import Run
+from bitexp.report.runs import Run, clean
 
 SHORT, LONG, FILE = 0, 1, 2
 
@@ -67,8 +67,8 @@ def word(title: str, key: str, value: Callable[[Any], Any]) -> Column:
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and control characters, which a terminal would obey."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+    """Without line breaks and control characters, which a terminal would obey, and what no file can hold."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", clean(text))
 
 
 def cell_text(value: Any, digits: int = 4) -> str:

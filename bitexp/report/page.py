@@ -58,6 +58,9 @@ figure svg{min-width:0;width:auto;max-height:7cm}figure{margin:.2rem 0 .6rem}
 }
 """
 
+LONGEST = 500
+"""Characters of a reason; a library may give a page of them."""
+
 
 @dataclass
 class Section:
@@ -120,7 +123,8 @@ def linker(out: Path) -> Callable[[Run], str]:
     """Where a run's folder is, as seen from the page; a name with a colon stays a path."""
 
     def link(run: Run) -> str:
-        return quote(os.path.relpath(run.path.absolute(), out.absolute()).replace(os.sep, "/")) + "/"
+        path = os.path.relpath(run.path.absolute(), out.absolute()).replace(os.sep, "/")
+        return quote(os.fsencode(path)) + "/"  # of whatever bytes
 
     return link
 
@@ -166,11 +170,8 @@ def reproduce(runs: Sequence[Run], link: Callable[[Run], str]) -> str:
     rows = []
     for run in runs:
         git = run.attempt.get("git")
-        commit = (
-            str(git.get("commit", ""))[:10] + ("+" * bool(git.get("dirty"))) if isinstance(git, dict) else ""
-        )
-        versions = run.attempt.get("versions")
-        torch = versions.get("torch") if isinstance(versions, dict) else None
+        commit = "" if git is None else str(git.get("commit", ""))[:10] + "+" * bool(git.get("dirty"))
+        torch = run.attempt.get("versions", {}).get("torch")
         place = ", ".join(map(str, run.attempt.get("gpus") or [run.attempt.get("processor", "")]))
         threads = f"{run.attempt.get('threads', '?')} thread(s)"
         environment = (
@@ -227,6 +228,6 @@ def rest(unfinished: Sequence[Run], problems: Sequence[Problem], link: Callable[
 def reason(run: Run) -> str:
     """Why a run did not finish, or how far it is."""
     if run.result:
-        return cell_text(run.result.get("reason"))
+        return cell_text(run.result.get("reason"))[:LONGEST]
     loss = run.curves.get("train/loss")
     return f"no result yet; at step {loss[-1][0]:,}" if loss else "no result yet"

@@ -46,8 +46,10 @@ def write_report(
         OSError: the folder cannot be written.
     """
     unfinished = [run for run in runs if not run.finished]
-    (out / "plots").mkdir(parents=True, exist_ok=True)
-    (out / "tables").mkdir(exist_ok=True)
+    for folder in (out / "plots", out / "tables"):
+        if folder.is_symlink():
+            raise OSError(f"{folder} is a link, and what it leads to may be another's")
+        folder.mkdir(parents=True, exist_ok=True)
     names = distinct([comparison.name for comparison in comparisons])
     with figure.style():
         sections = [
