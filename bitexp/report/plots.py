@@ -29,7 +29,7 @@ DASHES = (
     (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)),
 )
 MARKERS = "osD^vP"
-BYTES = "size of the packed file"
+BYTES = "bytes of the packed weights"
 
 Curve = Sequence[tuple[int, float, float]]
 """Steps with mean and standard deviation over seeds."""
@@ -90,12 +90,12 @@ def quality(comparison: Comparison) -> Figure | None:
     drawing, axes = figure.new(4.1 * len(costs) + 0.2, 3.5, 1, len(costs), sharey=True)
     look = looks(comparison)
     for panel, (title, values) in zip(axes.flat, costs.items(), strict=True):
-        chosen = comparison.front(values)
-        corners = [(values[i], comparison.rows[i].cell.score.mean) for i in chosen]
-        for (x0, y0), (x1, y1) in pairwise(corners):
-            panel.plot([x0, x1, x1], [y0, y0, y1], color=figure.MUTED, linewidth=1, zorder=1)
-        panel.plot(*zip(*corners, strict=True), "o", markersize=13, markerfacecolor="none",
-                   color=figure.MUTED, markeredgewidth=1)  # fmt: skip
+        for chosen in comparison.fronts(values):
+            corners = [(values[i], comparison.rows[i].cell.score.mean) for i in chosen]
+            for (x0, y0), (x1, y1) in pairwise(corners):
+                panel.plot([x0, x1, x1], [y0, y0, y1], color=figure.MUTED, linewidth=1, zorder=1)
+            panel.plot(*zip(*corners, strict=True), "o", markersize=13, markerfacecolor="none",
+                       color=figure.MUTED, markeredgewidth=1)  # fmt: skip
         for row, cost in zip(comparison.rows, values, strict=True):
             if cost is None:
                 continue

@@ -10,7 +10,7 @@ from bitexp.report.columns import FILE, LONG, SHORT, Column, Table, axis_columns
 from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE, PICOJOULES
 from bitexp.report.runs import Run
-from bitexp.report.wording import caption, mean_text, p_text, total
+from bitexp.report.wording import best_of, caption, mean_text, p_text, total
 from bitexp.track.folder import validation_of
 
 LR_DECAY = "lr x decay"  # summed over the steps: what a weight decay comes to
@@ -80,6 +80,7 @@ def cost_columns(unit: str) -> list[Column]:
         numeric("bits per weight", "bits_per_weight", lambda row: row.cell.bits, ".2f"),
         numeric("body", "body_bytes", lambda row: row.cell.metric("size/body_bytes"), size),
         numeric("total", "total_bytes", lambda row: row.cell.metric("size/total_bytes"), size),
+        numeric("file", "file_bytes", lambda row: row.cell.file_bytes, size, LONG),
         *map(joules, PICOJOULES),
         numeric(
             "memory per step", "saved_bytes", lambda row: row.cell.metric("memory/saved_bytes"), size, LONG
@@ -115,27 +116,43 @@ def setting_table(comparison: Comparison) -> Table:
 
 
 def bytes_table(comparison: Comparison) -> Table | None:
-    """The best of each precision within the bytes of each file; None where all come in one size."""
-    rows = [row for row in comparison.rows if row.cell.metric("size/total_bytes") is not None]
-    names = list(dict.fromkeys(row.cell.precision for row in rows))
-    if all(len({total(row) for row in rows if row.cell.precision == name}) < 2 for name in names):
+    """The best of each precision within the bytes of each size; None where all come in one size."""
+    pools = {
+        key: [row for place in places if total(row := comparison.rows[place])]
+        for key, places in comparison.pools.items()
+    }
+    pools = {key: rows for key, rows in pools.items() if in_sizes(rows)}
+    if not pools:
         return None
+    names = list(dict.fromkeys(row.cell.precision for rows in pools.values() for row in rows))
 
     def column(name: str) -> Column:
-        def best(budget: float) -> Row | None:
-            small = [row for row in rows if row.cell.precision == name and total(row) <= budget]
-            return max(small, key=lambda row: comparison.sign * row.cell.score.mean, default=None)
+        def best(item: tuple[tuple[Any, ...], float]) -> Row | None:
+            pool, budget = item
+            small = [row for row in pools[pool] if row.cell.precision == name and total(row) <= budget]
+            return best_of(small, comparison.sign) if small else None
 
         return Column(
             name,
             name,
-            lambda budget: "" if (row := best(budget)) is None else mean_text(row.cell),
-            lambda budget: None if (row := best(budget)) is None else row.cell.score.mean,
+            lambda item: "" if (row := best(item)) is None else mean_text(row.cell),
+            lambda item: None if (row := best(item)) is None else row.cell.score.mean,
         )
 
-    columns = (numeric("bytes at most", "bytes", lambda budget: budget, size), *map(column, names))
-    budgets = tuple(sorted({total(row) for row in rows}))
-    return Table("Equal bytes", columns, budgets, f"{comparison.metric} of the best network that fits.")
+    items = tuple((key, budget) for key, rows in pools.items() for budget in sorted({total(r) for r in rows}))
+    columns = (
+        *axis_columns(comparison.pool_keys, lambda item: item[0], items),
+        numeric("bytes at most", "bytes", lambda item: item[1], size),
+        *map(column, names),
+    )
+    caption = f"{comparison.metric} of the best network that fits, on the same data and with the same budget."
+    return Table("Equal bytes", columns, items, caption)
+
+
+def in_sizes(rows: Sequence[Row]) -> bool:
+    """Whether a precision comes in more than one size."""
+    names = {row.cell.precision for row in rows}
+    return any(len({total(row) for row in rows if row.cell.precision == name}) > 1 for name in names)
 
 
 def shared(values: Sequence[Any]) -> str:

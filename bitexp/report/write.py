@@ -18,8 +18,8 @@ from bitexp.report.studies import JournalStudy, grid_importance
 from bitexp.report.wording import verdict
 
 QUALITY = (
-    "Quality against cost: a ring marks rows that no other beats at the same cost or less (the Pareto "
-    "front); bars are the standard deviation over seeds."
+    "Quality against cost: a ring marks rows that no other of the same data and budget beats at the same "
+    "cost or less (the Pareto front); bars are the standard deviation over seeds."
 )
 IMPORTANCE = (
     "How much of the differences between settings each key explains: PED-ANOVA (arXiv 2304.10255) over all "
