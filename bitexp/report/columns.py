@@ -46,6 +46,13 @@ class Table:
         ]
         return replace(self, columns=tuple(filled))
 
+    def first(self, count: int, rest: str = "the folder tables beside this page") -> Table:
+        """Its first rows; the caption says where the others are."""
+        if len(self.items) <= count:
+            return self
+        more = f"The first {count} of {len(self.items):,} rows; all are in {rest}."
+        return replace(self, items=self.items[:count], caption=f"{self.caption} {more}".strip())
+
     def texts(self) -> list[list[str]]:
         """All cells as text."""
         return [[one_line(column.text(item)) for column in self.columns] for item in self.items]

@@ -226,7 +226,7 @@ def read_run(path: Path) -> Run | Problem:
         config = read_config(path)
         if not isinstance(config, dict):
             return Problem(path, "config.yaml holds no config")
-        flat = dict(flatten(config, set()))
+        flat = flattened(config)
     except FileNotFoundError:
         return Problem(path, "config.yaml is missing")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
@@ -269,6 +269,27 @@ def typed(path: Path) -> tuple[str, ...]:
 def clean(text: str) -> str:
     """Text that can be encoded, whatever bytes a name was made of."""
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+FLAT: dict[int, tuple[Any, dict[str, Any]]] = {}
+"""Sections of configs by their ids, flattened: runs have most of them in common (`parse_yaml`)."""
+MOST_SECTIONS = 10_000
+
+
+def flattened(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """All leaves of a config by dotted key. A part that occurs twice raises `ValueError`."""
+    flat: dict[str, Any] = {}
+    for key, section in config.items():
+        if not isinstance(section, dict | list):
+            flat |= flatten({key: section}, set())
+            continue
+        known = FLAT.get(id(section))
+        if known is None:
+            if len(FLAT) >= MOST_SECTIONS:
+                FLAT.clear()
+            known = FLAT[id(section)] = section, dict(flatten({key: section}, set()))
+        flat |= known[1]
+    return flat
 
 
 def flatten(node: Mapping[Any, Any], seen: set[int], prefix: str = "") -> Iterator[tuple[str, Any]]:

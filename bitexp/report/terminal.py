@@ -19,6 +19,8 @@ from bitexp.report.runs import Run, job_records, job_run, read_run, words_of
 from bitexp.report.tables import precision_table, setting_table
 from bitexp.report.wording import verdict
 
+SCREEN = 100
+"""Rows of a table that are printed."""
 LISTED = 24
 """Up to so many settings are listed one by one; the report has all of them."""
 
@@ -56,7 +58,7 @@ def print_comparisons(report: Report, comparisons: Sequence[Comparison]) -> None
         report.line()
         if len(comparison.rows) < len(comparison.cells) <= LISTED:
             report.table(rich_table(setting_table(comparison).up_to(SHORT)))
-        table = precision_table(comparison).up_to(SHORT)
+        table = precision_table(comparison).up_to(SHORT).first(SCREEN, "the report")
         report.table(rich_table(table))
         report.line(one_line(f"{verdict(comparison)} {table.caption}"))
 
