@@ -25,6 +25,8 @@ class Column:
     level: int = SHORT
     """Where it is shown: SHORT tables have fewer columns than LONG ones, files have all."""
     number: bool = True
+    shared: bool = False
+    """Whether a page may leave it out where it is the same in all rows."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,17 @@ class Table:
             return self
         more = f"The first {count} of {len(self.items):,} rows; all are in {rest}."
         return replace(self, items=self.items[:count], caption=f"{self.caption} {more}".strip())
+
+    def condensed(self) -> Table:
+        """Without the columns of settings and costs that are the same in all rows; the caption has them."""
+        if len(self.items) < 2:
+            return self
+        same = [c for c in self.columns if c.shared and len({c.text(item) for item in self.items}) == 1]
+        if not same:
+            return self
+        words = ", ".join(f"{column.title} {column.text(self.items[0])}" for column in same)
+        kept = tuple(column for column in self.columns if column not in same)
+        return replace(self, columns=kept, caption=f"{self.caption} The same in all rows: {words}.".strip())
 
     def texts(self) -> list[list[str]]:
         """All cells as text."""

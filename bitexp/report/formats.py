@@ -78,6 +78,8 @@ def escape(text: object) -> str:
 
 def web(table: Table, link: Callable[[Run], str] | None = None) -> str:
     """An HTML table; with `link` the second column leads to the folders of the runs behind each row."""
+    if not any(table.links(item) for item in table.items[:1]):
+        link = None
     heads = "".join(
         f'<th scope="col"{number(column.number)}>{escape(column.title)}</th>' for column in table.columns
     )

@@ -19,7 +19,7 @@ from bitexp.report.wording import verdict
 
 CSS = """
 *{box-sizing:border-box}
-body{margin:0 auto;padding:1.5rem 1.2rem 4rem;max-width:84rem;
+body{margin:0 auto;padding:1.5rem 1.2rem 4rem;max-width:100rem;
 background:var(--cfdfdfc);color:var(--c1f2329);
 font:15px/1.5 system-ui,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
 h1{font-size:1.5rem;margin:.2rem 0}
@@ -136,7 +136,7 @@ def section_body(section: Section, link: Callable[[Run], str]) -> list[str]:
     first, *others = section.tables
     body = [
         f"<p><strong>{escape(verdict(section.comparison))}</strong></p>",
-        web(first.up_to(LONG).first(MOST), link),
+        web(first.up_to(LONG).condensed().first(MOST), link),
         export(first),
     ]
     if any(row.cell.energy() is not None for row in section.comparison.rows):

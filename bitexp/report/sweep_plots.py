@@ -20,7 +20,7 @@ from bitexp.report.runs import Run
 
 FACETS = 12
 """Heat maps in one figure."""
-NAMED = 36
+NAMED = 48
 """Runs that the timeline names."""
 ENTRIES = 14
 """Values of an axis up to which settings are a grid; beyond, they are points."""
@@ -240,7 +240,7 @@ def timeline(runs: Sequence[Run]) -> Figure | None:
     start = spans[0][0]
     hours = (max(end for _, end, _ in spans) - start).total_seconds() / 3600
     unit, name = (3600.0, "hours") if hours > 2 else (60.0, "minutes")
-    height = min(6.0, 1.4 + 0.15 * len(spans))
+    height = 1.4 + 0.15 * min(len(spans), NAMED)
     drawing, axes = figure.new(8.4, height)
     panel = axes[0, 0]
     bars: dict[str, list[tuple[int, float, float]]] = defaultdict(list)

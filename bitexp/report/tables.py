@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from bitexp.common.format import amount, energy_text, size
@@ -29,12 +30,13 @@ def precision_table(comparison: Comparison) -> Table:
         *(setting_column(title, key) for key, title in own.items() if key not in axes.hyperparameters),
     ]
     if any(row.cell.result("lr_decay_sum") for row in rows):
-        columns.append(numeric(LR_DECAY, "lr_decay_sum", lambda row: row.cell.result("lr_decay_sum"), ".3g"))
+        decay = numeric(LR_DECAY, "lr_decay_sum", lambda row: row.cell.result("lr_decay_sum"), ".3g")
+        columns.append(replace(decay, shared=True))
     if any(len(row.cells) > 1 for row in rows):
         columns.append(numeric("settings", "settings", lambda row: len(row.cells), "d"))
         columns.append(numeric(f"within {comparison.tolerance:.2g}", "robust", lambda row: row.robust, ".0%"))
     if axes.setting:
-        columns.append(numeric("parameters", "parameters", parameters, amount))
+        columns.append(replace(numeric("parameters", "parameters", parameters, amount), shared=True))
     unit = str(rows[0].cell.runs[0].result.get("unit", "inputs")).removesuffix("s")
     return Table("Precisions", (*columns, *cost_columns(unit)), rows, caption(comparison), members)
 
@@ -64,7 +66,7 @@ def score_columns(metric: str) -> list[Column]:
         numeric("effect d", "effect", lambda row: of(row, "effect"), "+.2f", LONG),
         numeric("p", "p", lambda row: of(row, "p"), p_text, FILE),
         numeric("p (Holm)", "p_holm", lambda row: of(row, "p_holm"), p_text),
-        numeric("seeds", "seeds", lambda row: row.cell.score.seeds, "d"),
+        replace(numeric("seeds", "seeds", lambda row: row.cell.score.seeds, "d"), shared=True),
     ]
 
 
@@ -95,7 +97,7 @@ def setting_column(title: str, key: str) -> Column:
     def text(row: Row) -> str:
         return shared(row.cell.config(key))
 
-    return Column(title, key, text, text)
+    return Column(title, key, text, text, shared=True)
 
 
 def setting_table(comparison: Comparison) -> Table:

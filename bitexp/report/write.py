@@ -87,6 +87,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
         stem = f"{name}-{table.title.lower().replace(' ', '-')}"
         write_atomic(out / "tables" / f"{stem}.csv", comma_separated(table).encode())
         write_atomic(out / "tables" / f"{stem}.tex", latex(table.up_to(SHORT)).encode())
+    some = f" The first {plots.SHOWN} of {len(comparison.rows)} rows." * (len(comparison.rows) > plots.SHOWN)
     lost = [run for run in unfinished if run.name == comparison.name and run.status == "failed"]
     drawings = {
         "quality": (plots.quality(comparison), QUALITY),
@@ -95,9 +96,9 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
             robustness(comparison),
         ),
         "importance": (sweep_plots.importance_bars(grid_importance(comparison)), IMPORTANCE),
-        "curves": (plots.curves(comparison), CURVES),
-        "quantization": (plots.diagnostics(comparison), QUANTIZATION),
-        "layers": (plots.layers(comparison), "The same by layer, at the end of training."),
+        "curves": (plots.curves(comparison), CURVES + some),
+        "quantization": (plots.diagnostics(comparison), QUANTIZATION + some),
+        "layers": (plots.layers(comparison), "The same by layer, at the end of training." + some),
     }
     svgs = [(draw(drawing, out, f"{name}-{kind}"), caption) for kind, (drawing, caption) in drawings.items()]
     return Section(comparison, kept, [(svg, caption) for svg, caption in svgs if svg is not None])
