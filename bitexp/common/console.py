@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import sys
 import traceback
@@ -14,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bitexp.common.files import open_for_appending
 from bitexp.common.screen import loss
 from bitexp.common.secrets import redacted
 
@@ -87,7 +89,13 @@ class WithoutSecrets(logging.Formatter):
 
 
 class LogFile(logging.FileHandler):
-    """A log that does without a line it cannot write, instead of printing a traceback for each."""
+    """A log that does without a line it cannot write, instead of printing a traceback for each.
+
+    It follows no link that lies in its place.
+    """
+
+    def _open(self) -> io.TextIOWrapper:
+        return io.TextIOWrapper(open_for_appending(Path(self.baseFilename)), encoding="utf-8")
 
     def handleError(self, record: logging.LogRecord) -> None:
         """The disk is full: the run says so itself."""

@@ -75,6 +75,8 @@ def is_of_the_machine(problem: Exception) -> bool:
     """
     if isinstance(problem, OSError):
         return problem.errno not in (None, errno.EINVAL, errno.EISDIR, errno.ENOENT)
+    if isinstance(problem, ValueError | TypeError | LookupError):  # which may quote any words of a file
+        return False
     return describe_crash(problem)["kind"] == "out_of_memory"
 
 

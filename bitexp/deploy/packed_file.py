@@ -19,9 +19,19 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from bitexp.common.errors import UserError, is_of_the_machine
-from bitexp.common.files import write_atomic
+from bitexp.common.files import open_regular, write_atomic
 from bitexp.deploy.description import Description
 from bitexp.deploy.frozen import FrozenLayer, Packing, become_frozen, blank_twin
+from bitexp.deploy.packed_checks import (
+    TENSORS_AT_LEAST,
+    TENSORS_FOR_EACH,
+    Limited,
+    check_body,
+    check_shapes,
+    check_types,
+    check_values,
+    strict_json,
+)
 from bitexp.deploy.packing import FORMAT_1, LAYOUTS
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.quant.layers import quantized_layers
@@ -43,7 +53,11 @@ def save_packed(
     Args:
         body: the layers that count as quantized, though their weights may be floats; None: the frozen ones.
     """
-    layers = {n: layer_json(m) for n, m in model.named_modules() if isinstance(m, FrozenLayer)}
+    layers = {
+        name: layer_json(layer.spec, layer.packing)
+        for name, layer in model.named_modules()
+        if isinstance(layer, FrozenLayer)
+    }
     state, owners = model.state_dict(), owner_names(model)
     tensors = {name: portable(state[name]) for name in sorted(set(owners.values()))}
     header = {
@@ -57,9 +71,9 @@ def save_packed(
     write_atomic(Path(path), save(tensors, {"bitexp": json.dumps(header)}))
 
 
-def layer_json(layer: FrozenLayer) -> dict[str, Any]:
+def layer_json(spec: LayerSpec, packing: Packing) -> dict[str, Any]:
     """A layer in the header: all that it is besides its tensors."""
-    return {**layer.spec.to_json(), "layout": layer.packing.to_json()}
+    return {**spec.to_json(), "layout": packing.to_json()}
 
 
 def owner_names(model: nn.Module) -> dict[str, str]:
@@ -102,16 +116,18 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
     header, tensors = file
     try:
         description = Description.of(header["description"])
+        check_fits(description, file)
         model = description.build().float()
-        freeze_blank(model, header["layers"], header["format"], kernel)
+        freeze_blank(model, header["layers"], kernel)
         owners = owner_names(model)
-        if unknown := set(tensors) - set(owners.values()):
-            raise ValueError(f"the model has no place for {', '.join(sorted(unknown))}")
+        check_types(model.state_dict(), owners, tensors)
+        check_body(model, header["body"], header["layers"])
         state = {name: tensors[owner] for name, owner in owners.items()}
         numbers = versions(model)  # of files that do not say them
         if "versions" in header:
             numbers = {**dict.fromkeys(numbers, 1), **header["versions"]}
         model.load_state_dict(with_versions(state, numbers))
+        check_values(model)
     except Exception as error:  # whatever a header can make the constructors of a model raise
         if is_of_the_machine(error):
             raise
@@ -119,22 +135,36 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
     return model.eval(), description.preprocessing
 
 
-def freeze_blank(model: nn.Module, described: Mapping[str, Any], number: int, kernel: Kernel) -> None:
-    """Replaces the quantized layers by frozen ones without content, as a header of that format has them.
+def check_fits(description: Description, file: PackedFile) -> None:
+    """Builds the model without memory, and compares its layers and sizes with those of the file.
 
     Raises:
-        ValueError: the header describes other layers than the model has.
+        ValueError: they are others.
     """
+    header, tensors = file
+    number, described = header["format"], header["layers"]
+    with torch.device("meta"), Limited(TENSORS_AT_LEAST + TENSORS_FOR_EACH * len(tensors)):
+        model = description.build()
     layers = quantized_layers(model)
     if set(layers) != set(described):
         raise ValueError(f"its packed layers are {sorted(described)}, those of the model {sorted(layers)}")
-    twins = {}
+    packings = {}
     for name, layer in layers.items():
-        twin = blank_twin(layer, packing_of(described[name], layer.spec), kernel)
-        expected = layer_json(twin) if number == FORMAT else layer_json_1(twin)
+        packings[name] = layer, packing_of(described[name], layer.spec)
+        to_json = layer_json if number == FORMAT else layer_json_1
+        expected = to_json(layer.spec, packings[name][1])
         if json.loads(json.dumps(expected)) != described[name]:
             raise ValueError(f"the layer {name} is {described[name]}, in the model {expected}")
-        twins[name] = twin
+    check_shapes(model, packings, owner_names(model), tensors)
+
+
+def freeze_blank(model: nn.Module, described: Mapping[str, Any], kernel: Kernel) -> None:
+    """Makes frozen layers without content of the quantized ones, as a header that fits describes them."""
+    layers = quantized_layers(model)
+    twins = {
+        name: blank_twin(layer, packing_of(described[name], layer.spec), kernel)
+        for name, layer in layers.items()
+    }
     become_frozen(layers, twins)
 
 
@@ -143,16 +173,16 @@ def packing_of(described: Mapping[str, Any], spec: LayerSpec) -> Packing:
     layout = described["layout"]
     if isinstance(layout, str):  # format 1
         low, stride = FORMAT_1[layout]
-        return Packing(layout, replace(LAYOUTS[layout], low=low, stride=stride))
+        count = (spec.levels.high - low) // stride + 1
+        return Packing(layout, replace(LAYOUTS[layout], low=low, stride=stride, count=count))
     return Packing.of(layout["name"], spec)
 
 
-def layer_json_1(layer: FrozenLayer) -> dict[str, Any]:
+def layer_json_1(spec: LayerSpec, packing: Packing) -> dict[str, Any]:
     """A layer as the header of format 1 has it."""
-    spec = layer.spec
     return {
         "shape": spec.shape,
-        "layout": layer.packing.name,
+        "layout": packing.name,
         "norm": spec.norm,
         "act_qmax": 0 if spec.activations is None else spec.activations.absmax,
         "scaled_bias": spec.bias == "scaled",
@@ -168,10 +198,10 @@ def read_packed(path: Path | str) -> PackedFile:
         OSError, MemoryError: it cannot be read, or not held.
     """
     try:
-        with Path(path).open("rb"):  # which tells why it cannot be opened, as safetensors does not
+        with open_regular(Path(path)):  # which tells why it cannot be opened, as safetensors does not
             pass
         with safetensors.safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("bitexp", "null"))
+            header = strict_json((file.metadata() or {}).get("bitexp", "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"there is no packed file {path}") from None

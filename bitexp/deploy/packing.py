@@ -77,7 +77,10 @@ class Layout:
         digits[..., :-1] %= self.base  # the last is beyond the base where the bytes are none of ours
         if packed.numel() and int(digits.max()) >= self.used:
             raise ValueError("packed weights hold bytes that this layout never writes: the file is damaged")
-        return (digits.flatten(1)[:, :inputs] * self.stride + self.low).to(torch.int8)
+        digits = digits.flatten(1)
+        if bool(digits[:, inputs:].any()):
+            raise ValueError("packed weights hold codes beyond the end of a row: the file is damaged")
+        return (digits[:, :inputs] * self.stride + self.low).to(torch.int8)
 
     def _powers(self, device: torch.device) -> Tensor:
         return torch.tensor([self.base**i for i in range(self.digits)], dtype=torch.int32, device=device)

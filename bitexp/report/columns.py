@@ -9,7 +9,7 @@ from typing import Any
 
 from bitexp.common.format import value_text
 from bitexp.report.axes import DATA
-from bitexp.report.runs import Run
+from bitexp.report.runs import Run, clean
 
 SHORT, LONG, FILE = 0, 1, 2
 
@@ -25,6 +25,8 @@ class Column:
     level: int = SHORT
     """Where it is shown: SHORT tables have fewer columns than LONG ones, files have all."""
     number: bool = True
+    shared: bool = False
+    """Whether a page may leave it out where it is the same in all rows."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,24 @@ class Table:
             if column.level <= level and any(column.text(item) for item in self.items)
         ]
         return replace(self, columns=tuple(filled))
+
+    def first(self, count: int, rest: str = "the folder tables beside this page") -> Table:
+        """Its first rows; the caption says where the others are."""
+        if len(self.items) <= count:
+            return self
+        more = f"The first {count} of {len(self.items):,} rows; all are in {rest}."
+        return replace(self, items=self.items[:count], caption=f"{self.caption} {more}".strip())
+
+    def condensed(self) -> Table:
+        """Without the columns of settings and costs that are the same in all rows; the caption has them."""
+        if len(self.items) < 2:
+            return self
+        same = [c for c in self.columns if c.shared and len({c.text(item) for item in self.items}) == 1]
+        if not same:
+            return self
+        words = ", ".join(f"{column.title} {column.text(self.items[0])}" for column in same)
+        kept = tuple(column for column in self.columns if column not in same)
+        return replace(self, columns=kept, caption=f"{self.caption} The same in all rows: {words}.".strip())
 
     def texts(self) -> list[list[str]]:
         """All cells as text."""
@@ -67,8 +87,8 @@ def word(title: str, key: str, value: Callable[[Any], Any]) -> Column:
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and control characters, which a terminal would obey."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+    """Without line breaks and control characters, which a terminal would obey, and what no file can hold."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", clean(text))
 
 
 def cell_text(value: Any, digits: int = 4) -> str:

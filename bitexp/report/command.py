@@ -92,13 +92,16 @@ def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None
     unfinished = sum(not one.finished for one in runs)
     for problem in (*problems, *damaged):
         report.line(one_line(f"not read: {problem.path}: {problem.reason}"))
-    report.line(f"{len(runs)} runs, {unfinished} of them not finished. Report: {written}")
+    report.line(one_line(f"{len(runs)} runs, {unfinished} of them not finished. Report: {written}"))
 
 
 def place(path: Path) -> Path:
     """Where the report of a path goes: into the folder that holds the runs."""
     is_run = (path / "config.yaml").exists() or (path / "result.json").exists()
-    return (path.absolute().parent if is_run else path) / "report"
+    report = (path.absolute().parent if is_run else path) / "report"
+    if report.is_symlink():
+        raise UserError(f"{report} is a link, and what it leads to may be another's: name it with --out")
+    return report
 
 
 def main(words: Sequence[str]) -> int:

@@ -6,16 +6,19 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from bitexp.report.axes import Axes, find_axes, values
 from bitexp.report.energy import NODE, energy
 from bitexp.report.runs import Run
 from bitexp.report.stats import Paired, Spread, front, holm, paired, spread, within
-from bitexp.track.folder import validation_of
+from bitexp.track.folder import RunFolder, is_number, validation_of
 
 BASELINE = "full"
 """The precision that the others are compared with."""
+NETWORK = ("model.name", "model.arch")
+"""What tells networks from each other; all else of a model is its size."""
 TOLERANCE = 0.01
 """How far from the best a setting may be and still count as good, as a share of the best."""
 
@@ -30,12 +33,12 @@ class Cell:
     hyperparameters: tuple[Any, ...]
     runs: tuple[Run, ...]
 
-    @property
+    @cached_property
     def score(self) -> Spread:
         """The headline metric over seeds."""
-        return spread([run.score for run in self.runs])
+        return spread([run.score for run in self.runs], self.runs[0].headline)
 
-    @property
+    @cached_property
     def validated(self) -> float | None:
         """Its mean on the validation part; None where a run has none."""
         scores = [run.validated for run in self.runs]
@@ -53,8 +56,16 @@ class Cell:
 
     def result(self, name: str) -> float | None:
         """The median of a number in result.json over the runs that have it."""
-        numbers = [run.result[name] for run in self.runs if isinstance(run.result.get(name), int | float)]
+        numbers = [run.result[name] for run in self.runs if is_number(run.result.get(name))]
         return statistics.median(numbers) if numbers else None
+
+    @cached_property
+    def file_bytes(self) -> float | None:
+        """Bytes of the packed file on disk, its header included; None where a run has none there."""
+        try:
+            return statistics.median(RunFolder(run.path).packed.stat().st_size for run in self.runs)
+        except OSError:
+            return None
 
     def config(self, key: str) -> list[Any]:
         """The values of a key over the runs, each once."""
@@ -93,7 +104,7 @@ class Comparison:
     axes: Axes
     rows: tuple[Row, ...]
 
-    @property
+    @cached_property
     def cells(self) -> list[Cell]:
         """Every setting, row by row."""
         return [cell for row in self.rows for cell in row.cells]
@@ -113,11 +124,40 @@ class Comparison:
         """The metric that settings were chosen by."""
         return validation_of(self.metric) if self.held_out else self.metric
 
-    def front(self, costs: Sequence[float | None]) -> list[int]:
-        """The rows on the Pareto front of quality against a cost per row; rows without one are left out."""
-        known = [place for place, cost in enumerate(costs) if cost is not None]
-        points = [(float(costs[i] or 0), self.sign * self.rows[i].cell.score.mean) for i in known]
-        return [known[place] for place in front(points)]
+    @cached_property
+    def groups(self) -> list[list[Row]]:
+        """The rows that may be compared with each other: of one network, data and budget."""
+        by_setting: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+        for row in self.rows:
+            by_setting[row.cell.setting].append(row)
+        return list(by_setting.values())
+
+    @cached_property
+    def pools(self) -> dict[tuple[Any, ...], list[int]]:
+        """The places of rows that may be compared at equal cost, by what they have in common (`pool_keys`).
+
+        They are of one budget and data; the network may come in any size.
+        """
+        pools: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for place, row in enumerate(self.rows):
+            pools[values(row.cell.runs[0], self.pool_keys)].append(place)
+        return dict(pools)
+
+    @property
+    def pool_keys(self) -> tuple[str, ...]:
+        """What rows have to have in common to be compared at equal cost: a size of a network may differ."""
+        keys = [key for key in self.axes.setting if not key.startswith("model.")]
+        networks = [key for key in NETWORK if len({row.cell.runs[0].flat.get(key) for row in self.rows}) > 1]
+        return (*networks, *keys)
+
+    def fronts(self, costs: Sequence[float | None]) -> list[list[int]]:
+        """The Pareto front of quality against a cost per row, for each pool, of the rows that have one."""
+        found = []
+        for places in self.pools.values():
+            known = [place for place in places if costs[place] is not None]
+            points = [(float(costs[i] or 0), self.sign * self.rows[i].cell.score.mean) for i in known]
+            found.append([known[place] for place in front(points)])
+        return [chosen for chosen in found if chosen]
 
 
 def order(precision: str) -> tuple[int, str]:
@@ -204,7 +244,8 @@ def against_baseline(rows: Sequence[Row]) -> list[Row]:
         if base is None or row.cell.precision == BASELINE:
             tests.append(None)
         else:
-            tests.append(paired(*({run.seed: run.score for run in cell.runs} for cell in (row.cell, base))))
+            ours, theirs = ({run.seed: run.score for run in cell.runs} for cell in (row.cell, base))
+            tests.append(paired(ours, theirs, base.runs[0].headline))
     corrected = holm([None if test is None else test.p for test in tests])
     return [
         replace(row, versus=None if test is None else replace(test, p_holm=p))

@@ -15,6 +15,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from bitexp.common.files import write_atomic
+
 INK, MUTED, GRID, PAPER = "#1f2329", "#5c6570", "#d6dae0", "#fdfdfc"
 PRECISIONS = (
     "#33373d", "#8a9099", "#0b69b7", "#c2410c", "#5b7f17", "#9333a8", "#0f857a", "#b4860b", "#c02660",
@@ -115,6 +117,8 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     """Writes NAME.svg and NAME.png, and returns the SVG for a page that has `css()`."""
     inline = svg(figure, name)
     alone = inline.replace(">", f"><style>{css()}</style>", 1)
-    (folder / f"{name}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + alone, encoding="utf-8")
-    figure.savefig(folder / f"{name}.png", dpi=160, facecolor=PAPER)
+    write_atomic(folder / f"{name}.svg", f'<?xml version="1.0" encoding="utf-8"?>\n{alone}'.encode())
+    pixels = io.BytesIO()
+    figure.savefig(pixels, format="png", dpi=160, facecolor=PAPER)
+    write_atomic(folder / f"{name}.png", pixels.getvalue())
     return larger(inline)

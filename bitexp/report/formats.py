@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from bitexp.report.columns import Table, one_line
-from bitexp.report.runs import Run
+from bitexp.report.runs import Run, clean
 
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
@@ -41,7 +41,7 @@ def comma_separated(table: Table) -> str:
     writer.writeheader()
     for row in table.values():
         writer.writerow({key: harmless(value) for key, value in row.items()})
-    return out.getvalue()
+    return clean(out.getvalue())
 
 
 def harmless(value: object) -> object:
@@ -73,11 +73,13 @@ def latex(table: Table) -> str:
 
 def escape(text: object) -> str:
     """Text for HTML, also inside of attributes."""
-    return html.escape(str(text), quote=True)
+    return html.escape(clean(str(text)), quote=True)
 
 
 def web(table: Table, link: Callable[[Run], str] | None = None) -> str:
     """An HTML table; with `link` the second column leads to the folders of the runs behind each row."""
+    if not any(table.links(item) for item in table.items[:1]):
+        link = None
     heads = "".join(
         f'<th scope="col"{number(column.number)}>{escape(column.title)}</th>' for column in table.columns
     )

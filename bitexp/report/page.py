@@ -19,7 +19,7 @@ from bitexp.report.wording import verdict
 
 CSS = """
 *{box-sizing:border-box}
-body{margin:0 auto;padding:1.5rem 1.2rem 4rem;max-width:84rem;
+body{margin:0 auto;padding:1.5rem 1.2rem 4rem;max-width:100rem;
 background:var(--cfdfdfc);color:var(--c1f2329);
 font:15px/1.5 system-ui,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
 h1{font-size:1.5rem;margin:.2rem 0}
@@ -57,6 +57,11 @@ figure,tr{break-inside:avoid}h2,h3{break-after:avoid}a{color:inherit}
 figure svg{min-width:0;width:auto;max-height:7cm}figure{margin:.2rem 0 .6rem}
 }
 """
+
+MOST = 200
+"""Rows of a table on the page, which a browser is to show at once."""
+LONGEST = 500
+"""Characters of a reason; a library may give a page of them."""
 
 
 @dataclass
@@ -120,7 +125,8 @@ def linker(out: Path) -> Callable[[Run], str]:
     """Where a run's folder is, as seen from the page; a name with a colon stays a path."""
 
     def link(run: Run) -> str:
-        return quote(os.path.relpath(run.path.absolute(), out.absolute()).replace(os.sep, "/")) + "/"
+        path = os.path.relpath(run.path.absolute(), out.absolute()).replace(os.sep, "/")
+        return quote(os.fsencode(path)) + "/"  # of whatever bytes
 
     return link
 
@@ -130,14 +136,14 @@ def section_body(section: Section, link: Callable[[Run], str]) -> list[str]:
     first, *others = section.tables
     body = [
         f"<p><strong>{escape(verdict(section.comparison))}</strong></p>",
-        web(first.up_to(LONG), link),
+        web(first.up_to(LONG).condensed().first(MOST), link),
         export(first),
     ]
     if any(row.cell.energy() is not None for row in section.comparison.rows):
         body.append(f"<p class=note>{escape(SOURCE)}</p>")
     body += [drawn(drawing, caption) for drawing, caption in section.plots]
     for table in others:
-        inner = web(table.up_to(LONG), link) + export(table)
+        inner = web(table.up_to(LONG).first(MOST), link) + export(table)
         if len(table.items) > 12:
             body.append(
                 f"<details><summary>{escape(table.title)} ({len(table.items)})</summary>{inner}</details>"
@@ -154,7 +160,9 @@ def drawn(drawing: str, caption: str) -> str:
 
 
 def export(table: Table) -> str:
-    """The short table as text to copy; files with all columns lie beside the page."""
+    """The short table as text to copy; files with all columns lie beside the page, of long tables alone."""
+    if len(table.items) > MOST:
+        return ""
     short = table.up_to(SHORT)
     forms = {"Markdown": markdown(short), "LaTeX": latex(short), "CSV": comma_separated(table)}
     blocks = "".join(f"<h3>{name}</h3><pre>{escape(text)}</pre>" for name, text in forms.items())
@@ -164,13 +172,10 @@ def export(table: Table) -> str:
 def reproduce(runs: Sequence[Run], link: Callable[[Run], str]) -> str:
     """Command, commit and environment of every run."""
     rows = []
-    for run in runs:
+    for run in runs[:MOST]:
         git = run.attempt.get("git")
-        commit = (
-            str(git.get("commit", ""))[:10] + ("+" * bool(git.get("dirty"))) if isinstance(git, dict) else ""
-        )
-        versions = run.attempt.get("versions")
-        torch = versions.get("torch") if isinstance(versions, dict) else None
+        commit = "" if git is None else str(git.get("commit", ""))[:10] + "+" * bool(git.get("dirty"))
+        torch = run.attempt.get("versions", {}).get("torch")
         place = ", ".join(map(str, run.attempt.get("gpus") or [run.attempt.get("processor", "")]))
         threads = f"{run.attempt.get('threads', '?')} thread(s)"
         environment = (
@@ -184,9 +189,10 @@ def reproduce(runs: Sequence[Run], link: Callable[[Run], str]) -> str:
         )
     heads = "".join(f"<th>{title}</th>" for title in ("run", "command", "commit", "source", "environment"))
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    more = f"The first {MOST} of {len(runs):,} runs. " if len(runs) > MOST else ""
     note = (
-        "<p class=note>A + marks a checkout with changes; source is the hash of bitexp's own Python files. "
-        "All versions are in provenance.json of each run.</p>"
+        f"<p class=note>{more}A + marks a checkout with changes; source is the hash of bitexp's own Python "
+        "files. All versions are in provenance.json of each run.</p>"
     )
     inner = f'<div class=scroll tabindex="0">{table}</div>{note}'
     title = f"commands, commits and environments ({len(runs)})"
@@ -217,16 +223,18 @@ def rest(unfinished: Sequence[Run], problems: Sequence[Problem], link: Callable[
             word("reason", "reason", reason),
         )
         table = Table("Not finished", columns, tuple(unfinished), links=lambda run: (run,))
-        body += ["<h2>Not finished</h2>", web(table, link)]
+        body += ["<h2>Not finished</h2>", web(table.first(MOST, "report.md"), link)]
     if problems:
-        items = "".join(f"<li><code>{escape(p.path)}</code>: {escape(p.reason)}</li>" for p in problems)
-        body += ["<h2>Not read</h2>", f"<ul>{items}</ul>"]
+        items = [f"<li><code>{escape(p.path)}</code>: {escape(p.reason)}</li>" for p in problems[:MOST]]
+        if len(problems) > MOST:
+            items.append(f"<li>and {len(problems) - MOST:,} more, which are in report.md</li>")
+        body += ["<h2>Not read</h2>", f"<ul>{''.join(items)}</ul>"]
     return body
 
 
 def reason(run: Run) -> str:
     """Why a run did not finish, or how far it is."""
     if run.result:
-        return cell_text(run.result.get("reason"))
+        return cell_text(run.result.get("reason"))[:LONGEST]
     loss = run.curves.get("train/loss")
     return f"no result yet; at step {loss[-1][0]:,}" if loss else "no result yet"

@@ -20,6 +20,8 @@ from bitexp.track.folder import validation_of
 
 SHOWN = 12
 """Rows that one plot can tell apart."""
+MANY = 400
+"""Points beyond which a drawing has pixels of them."""
 DASHES = (
     "-",
     (0, (5, 2)),
@@ -29,7 +31,7 @@ DASHES = (
     (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)),
 )
 MARKERS = "osD^vP"
-BYTES = "size of the packed file"
+BYTES = "bytes of the packed weights"
 
 Curve = Sequence[tuple[int, float, float]]
 """Steps with mean and standard deviation over seeds."""
@@ -88,22 +90,18 @@ def quality(comparison: Comparison) -> Figure | None:
     if not costs:
         return None
     drawing, axes = figure.new(4.1 * len(costs) + 0.2, 3.5, 1, len(costs), sharey=True)
-    look = looks(comparison)
     for panel, (title, values) in zip(axes.flat, costs.items(), strict=True):
-        chosen = comparison.front(values)
-        corners = [(values[i], comparison.rows[i].cell.score.mean) for i in chosen]
-        for (x0, y0), (x1, y1) in pairwise(corners):
-            panel.plot([x0, x1, x1], [y0, y0, y1], color=figure.MUTED, linewidth=1, zorder=1)
-        panel.plot(*zip(*corners, strict=True), "o", markersize=13, markerfacecolor="none",
-                   color=figure.MUTED, markeredgewidth=1)  # fmt: skip
-        for row, cost in zip(comparison.rows, values, strict=True):
-            if cost is None:
-                continue
-            style = look(row)
-            marker, score = MARKERS[style.pop("place") % len(MARKERS)], row.cell.score
-            panel.errorbar(
-                cost, score.mean, yerr=score.std, fmt=marker, capsize=3, markersize=6.5, elinewidth=1, **style
-            )
+        for chosen in comparison.fronts(values):
+            corners = [(values[i], comparison.rows[i].cell.score.mean) for i in chosen]
+            for (x0, y0), (x1, y1) in pairwise(corners):
+                panel.plot([x0, x1, x1], [y0, y0, y1], color=figure.MUTED, linewidth=1, zorder=1)
+            panel.plot(*zip(*corners, strict=True), "o", markersize=13, markerfacecolor="none",
+                       color=figure.MUTED, markeredgewidth=1)  # fmt: skip
+        shown = [(row, cost) for row, cost in zip(comparison.rows, values, strict=True) if cost is not None]
+        if len(shown) > SHOWN:
+            draw_many(panel, comparison, shown)
+        else:
+            draw_few(panel, comparison, shown)
         panel.set_xscale("log")
         panel.set_xlabel(title)
         panel.margins(0.12)
@@ -113,6 +111,33 @@ def quality(comparison: Comparison) -> Figure | None:
     axes[0, 0].set_ylabel(f"{comparison.metric}{' (better above)' if comparison.sign < 0 else ''}")
     legend(drawing, axes)
     return drawing
+
+
+def draw_few(panel: Any, comparison: Comparison, shown: Sequence[tuple[Row, float]]) -> None:
+    """A point for each row that the legend names."""
+    look = looks(comparison)
+    for row, cost in shown:
+        style = look(row)
+        marker, score = MARKERS[style.pop("place") % len(MARKERS)], row.cell.score
+        panel.errorbar(
+            cost, score.mean, yerr=score.std, fmt=marker, capsize=3, markersize=6.5, elinewidth=1, **style
+        )
+
+
+def draw_many(panel: Any, comparison: Comparison, shown: Sequence[tuple[Row, float]]) -> None:
+    """More rows than a legend can tell apart: precisions have colours, and the table has the names."""
+    names = list(dict.fromkeys(row.cell.precision for row in comparison.rows))
+    palette = figure.colours(names)
+    for name in names:
+        of_name = [(row.cell.score, cost) for row, cost in shown if row.cell.precision == name]
+        if of_name:
+            panel.errorbar(
+                [cost for _, cost in of_name],
+                [score.mean for score, _ in of_name],
+                yerr=[score.std or 0.0 for score, _ in of_name],
+                fmt="o", markersize=4.5, alpha=0.7, elinewidth=0.8, color=palette[name], label=one_line(name),
+                rasterized=len(of_name) > MANY,
+            )  # fmt: skip
 
 
 def round_size(number: float) -> str:

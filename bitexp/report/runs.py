@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,17 +16,14 @@ from typing import Any
 import yaml
 
 from bitexp.common.errors import UserError
-from bitexp.common.files import read_json
+from bitexp.common.files import LARGEST_YAML, parse_yaml, read_bytes, read_json, read_text
 from bitexp.common.secrets import redacted
 from bitexp.config.old import upgraded
 from bitexp.report.conditions import conditions
-from bitexp.track.folder import RunFolder, validation_of
+from bitexp.track.folder import RunFolder, flaw, is_number, validation_of
 from bitexp.track.provenance import command_of
 
-LARGEST, SMALL = 1_000_000, 20_000
-"""Characters of a config beyond which a file is none of ours, and of one as most are."""
 SKIPPED = ("checkpoints", "wandb", "studies", "report")
-FastLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Run:
     @property
     def name(self) -> str:
         """Of the experiment."""
-        return str(self.flat.get("name") or self.path.parent.name)
+        return clean(str(self.flat.get("name") or self.path.parent.name))
 
     @property
     def status(self) -> str:
@@ -72,9 +70,8 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """What result.json measured, numbers only."""
-        metrics = self.result.get("metrics")
-        items = metrics.items() if isinstance(metrics, Mapping) else ()
-        return {str(name): float(value) for name, value in items if is_number(value)}
+        metrics = self.result.get("metrics", {}) if self.finished else {}
+        return {name: float(value) for name, value in metrics.items() if is_number(value)}
 
     @property
     def headline(self) -> str:
@@ -112,7 +109,7 @@ class Run:
         """metrics.csv: for each metric its values by step; lines that cannot be read are left out."""
         curves: dict[str, list[tuple[int, float]]] = {}
         try:
-            lines = (self.path / "metrics.csv").read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+            lines = read_text(self.path / "metrics.csv", errors="replace").split("\n")[1:]
         except OSError:
             return curves
         for line in lines:
@@ -122,6 +119,8 @@ class Run:
             try:
                 point = int(step), float(value)
             except ValueError:
+                continue
+            if not is_number(point[0]) or not is_number(point[1]):
                 continue
             curves.setdefault(name, []).append(point)
         return curves
@@ -140,11 +139,6 @@ class Problem:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", redacted(self.reason))  # it may quote a file
-
-
-def is_number(value: Any) -> bool:
-    """Whether a JSON value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def moment(text: Any) -> datetime | None:
@@ -198,8 +192,7 @@ def places(path: Path, problems: list[Problem]) -> Iterator[Path]:
             if (place := job_run(path, record)) is not None:
                 yield place
             elif record.get("status") != "finished":
-                words = record.get("overrides")
-                what = ", ".join(map(str, words)) if isinstance(words, list) else "a job"
+                what = ", ".join(words_of(record))
                 problems.append(Problem(path, f"{what}: {record.get('status')}: {record.get('reason')}"))
         return
     for folder, inside, files in os.walk(path):
@@ -212,8 +205,17 @@ def places(path: Path, problems: list[Problem]) -> Iterator[Path]:
 def job_records(sweep: Path) -> list[dict[str, Any]]:
     """The jobs of a multirun, in their order; garbage is left out."""
     numbered = [path for path in (sweep / "jobs").glob("*.json") if path.stem.isdecimal()]
-    records = (read_json(path) for path in sorted(numbered, key=lambda path: int(path.stem)))
+    records = []
+    for path in sorted(numbered, key=lambda path: int(path.stem)):
+        with contextlib.suppress(OSError):
+            records.append(read_json(path))
     return [{**redacted(record), "run": record.get("run")} for record in records if isinstance(record, dict)]
+
+
+def words_of(record: Mapping[str, Any]) -> list[str]:
+    """What was typed for a job."""
+    words = record.get("overrides")
+    return [str(word) for word in words] if isinstance(words, list) and words else ["a job"]
 
 
 def job_run(sweep: Path, record: Mapping[str, Any]) -> Path | None:
@@ -222,7 +224,7 @@ def job_run(sweep: Path, record: Mapping[str, Any]) -> Path | None:
         return None
     there = Path(record["run"])
     candidates = (there, sweep.parent.parent / there.name)
-    return next((place for place in candidates if place.is_dir()), None)
+    return next((place for place in candidates if os.path.isdir(place)), None)  # of whatever name
 
 
 def read_run(path: Path) -> Run | Problem:
@@ -231,24 +233,31 @@ def read_run(path: Path) -> Run | Problem:
         config = read_config(path)
         if not isinstance(config, dict):
             return Problem(path, "config.yaml holds no config")
-        flat = dict(flatten(config, set()))
+        flat = flattened(config)
     except FileNotFoundError:
         return Problem(path, "config.yaml is missing")
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        return Problem(path, f"config.yaml cannot be read: {str(error).splitlines()[0]}")
+        return Problem(path, f"config.yaml cannot be read: {first_line(error)}")
     try:
-        result: dict[str, Any] = redacted(RunFolder(path).result() or {})
+        result = json.loads(read_bytes(path / "result.json"))
+    except FileNotFoundError:
+        result = {}
+    except (OSError, ValueError, RecursionError) as error:
+        return Problem(path, f"result.json is damaged or cannot be read: {first_line(error)}")
+    try:
         attempts: list[dict[str, Any]] = redacted(RunFolder(path).attempts())
-    except (OSError, RecursionError) as error:
-        return Problem(path, f"result.json or provenance.json cannot be read: {error}")
-    if not result and (path / "result.json").exists():
-        return Problem(path, "result.json is damaged or was written by another program")
-    flat = {**redacted(flat), **code_of(attempts[-1])} if attempts else redacted(flat)
-    last, made = attempts[-1] if attempts else {}, conditions(attempts, result)
-    run = Run(path, flat, typed(path), last, result, made)
-    if run.finished and run.result["headline"] not in run.metrics:
-        return Problem(path, f"result.json has no number for {run.result['headline']}")
-    return run
+    except OSError as error:
+        return Problem(path, f"provenance.json cannot be read: {first_line(error)}")
+    if result != {} and (reason := flaw(result)):
+        return Problem(path, reason)
+    result = redacted(result)
+    last = attempts[-1] if attempts else {}
+    return Run(path, {**flat, **code_of(last)}, typed(path), last, result, conditions(attempts, result))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def code_of(attempt: Mapping[str, Any]) -> dict[str, str]:
@@ -258,32 +267,44 @@ def code_of(attempt: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_config(path: Path) -> Any:
-    """The config of the run in a folder, in today's words, whatever it holds. Raises what `load` raises."""
-    config = load(path / "config.yaml")
+    """The config of the run in a folder, in today's words. Raises `OSError` and what `parse_yaml` raises."""
+    config = parse_yaml(read_text(path / "config.yaml", 4 * LARGEST_YAML))
     return upgraded(config) if isinstance(config, Mapping) else config
-
-
-def load(file: Path) -> Any:
-    """The value in a YAML file that may be of anyone.
-
-    Raises:
-        OSError, yaml.YAMLError: it is not there, or no plain YAML; ValueError: it is far too large;
-        RecursionError: it is nested too deeply.
-    """
-    text = file.read_text(encoding="utf-8")
-    if len(text) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST:,} characters")
-    # the fast loader of libyaml would end the process where a large file is nothing but brackets
-    return yaml.load(text, FastLoader if len(text) <= SMALL else yaml.SafeLoader)
 
 
 def typed(path: Path) -> tuple[str, ...]:
     """The overrides of a run, where they are kept."""
     try:
-        words = load(path / "overrides.yaml")
+        words = parse_yaml(read_text(path / "overrides.yaml", 4 * LARGEST_YAML))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return ()
-    return tuple(redacted(str(word)) for word in words) if isinstance(words, list) else ()
+    return tuple(clean(redacted(str(word))) for word in words) if isinstance(words, list) else ()
+
+
+def clean(text: str) -> str:
+    """Text that can be encoded, whatever bytes a name was made of."""
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+FLAT: dict[int, tuple[Any, dict[str, Any]]] = {}
+"""Sections of configs by their ids, flattened: runs have most of them in common (`parse_yaml`)."""
+MOST_SECTIONS = 10_000
+
+
+def flattened(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """All leaves of a config by dotted key, without secrets. A part that occurs twice raises `ValueError`."""
+    flat: dict[str, Any] = {}
+    for key, section in config.items():
+        if not isinstance(section, dict | list):
+            flat |= flatten({key: section}, set())
+            continue
+        known = FLAT.get(id(section))
+        if known is None:
+            if len(FLAT) >= MOST_SECTIONS:
+                FLAT.clear()
+            known = FLAT[id(section)] = section, redacted(dict(flatten({key: section}, set())))
+        flat |= known[1]
+    return flat
 
 
 def flatten(node: Mapping[Any, Any], seen: set[int], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -294,8 +315,14 @@ def flatten(node: Mapping[Any, Any], seen: set[int], prefix: str = "") -> Iterat
         if isinstance(value, dict) and value:
             yield from flatten(value, seen, f"{prefix}{key}.")
         else:
-            plain = value is None or isinstance(value, str | int | float)
-            yield f"{prefix}{key}", value if plain else json.dumps(value, default=str)
+            yield clean(f"{prefix}{key}"), leaf(value)
+
+
+def leaf(value: Any) -> Any:
+    """A value of a config as one that can be compared and shown: numbers that are none become text."""
+    if value is None or isinstance(value, bool) or is_number(value):
+        return value
+    return clean(value if isinstance(value, str) else json.dumps(value, default=str))
 
 
 def once(value: Any, seen: set[int]) -> None:

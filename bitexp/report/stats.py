@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,16 +25,49 @@ class Spread:
     seeds: int
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+SHARES = ("accuracy",)
+"""Metrics by the last word of their name that lie between 0 and 1."""
+POSITIVE = ("loss", "perplexity", "bits_per_byte")
+"""Those that are above 0."""
+
+
+def spread(values: Sequence[float], metric: str = "") -> Spread:
+    """Of at least one value.
+
+    The interval is Student's. For a metric with bounds, which it would leave, it is Student's on the scale
+    without bounds: that of the logit for a share, of the logarithm for what is above 0; the standard error
+    there is by the delta method.
+    """
     mean, count = statistics.fmean(values), len(values)
     if count < 2:
         return Spread(mean, None, None, None, count)
-    from scipy import stats
-
     std = statistics.stdev(values)
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * std / count**0.5
-    return Spread(mean, std, mean - reach, mean + reach, count)
+    low, high = interval(mean, quantile(count - 1) * std / count**0.5, metric.rpartition("/")[2])
+    return Spread(mean, std, low, high, count)
+
+
+def interval(mean: float, reach: float, metric: str) -> tuple[float, float]:
+    """A mean with its interval to both sides, inside of the bounds of a metric."""
+    if metric in SHARES and 0 < mean < 1:
+        centre, reach = math.log(mean / (1 - mean)), reach / (mean * (1 - mean))
+        return logistic(centre - reach), logistic(centre + reach)
+    if metric in POSITIVE and mean > 0:
+        factor = math.exp(min(reach / mean, 700.0))
+        return mean / factor, mean * factor
+    return mean - reach, mean + reach
+
+
+def logistic(x: float) -> float:
+    """The inverse of the logit, of numbers of any size."""
+    return 0.5 * (1 + math.tanh(x / 2))
+
+
+@functools.cache
+def quantile(freedom: int) -> float:
+    """Of Student's distribution, for both sides of an interval."""
+    from scipy import special
+
+    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
 
 
 @dataclass(frozen=True)
@@ -53,8 +88,11 @@ class Paired:
     seeds: int
 
 
-def paired(ours: Mapping[object, float], base: Mapping[object, float]) -> Paired | None:
-    """Ours minus base on the seeds that both have; None where they have none in common."""
+def paired(ours: Mapping[object, float], base: Mapping[object, float], metric: str = "") -> Paired | None:
+    """Ours minus base on the seeds that both have; None where they have none in common.
+
+    The interval is that of the test; the difference of two shares is between -1 and 1, where it is cut.
+    """
     common = [seed for seed in ours if seed in base]
     if not common:
         return None
@@ -62,11 +100,13 @@ def paired(ours: Mapping[object, float], base: Mapping[object, float]) -> Paired
     largest = max(abs(value) for values in (ours, base) for value in values.values())
     if differences.std is None or differences.std <= FLOAT * largest:
         return Paired(differences.mean, None, None, None, None, None, len(common))
-    from scipy import stats
+    from scipy import special
 
-    test = stats.ttest_rel([ours[seed] for seed in common], [base[seed] for seed in common])
-    effect, p = differences.mean / differences.std, float(test.pvalue)
-    return Paired(differences.mean, differences.low, differences.high, effect, p, None, len(common))
+    effect, low, high = differences.mean / differences.std, differences.low, differences.high
+    p = 2 * float(special.stdtr(len(common) - 1, -abs(effect) * len(common) ** 0.5))
+    if metric.rpartition("/")[2] in SHARES and low is not None and high is not None:
+        low, high = max(low, -1.0), min(high, 1.0)
+    return Paired(differences.mean, low, high, effect, p, None, len(common))
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

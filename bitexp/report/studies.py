@@ -12,10 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bitexp.common.files import read_bytes
 from bitexp.report.columns import cell_text
 from bitexp.report.compare import Comparison
 from bitexp.report.runs import Problem
 
+LARGEST_JOURNAL = 2**28
+"""Bytes of a study's journal beyond which it is not read."""
 ENOUGH = 20
 """Trials below which no importance is computed: it compares the best tenth with the rest."""
 
@@ -39,6 +42,7 @@ def read_studies(paths: Iterable[Path]) -> tuple[list[JournalStudy], list[Proble
     for path in paths:
         for file in journals(path):
             try:
+                read_bytes(file, LARGEST_JOURNAL)
                 by_file.setdefault(file.resolve(), load(file))
             except Exception as error:  # whatever a damaged journal can make its reader raise
                 problems.append(Problem(file, f"this study cannot be read: {error or type(error).__name__}"))

@@ -13,13 +13,15 @@ from matplotlib.figure import Figure
 
 from bitexp.report import figure
 from bitexp.report.axes import values
-from bitexp.report.columns import cell_text
+from bitexp.report.columns import cell_text, one_line
 from bitexp.report.compare import Cell, Comparison, Row, sortable
-from bitexp.report.plots import label, legend, short, ticks
+from bitexp.report.plots import MANY, label, legend, short, ticks
 from bitexp.report.runs import Run
 
 FACETS = 12
 """Heat maps in one figure."""
+NAMED = 48
+"""Runs that the timeline names."""
 ENTRIES = 14
 """Values of an axis up to which settings are a grid; beyond, they are points."""
 STATES = {
@@ -160,7 +162,7 @@ def points(panel: Any, map_: Map, row: Row, lost: Sequence[tuple[Any, Any]]) -> 
     spots = [map_.spot(cell.hyperparameters) for cell in row.cells]
     image = panel.scatter(
         *zip(*spots, strict=True), c=[cell.chosen_by for cell in row.cells], norm=map_.scale,
-        cmap="viridis", s=26, edgecolor=figure.MUTED, linewidth=0.4,
+        cmap="viridis", s=26, edgecolor=figure.MUTED, linewidth=0.4, rasterized=len(spots) > MANY,
     )  # fmt: skip
     if lost:
         panel.scatter(*zip(*lost, strict=True), marker="x", s=22, color=STATES["failed"])
@@ -225,6 +227,11 @@ def importance_bars(parts: dict[str, float]) -> Figure | None:
     return drawing
 
 
+def run_label(run: Run) -> str:
+    """A run in the timeline: what it is, and its folder."""
+    return one_line(f"{short(run.precision)}, seed {short(cell_text(run.seed))} · {short(run.id)}")
+
+
 def timeline(runs: Sequence[Run]) -> Figure | None:
     """When each run was trained and how it ended, the first one on top."""
     spans = sorted(((*run.span, run) for run in runs if run.span is not None), key=lambda item: item[:2])
@@ -233,7 +240,8 @@ def timeline(runs: Sequence[Run]) -> Figure | None:
     start = spans[0][0]
     hours = (max(end for _, end, _ in spans) - start).total_seconds() / 3600
     unit, name = (3600.0, "hours") if hours > 2 else (60.0, "minutes")
-    drawing, axes = figure.new(8.4, min(6.0, 1.2 + 0.12 * len(spans)))
+    height = 1.4 + 0.15 * min(len(spans), NAMED)
+    drawing, axes = figure.new(8.4, height)
     panel = axes[0, 0]
     bars: dict[str, list[tuple[int, float, float]]] = defaultdict(list)
     for place, (began, end, run) in enumerate(spans):
@@ -243,10 +251,18 @@ def timeline(runs: Sequence[Run]) -> Figure | None:
         if bars[status]:
             places, lefts, widths = zip(*bars[status], strict=True)
             title = f"{status} ({len(places)})"
-            panel.barh(places, widths, left=lefts, height=0.8, color=colour, label=title)
+            ends = [left + width for left, width in zip(lefts, widths, strict=True)]
+            panel.hlines(
+                places, lefts, ends, color=colour, label=title, rasterized=len(places) > MANY,
+                linewidth=max(0.8, min(7.0, 50 * height / len(spans))), capstyle="projecting",
+            )  # fmt: skip
     panel.set_ylim(len(spans) - 0.4, -0.6)
-    panel.yaxis.set_major_locator(ticks(6))
-    panel.set_ylabel("run")
+    if len(spans) <= NAMED:
+        panel.set_yticks(range(len(spans)), [run_label(run) for _, _, run in spans])
+        panel.grid(axis="y", visible=False)
+    else:
+        panel.yaxis.set_major_locator(ticks(6))
+        panel.set_ylabel("run, in the order of their starts")
     middle = statistics.median((end - began).total_seconds() for began, end, _ in spans)
     panel.set_xlabel(f"{name} since {start:%Y-%m-%d %H:%M} UTC; a run takes {middle:.0f} s (median)")
     legend(drawing, axes)

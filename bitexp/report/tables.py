@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from bitexp.common.format import amount, energy_text, size
@@ -11,7 +12,7 @@ from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE, PICOJOULES
 from bitexp.report.mixtures import mixture_column
 from bitexp.report.runs import Run
-from bitexp.report.wording import caption, mean_text, p_text, total
+from bitexp.report.wording import best_of, caption, mean_text, p_text, total
 from bitexp.track.folder import validation_of
 
 LR_DECAY = "lr x decay"  # summed over the steps: what a weight decay comes to
@@ -30,13 +31,14 @@ def precision_table(comparison: Comparison) -> Table:
         *(setting_column(title, key) for key, title in own.items() if key not in axes.hyperparameters),
     ]
     if any(row.cell.result("lr_decay_sum") for row in rows):
-        columns.append(numeric(LR_DECAY, "lr_decay_sum", lambda row: row.cell.result("lr_decay_sum"), ".3g"))
+        decay = numeric(LR_DECAY, "lr_decay_sum", lambda row: row.cell.result("lr_decay_sum"), ".3g")
+        columns.append(replace(decay, shared=True))
     if any(len(row.cells) > 1 for row in rows):
         columns.append(numeric("settings", "settings", lambda row: len(row.cells), "d"))
         columns.append(numeric(f"within {comparison.tolerance:.2g}", "robust", lambda row: row.robust, ".0%"))
     columns.append(mixture_column())
     if axes.setting:
-        columns.append(numeric("parameters", "parameters", parameters, amount))
+        columns.append(replace(numeric("parameters", "parameters", parameters, amount), shared=True))
     unit = str(rows[0].cell.runs[0].result.get("unit", "inputs")).removesuffix("s")
     return Table("Precisions", (*columns, *cost_columns(unit)), rows, caption(comparison), members)
 
@@ -66,7 +68,7 @@ def score_columns(metric: str) -> list[Column]:
         numeric("effect d", "effect", lambda row: of(row, "effect"), "+.2f", LONG),
         numeric("p", "p", lambda row: of(row, "p"), p_text, FILE),
         numeric("p (Holm)", "p_holm", lambda row: of(row, "p_holm"), p_text),
-        numeric("seeds", "seeds", lambda row: row.cell.score.seeds, "d"),
+        replace(numeric("seeds", "seeds", lambda row: row.cell.score.seeds, "d"), shared=True),
     ]
 
 
@@ -82,6 +84,7 @@ def cost_columns(unit: str) -> list[Column]:
         numeric("bits per weight", "bits_per_weight", lambda row: row.cell.bits, ".2f"),
         numeric("body", "body_bytes", lambda row: row.cell.metric("size/body_bytes"), size),
         numeric("total", "total_bytes", lambda row: row.cell.metric("size/total_bytes"), size),
+        numeric("file", "file_bytes", lambda row: row.cell.file_bytes, size, LONG),
         *map(joules, PICOJOULES),
         numeric(
             "memory per step", "saved_bytes", lambda row: row.cell.metric("memory/saved_bytes"), size, LONG
@@ -96,7 +99,7 @@ def setting_column(title: str, key: str) -> Column:
     def text(row: Row) -> str:
         return shared(row.cell.config(key))
 
-    return Column(title, key, text, text)
+    return Column(title, key, text, text, shared=True)
 
 
 def setting_table(comparison: Comparison) -> Table:
@@ -117,27 +120,43 @@ def setting_table(comparison: Comparison) -> Table:
 
 
 def bytes_table(comparison: Comparison) -> Table | None:
-    """The best of each precision within the bytes of each file; None where all come in one size."""
-    rows = [row for row in comparison.rows if row.cell.metric("size/total_bytes") is not None]
-    names = list(dict.fromkeys(row.cell.precision for row in rows))
-    if all(len({total(row) for row in rows if row.cell.precision == name}) < 2 for name in names):
+    """The best of each precision within the bytes of each size; None where all come in one size."""
+    pools = {
+        key: [row for place in places if total(row := comparison.rows[place])]
+        for key, places in comparison.pools.items()
+    }
+    pools = {key: rows for key, rows in pools.items() if in_sizes(rows)}
+    if not pools:
         return None
+    names = list(dict.fromkeys(row.cell.precision for rows in pools.values() for row in rows))
 
     def column(name: str) -> Column:
-        def best(budget: float) -> Row | None:
-            small = [row for row in rows if row.cell.precision == name and total(row) <= budget]
-            return max(small, key=lambda row: comparison.sign * row.cell.score.mean, default=None)
+        def best(item: tuple[tuple[Any, ...], float]) -> Row | None:
+            pool, budget = item
+            small = [row for row in pools[pool] if row.cell.precision == name and total(row) <= budget]
+            return best_of(small, comparison.sign) if small else None
 
         return Column(
             name,
             name,
-            lambda budget: "" if (row := best(budget)) is None else mean_text(row.cell),
-            lambda budget: None if (row := best(budget)) is None else row.cell.score.mean,
+            lambda item: "" if (row := best(item)) is None else mean_text(row.cell),
+            lambda item: None if (row := best(item)) is None else row.cell.score.mean,
         )
 
-    columns = (numeric("bytes at most", "bytes", lambda budget: budget, size), *map(column, names))
-    budgets = tuple(sorted({total(row) for row in rows}))
-    return Table("Equal bytes", columns, budgets, f"{comparison.metric} of the best network that fits.")
+    items = tuple((key, budget) for key, rows in pools.items() for budget in sorted({total(r) for r in rows}))
+    columns = (
+        *axis_columns(comparison.pool_keys, lambda item: item[0], items),
+        numeric("bytes at most", "bytes", lambda item: item[1], size),
+        *map(column, names),
+    )
+    caption = f"{comparison.metric} of the best network that fits, on the same data and with the same budget."
+    return Table("Equal bytes", columns, items, caption)
+
+
+def in_sizes(rows: Sequence[Row]) -> bool:
+    """Whether a precision comes in more than one size."""
+    names = {row.cell.precision for row in rows}
+    return any(len({total(row) for row in rows if row.cell.precision == name}) > 1 for name in names)
 
 
 def shared(values: Sequence[Any]) -> str:

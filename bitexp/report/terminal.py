@@ -15,10 +15,12 @@ from rich.table import Table as RichTable
 from bitexp.common.console import Report
 from bitexp.report.columns import SHORT, Table, one_line
 from bitexp.report.compare import Comparison, compare
-from bitexp.report.runs import Run, job_records, job_run, read_run
+from bitexp.report.runs import Run, job_records, job_run, read_run, words_of
 from bitexp.report.tables import precision_table, setting_table
 from bitexp.report.wording import verdict
 
+SCREEN = 100
+"""Rows of a table that are printed."""
 LISTED = 24
 """Up to so many settings are listed one by one; the report has all of them."""
 
@@ -41,7 +43,7 @@ def summarize(sweep: Path, report: Report) -> None:
 
 def unfinished_jobs(jobs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What did not end well: a line for each such job, with the words that tell it from the others."""
-    words = [[str(word) for word in job.get("overrides") or ["a job"]] for job in jobs]
+    words = [words_of(job) for job in jobs]
     common = set.intersection(*map(set, words)) if len(jobs) > 1 else set()
     for job, own in zip(jobs, words, strict=True):
         if job["status"] != "finished":
@@ -56,7 +58,7 @@ def print_comparisons(report: Report, comparisons: Sequence[Comparison]) -> None
         report.line()
         if len(comparison.rows) < len(comparison.cells) <= LISTED:
             report.table(rich_table(setting_table(comparison).up_to(SHORT)))
-        table = precision_table(comparison).up_to(SHORT)
+        table = precision_table(comparison).up_to(SHORT).first(SCREEN, "the report")
         report.table(rich_table(table))
         report.line(one_line(f"{verdict(comparison)} {table.caption}"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from bitexp.common.format import size
@@ -11,22 +12,46 @@ from bitexp.report.mixtures import about_mixtures
 from bitexp.report.runs import Run
 from bitexp.report.stats import Paired
 
+NAMED = 4
+"""Keys that a sentence lists."""
 ALPHA = 0.05
 """The level at which a difference counts as one."""
 
 
 def verdict(comparison: Comparison) -> str:
-    """The answer in words: which row is best, how sure that is, and which is smallest."""
-    best = max(comparison.rows, key=lambda row: comparison.sign * row.cell.score.mean)
+    """The answer in words, of rows that may be compared alone: which is best, how sure, which is smallest."""
+    if len(comparison.groups) > 1:
+        return verdict_of_groups(comparison)
+    best = best_of(comparison.rows, comparison.sign)
     answer = f"Best {comparison.metric}: {named(comparison, best)} with {mean_text(best.cell)}"
     if best.versus is not None:
         answer += f", {best.versus.difference:+.4f} to {BASELINE} ({how_sure(best.versus)})"
     sized = [row for row in comparison.rows if total(row)]
     if len({total(row) for row in sized}) > 1:
-        small, large = (pick(sized, key=total) for pick in (min, max))
-        times = f"{total(large) / total(small):.1f} times smaller than {named(comparison, large)}"
-        answer += f". Smallest file: {named(comparison, small)} with {size(total(small))}, {times}"
+        on_disk = all(row.cell.file_bytes for row in sized)
+        what, bytes_of = ("file", file_bytes) if on_disk else ("weights", total)
+        small, large = (pick(sized, key=bytes_of) for pick in (min, max))
+        times = f"{bytes_of(large) / bytes_of(small):.1f} times smaller than {named(comparison, large)}"
+        answer += f". Smallest {what}: {named(comparison, small)} with {size(bytes_of(small))}, {times}"
     return f"{answer}."
+
+
+def verdict_of_groups(comparison: Comparison) -> str:
+    """How often each precision is the best of its group; of groups with one row there is no best."""
+    keys = comparison.axes.setting
+    by = ", ".join(title(key, keys) for key in keys[:NAMED]) + ", ..." * (len(keys) > NAMED)
+    answer = f"Rows that differ in {by} are not compared with each other"
+    contested = [group for group in comparison.groups if len({row.cell.precision for row in group}) > 1]
+    wins = Counter(best_of(group, comparison.sign).cell.precision for group in contested)
+    if not contested:
+        return f"{answer}, and none of the {len(comparison.groups)} groups has more than one precision."
+    counts = ", ".join(f"{name} in {count}" for name, count in wins.most_common())
+    return f"{answer}. Best {comparison.metric} in {len(contested)} groups of several precisions: {counts}."
+
+
+def best_of(rows: Sequence[Row], sign: int) -> Row:
+    """The row with the best mean."""
+    return max(rows, key=lambda row: sign * row.cell.score.mean)
 
 
 def how_sure(test: Paired) -> str:
@@ -88,7 +113,8 @@ def about_baseline(comparison: Comparison) -> Iterator[str]:
     """Which rows have something to be compared with."""
     rows, setting = comparison.rows, comparison.axes.setting
     if setting:
-        yield f"Rows are compared with {BASELINE} only where {', '.join(setting)} agree."
+        keys = ", ".join(setting[:NAMED]) + f" and {len(setting) - NAMED} more keys" * (len(setting) > NAMED)
+        yield f"Rows are compared with {BASELINE} only where {keys} agree."
     if not any(row.cell.precision == BASELINE for row in rows):
         yield f"There is no run of {BASELINE} to compare with."
     elif any(row.versus is None and row.cell.precision != BASELINE for row in rows):
@@ -127,8 +153,13 @@ def runs_of_rows(comparison: Comparison) -> list[Run]:
 
 
 def total(row: Row) -> float:
-    """Bytes of the whole packed file."""
+    """Bytes of all tensors of the packed file, without its header."""
     return row.cell.metric("size/total_bytes") or 0.0
+
+
+def file_bytes(row: Row) -> float:
+    """Bytes of the packed file on disk."""
+    return row.cell.file_bytes or 0.0
 
 
 def mean_text(cell: Cell) -> str:

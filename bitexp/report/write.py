@@ -19,8 +19,8 @@ from bitexp.report.studies import JournalStudy, grid_importance
 from bitexp.report.wording import verdict
 
 QUALITY = (
-    "Quality against cost: a ring marks rows that no other beats at the same cost or less (the Pareto "
-    "front); bars are the standard deviation over seeds."
+    "Quality against cost: a ring marks rows that no other of the same data and budget beats at the same "
+    "cost or less (the Pareto front); bars are the standard deviation over seeds."
 )
 IMPORTANCE = (
     "How much of the differences between settings each key explains: PED-ANOVA (arXiv 2304.10255) over all "
@@ -47,8 +47,10 @@ def write_report(
         OSError: the folder cannot be written.
     """
     unfinished = [run for run in runs if not run.finished]
-    (out / "plots").mkdir(parents=True, exist_ok=True)
-    (out / "tables").mkdir(exist_ok=True)
+    for folder in (out / "plots", out / "tables"):
+        if folder.is_symlink():
+            raise OSError(f"{folder} is a link, and what it leads to may be another's")
+        folder.mkdir(parents=True, exist_ok=True)
     names = distinct([comparison.name for comparison in comparisons])
     with figure.style():
         sections = [
@@ -87,6 +89,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
         stem = f"{name}-{table.title.lower().replace(' ', '-')}"
         write_atomic(out / "tables" / f"{stem}.csv", comma_separated(table).encode())
         write_atomic(out / "tables" / f"{stem}.tex", latex(table.up_to(SHORT)).encode())
+    some = f" The first {plots.SHOWN} of {len(comparison.rows)} rows." * (len(comparison.rows) > plots.SHOWN)
     lost = [run for run in unfinished if run.name == comparison.name and run.status == "failed"]
     drawings = {
         "quality": (plots.quality(comparison), QUALITY),
@@ -95,9 +98,9 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
             robustness(comparison),
         ),
         "importance": (sweep_plots.importance_bars(grid_importance(comparison)), IMPORTANCE),
-        "curves": (plots.curves(comparison), CURVES),
-        "quantization": (plots.diagnostics(comparison), QUANTIZATION),
-        "layers": (plots.layers(comparison), "The same by layer, at the end of training."),
+        "curves": (plots.curves(comparison), CURVES + some),
+        "quantization": (plots.diagnostics(comparison), QUANTIZATION + some),
+        "layers": (plots.layers(comparison), "The same by layer, at the end of training." + some),
     }
     svgs = [(draw(drawing, out, f"{name}-{kind}"), caption) for kind, (drawing, caption) in drawings.items()]
     return Section(comparison, kept, [(svg, caption) for svg, caption in svgs if svg is not None])

@@ -129,8 +129,10 @@ def results_of(run: str | None) -> tuple[str, str, str, str]:
     read = read_run(Path(run)) if run else None
     if not isinstance(read, Run) or not read.finished:
         return "", "", "", ""
-    body, total = (size(read.metrics[f"size/{part}_bytes"]) for part in ("body", "total"))
-    return f"{read.score:.4f}", f"{read.result['lr_decay_sum']:.3g}", body, total
+    sizes = (read.metrics.get(f"size/{part}_bytes") for part in ("body", "total"))
+    body, total = ("" if count is None else size(count) for count in sizes)
+    decay = read.result["lr_decay_sum"]
+    return f"{read.score:.4f}", "" if decay is None else f"{decay:.3g}", body, total
 
 
 def listed(study: StudySummary) -> list[FrozenTrial]:

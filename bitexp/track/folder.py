@@ -19,8 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from bitexp.common.errors import UserError
-from bitexp.common.files import create_unused, read_json, read_yaml, write_json, write_yaml
-from bitexp.common.secrets import redacted
+from bitexp.common.files import create_unused, read_json, write_json, write_yaml
 from bitexp.config.schema import Settings
 
 UNIMPORTANT = (
@@ -32,10 +31,15 @@ UNIMPORTANT = (
 """The keys that cannot change a result, and so are no part of a run's identity."""
 
 
-RESULT = ("status", "kind", "reason", "source", "seconds")
-"""What every result.json holds."""
+STATUSES = ("finished", "failed", "pruned", "stopped")
+NUMBER, TEXT = (int, float, type(None)), (str, type(None))
 
-FINISHED = ("metrics", "headline", "better", "lr_decay_sum", "step_ms")
+RESULT: dict[str, Any] = {"status": str, "kind": TEXT, "reason": TEXT, "source": TEXT, "seconds": NUMBER}
+"""What every result.json holds, and of which types."""
+
+FINISHED: dict[str, Any] = {
+    "metrics": dict, "headline": str, "better": str, "lr_decay_sum": NUMBER, "step_ms": NUMBER
+}  # fmt: skip
 """What that of a finished run holds besides."""
 
 KEPT = ("config.yaml", "model.json", "packed.safetensors")
@@ -43,6 +47,17 @@ KEPT = ("config.yaml", "model.json", "packed.safetensors")
 
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 """What the system answers where a folder cannot be written."""
+FURTHER: dict[str, Any] = {"unit": TEXT, "steps": NUMBER, "ended": TEXT, "kernel": TEXT, "weights": TEXT}
+"""What it may hold."""
+
+ATTEMPT: dict[str, Any] = {
+    "started": str, "data": str, "source": str, "code": dict, "git": dict, "versions": dict, "gpus": list,
+    "processor": str, "python": str, "threads": int,
+}  # fmt: skip
+"""What the provenance of an attempt may hold, and of which types."""
+
+LARGEST_NUMBER = 3.5e38
+"""The numbers of a run are measured in fp32: what is beyond is none of them."""
 
 
 def validation_of(metric: str) -> str:
@@ -124,20 +139,17 @@ class RunFolder:
     def result(self) -> dict[str, Any] | None:
         """What result.json says, or None where there is none (or not yet, or none of ours)."""
         value = read_json(self.path / "result.json")
-        if not isinstance(value, dict) or not set(RESULT) <= set(value):
-            return None
-        if value["status"] != "finished":
-            return value
-        whole = set(FINISHED) <= set(value) and isinstance(value["metrics"], dict)
-        return value if whole and value["headline"] in value["metrics"] else None
+        return value if flaw(value) is None else None
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Provenance of every attempt at this run, the oldest first."""
+        """Provenance of every attempt at this run, the oldest first; what is of another type is left out."""
         value = read_json(self.path / "provenance.json")
         attempts = value.get("attempts") if isinstance(value, dict) else None
-        if not isinstance(attempts, list):
-            return []
-        return [attempt for attempt in attempts if isinstance(attempt, dict)]
+        return [
+            {key: part for key, part in attempt.items() if isinstance(part, ATTEMPT.get(key, object))}
+            for attempt in (attempts if isinstance(attempts, list) else [])
+            if isinstance(attempt, dict)
+        ]
 
     def set_aside(self) -> Path:
         """Moves the folder out of the way, for a rerun; nothing is lost."""
@@ -196,19 +208,52 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def flaw(result: Any) -> str | None:
+    """Why a value is no verdict of a run, as `result.json` holds one, or None."""
+    if not isinstance(result, dict) or not isinstance(result.get("status"), str):
+        return "result.json is damaged or was written by another program"
+    finished = result["status"] == "finished"
+    for key, kind in (RESULT | FINISHED if finished else RESULT).items():
+        if key not in result:
+            return f"result.json has no {key}"
+        if not isinstance(result[key], kind):
+            return f"result.json has a {type(result[key]).__name__} as {key}"
+    for key, kind in FURTHER.items():
+        if not isinstance(result.get(key), (*(kind if isinstance(kind, tuple) else (kind,)), type(None))):
+            return f"result.json has a {type(result[key]).__name__} as {key}"
+    if result["status"] not in STATUSES:
+        return f"result.json has the status {result['status']!r}, which is none of {', '.join(STATUSES)}"
+    if finished and not is_number(result["metrics"].get(result["headline"])):
+        return f"result.json has no number for {result['headline']}"
+    if finished and result["better"] not in ("max", "min"):
+        return f"result.json has better={result['better']!r}, which is neither max nor min"
+    return None
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a file is a number that a run can have measured."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
+
+
 def is_over(result: Mapping[str, Any] | None) -> bool:
     """Whether there is nothing left to try: finished or diverged; crashes and lack of memory may go well."""
     return result is not None and (result["status"] == "finished" or result["kind"] == "diverged")
 
 
 def unfinished_runs(settings: Settings) -> Iterator[RunFolder]:
-    """Begun and unfinished runs of these very settings, on whatever data."""
+    """Begun and unfinished runs of these very settings, on whatever data.
+
+    What data and code a run is of is in its provenance, and its name follows from all: no more is read.
+    """
     config = settings.model_dump(mode="json")
-    for path in sorted((outputs() / settings.name).glob("*/config.yaml")):
+    ids: dict[str, str] = {}
+    for path in sorted((outputs() / settings.name).glob("*/provenance.json")):
         folder = RunFolder(path.parent)
-        result = folder.result()
-        if is_over(result) or not folder.attempts():
+        if not (attempts := folder.attempts()):
             continue
-        stored = read_yaml(path)
-        if isinstance(stored, dict) and identity(stored, "") == identity(redacted(config), ""):
+        data, code = attempts[-1].get("data", ""), attempts[-1].get("code") or {}
+        key = f"{data} {sorted(code.items())}"
+        if key not in ids:
+            ids[key] = identity(config, data, code)
+        if folder.id == ids[key] and not is_over(folder.result()):
             yield folder

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bitexp.common.files import write_atomic
+from bitexp.common.files import open_for_appending, write_atomic
 from bitexp.common.lightning import pl
 
 rank_zero_only = pl.utilities.rank_zero.rank_zero_only
@@ -53,10 +53,9 @@ class MetricsCsv(pl.loggers.Logger):
     @rank_zero_only
     def flush(self) -> None:
         """Writes what is pending through to the disk."""
-        with self.path.open("a", encoding="utf-8") as file:
-            if file.tell() == 0:
-                file.write(HEADER)
-            file.writelines(self._lines)
+        with open_for_appending(self.path) as file:
+            header = HEADER if file.seek(0, os.SEEK_END) == 0 else ""
+            file.write("".join([header, *self._lines]).encode())
             file.flush()
             os.fsync(file.fileno())
         self._lines.clear()

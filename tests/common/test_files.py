@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from bitexp.common.files import read_json, read_yaml, write_atomic, write_json, write_yaml
+from bitexp.common.files import (
+    NotPlain,
+    open_for_appending,
+    read_bytes,
+    read_json,
+    read_yaml,
+    write_atomic,
+    write_json,
+    write_yaml,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_scrap(
@@ -64,3 +73,29 @@ def test_yaml_makes_no_objects(tmp_path: Path) -> None:
     )
     assert read_yaml(path) is None
     assert not Path(f"{path}.made").exists()
+
+
+def test_no_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "dear").write_text("dear")
+    for name in (".ours.part", "ours", "log"):
+        (tmp_path / name).symlink_to(tmp_path / "dear")
+    os.link(tmp_path / "dear", tmp_path / ".other.part")
+    write_atomic(tmp_path / "ours", b"new")
+    write_atomic(tmp_path / "other", b"new")
+    with pytest.raises(OSError, match="symbolic links"):
+        open_for_appending(tmp_path / "log")
+    assert (tmp_path / "dear").read_text() == "dear"
+    assert not (tmp_path / "ours").is_symlink()
+
+
+def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(NotPlain, match="more than 4 bytes"):
+        read_bytes(tmp_path / "file", 4)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(NotPlain, match="no regular file"):
+            read_bytes(path)
+        assert read_json(path) is None
+        assert read_yaml(path) is None

@@ -16,7 +16,7 @@ from bitexp.report.energy import PICOJOULES, energy
 from bitexp.report.runs import read_runs
 from bitexp.report.stats import holm, paired
 from bitexp.report.tables import bytes_table, precision_table, setting_table
-from bitexp.report.wording import caption
+from bitexp.report.wording import caption, verdict
 
 Write = Callable[..., Path]
 
@@ -188,7 +188,7 @@ def test_the_front_is_over_rows(write_run: Write, compared: Any) -> None:
     for quantizer, score in (("full", 0.9), ("full_norm", 0.8), ("binary", 0.7), ("ternary_mean", 0.6)):
         write_run(quantizer, 0, score)
     comparison = compared()
-    chosen = comparison.front([row.cell.metric("size/total_bytes") for row in comparison.rows])
+    (chosen,) = comparison.fronts([row.cell.metric("size/total_bytes") for row in comparison.rows])
     assert [comparison.rows[i].cell.precision for i in chosen] == ["binary", "full"]
 
 
@@ -222,3 +222,48 @@ def test_settings_are_listed_in_the_order_of_their_numbers(write_run: Write, com
     for lr in (0.1, 0.0001, 0.01, 0.02):
         write_run("full", 0, 0.9, optimizer__lr=lr)
     assert [row["optimizer.lr"] for row in setting_table(compared()).values()] == [0.0001, 0.01, 0.02, 0.1]
+
+
+def test_rows_of_other_budgets_and_networks_are_never_compared(write_run: Write, compared: Any) -> None:
+    """Neither in the headline, nor on a Pareto front, nor at equal bytes."""
+    for epochs, worse in ((10, 0.0), (20, 0.3)):
+        for quantizer, score in (("full", 0.9), ("binary", 0.95)):
+            write_run(quantizer, 0, score - worse, trainer__epochs=epochs)
+    write_run("full", 0, 0.99, model__name="resnet18", result={"metrics": {"test/accuracy": 0.99,
+              "size/total_bytes": 4e7, "size/body_bytes": 1.0}})  # fmt: skip
+    comparison = compared()
+    assert len(comparison.groups) == 3
+    assert verdict(comparison) == (
+        "Rows that differ in name, epochs are not compared with each other. Best test/accuracy in 2 groups "
+        "of several precisions: binary in 2."
+    )
+    fronts = comparison.fronts([row.cell.metric("size/total_bytes") for row in comparison.rows])
+    assert [[comparison.rows[i].cell.precision for i in front] for front in fronts] == [
+        ["binary"], ["binary"], ["full"],
+    ]  # fmt: skip
+    assert bytes_table(comparison) is None
+
+
+def test_networks_in_several_sizes_are_compared_at_equal_bytes_within_a_budget(
+    write_run: Write, compared: Any
+) -> None:
+    for epochs in (10, 20):
+        for hidden, factor in (([16], 1), ([32], 2)):
+            metrics = {"test/accuracy": 0.1 * factor + epochs / 100, "size/total_bytes": 1000.0 * factor}
+            write_run("full", 0, model__hidden=hidden, trainer__epochs=epochs, result={"metrics": metrics})
+    comparison = compared()
+    assert [len(places) for places in comparison.pools.values()] == [2, 2]
+    table = bytes_table(comparison)
+    assert table is not None
+    assert table.values() == [
+        {"trainer.epochs": 10, "bytes": 1000.0, "full": pytest.approx(0.2)},
+        {"trainer.epochs": 10, "bytes": 2000.0, "full": pytest.approx(0.3)},
+        {"trainer.epochs": 20, "bytes": 1000.0, "full": pytest.approx(0.3)},
+        {"trainer.epochs": 20, "bytes": 2000.0, "full": pytest.approx(0.4)},
+    ]
+
+
+def test_the_smallest_file_is_that_on_disk(write_run: Write, compared: Any) -> None:
+    for quantizer, count in (("full", 4000), ("binary", 1000)):
+        (write_run(quantizer) / "packed.safetensors").write_bytes(b"x" * count)
+    assert "Smallest file: binary with 1.0 kB, 4.0 times smaller than full." in verdict(compared())

@@ -85,3 +85,14 @@ def test_markdown_gives_back_the_text(text: str) -> None:
     tokens = MarkdownIt("commonmark").enable("table").parse(markdown(table(text).up_to(SHORT)))
     cells = [token.children or [] for token in tokens if token.type == "inline"]
     assert all(child.type in ("text", "text_special") for cell in cells[:4] for child in cell), text
+
+
+def test_a_page_leaves_out_what_is_the_same_in_all_rows() -> None:
+    shared = Column("lr", "lr", lambda item: "0.1", lambda item: 0.1, shared=True)
+    mean = Column("mean", "mean", lambda item: "0.5", lambda item: 0.5)
+    table = Table("t", (mean, shared), (1, 2), "Means.")
+    assert [column.title for column in table.condensed().columns] == ["mean"]
+    assert table.condensed().caption == "Means. The same in all rows: lr 0.1."
+    assert Table("t", (mean, shared), (1,)).condensed().columns == (mean, shared)
+    assert table.first(1, "report.md").caption == "Means. The first 1 of 2 rows; all are in report.md."
+    assert "<th>runs</th>" not in web(table, lambda run: "")

@@ -91,3 +91,40 @@ def test_the_front_is_what_no_other_point_beats(points: list[tuple[float, float]
 )
 def test_robustness_is_the_share_within_the_tolerance(sign: int, tolerance: float, expected: float) -> None:
     assert within([1.0, 0.9, 0.5, 0.3], sign, tolerance) == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
+def test_the_interval_of_a_share_stays_between_0_and_1(values: list[float]) -> None:
+    found = spread(values, "test/accuracy")
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low <= found.mean + 1e-12
+    assert found.mean - 1e-12 <= found.high <= 1
+    other = spread([1 - value for value in values], "test/accuracy")
+    assert (found.low, found.high) == pytest.approx((1 - (other.high or 0), 1 - (other.low or 0)), abs=1e-6)
+
+
+def test_the_interval_of_a_share_is_that_of_its_logit() -> None:
+    """By the delta method: the standard error over m (1 - m), as for proportions; far from bounds as ever."""
+    values = [0.90, 0.96, 0.99]
+    found, mean = spread(values, "test/accuracy"), np.mean(values)
+    reach = scipy.stats.t.ppf(0.975, 2) * np.std(values, ddof=1) / 3**0.5 / (mean * (1 - mean))
+    expected = scipy.special.expit(scipy.special.logit(mean) + np.array([-reach, reach]))
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
+    near = [0.4999, 0.5, 0.5001]
+    assert spread(near, "test/accuracy").low == pytest.approx(spread(near).low, abs=1e-6)
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=6))
+def test_the_interval_of_a_loss_stays_above_0(values: list[float]) -> None:
+    found = spread(values, "val/loss")
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 <= found.low <= found.mean * (1 + 1e-12)
+    assert found.low * found.high == pytest.approx(found.mean**2) or found.high > 1e200
+
+
+def test_a_difference_of_shares_is_cut_at_1() -> None:
+    found = paired({0: 0.1, 1: 0.9}, {0: 0.0, 1: 0.1}, "test/accuracy")
+    assert found is not None
+    assert (found.low, found.high) == (-1.0, 1.0)

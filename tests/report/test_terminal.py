@@ -97,7 +97,7 @@ def test_numbers_are_mean_and_deviation_over_seeds(record: Any, said: Any) -> No
         f"{apart.mean():+.4f}", f"{p:.3f}", "3", "0.001", "0", "0.125", "1.63", "26.7 kB", "46.7 kB",
         "890 nJ", "12.5",
     ]  # fmt: skip
-    assert caption.startswith("Best test/accuracy: full with 0.9650 ± 0.0050. Smallest file: ternary_mean")
+    assert caption.startswith("Best test/accuracy: full with 0.9650 ± 0.0050. Smallest weights: ternary_mean")
     assert "Mean ± standard deviation over seeds; all precisions at one shared setting." in caption
     assert hint.startswith("Plots and all settings: python -m bitexp report ")
     assert count.startswith("6 jobs: 6 trained, 0 finished before, 0 not finished. Index: ")

@@ -60,7 +60,7 @@ def test_a_dead_process_holds_no_lock(tmp_path: Path, start: Any) -> None:
 def test_what_begins_is_written_and_an_old_verdict_goes(settings: Settings, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.begin(settings, ["seed=0"], {"pid": 1})
-    folder.finish(dict.fromkeys(RESULT, "x") | {"status": "failed"})
+    folder.finish(dict.fromkeys(RESULT, "x") | {"status": "failed", "seconds": 1})
     assert folder.result() is not None
     folder.begin(settings, ["seed=0"], {"pid": 2})
     assert folder.result() is None

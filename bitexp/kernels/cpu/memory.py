@@ -6,9 +6,12 @@ and since it looks ahead within a page only; in pages of 2 MiB a layer reads a f
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import mmap
 import threading
+import weakref
+from collections import deque
 
 import torch
 from torch import Tensor
@@ -19,26 +22,61 @@ ARENA = 2**25
 LINE = 64
 
 _lock = threading.Lock()
-_arena: list[Tensor] = []
+_arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
+"""Those that hold weights; what is taken from one keeps it."""
+
+
+class Arena:
+    """Memory from the system, in huge pages, that is given out in whole cache lines."""
+
+    def __init__(self, size: int) -> None:
+        """At least `size` bytes."""
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        self.pages = mmap.mmap(-1, size + HUGE, **private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a kernel without them
+                self.pages.madvise(mmap.MADV_HUGEPAGE)
+        start = -torch.frombuffer(self.pages, dtype=torch.uint8).data_ptr() % HUGE
+        self.free = [(start, len(self.pages))]
+        """What nobody has, from where to where, in ascending order."""
+        self.returned: deque[tuple[int, int]] = deque()
+        """What nobody has any more; a tensor dies at any time, so that it may not take the lock."""
+
+    def take(self, size: int) -> memoryview | None:
+        """Memory that comes back when nothing holds it any more; None where no piece is as large."""
+        while self.returned:
+            self._put_back(*self.returned.popleft())
+        for place, (start, end) in enumerate(self.free):
+            if end - start >= size:
+                self.free[place : place + 1] = [(start + size, end)] if end - start > size else []
+                view = memoryview(self.pages)[start : start + size]
+                weakref.finalize(view, self._died, start, start + size).atexit = False
+                return view
+        return None
+
+    def _died(self, start: int, end: int) -> None:
+        self.returned.append((start, end))
+
+    def _put_back(self, start: int, end: int) -> None:
+        place = bisect.bisect(self.free, (start, end))
+        if place < len(self.free) and self.free[place][0] == end:
+            end = self.free.pop(place)[1]
+        if place and self.free[place - 1][1] == start:
+            place -= 1
+            start = self.free.pop(place)[0]
+        self.free.insert(place, (start, end))
 
 
 def copied(weights: Tensor) -> Tensor:
     """A copy of uint8 weights, at the beginning of a cache line; small ones share pages with each other."""
-    size = weights.numel()
-    with _lock, torch.inference_mode(False):  # the arena outlives the mode in which it is made
-        if not _arena or len(_arena[0]) < size:
-            _arena[:] = [fresh(max(size, ARENA))]
-        memory = _arena[0]
-        _arena[0] = memory[-(-size // LINE) * LINE :]
-        return memory[:size].view(weights.shape).copy_(weights)
-
-
-def fresh(size: int) -> Tensor:
-    """At least so many bytes from the system, from the beginning of a huge page on."""
-    if not hasattr(mmap, "MADV_HUGEPAGE"):  # not Linux
-        return torch.empty(size, dtype=torch.uint8)
-    pages = mmap.mmap(-1, size + HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    memory = torch.frombuffer(pages, dtype=torch.uint8)
-    return memory[-memory.data_ptr() % HUGE :]
+    size = max(1, -(-weights.numel() // LINE)) * LINE
+    with _lock, torch.inference_mode(False):  # the memory outlives the mode in which it is taken
+        views = (arena.take(size) for arena in _arenas)
+        view = next((view for view in views if view is not None), None)
+        if view is None:
+            arena = Arena(max(size, ARENA))
+            _arenas.add(arena)
+            view = arena.take(size)
+        assert view is not None
+        memory = torch.frombuffer(view, dtype=torch.uint8)[: weights.numel()]
+        return memory.view(weights.shape).copy_(weights)

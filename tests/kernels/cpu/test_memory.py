@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from typing import Any
+import weakref
 
 import pytest
 import torch
@@ -26,8 +26,15 @@ def test_prepared_weights_are_copied_and_pickled() -> None:
     assert torch.equal(prepared.codes(), codes)
 
 
-def test_packed_weights_share_huge_pages_and_go_with_the_last_of_them(monkeypatch: Any) -> None:
-    monkeypatch.setattr(memory, "_arena", [])
+@pytest.fixture
+def arenas(monkeypatch: pytest.MonkeyPatch) -> weakref.WeakSet[memory.Arena]:
+    """Where memory is taken from in this test, empty at first."""
+    fresh: weakref.WeakSet[memory.Arena] = weakref.WeakSet()
+    monkeypatch.setattr(memory, "_arenas", fresh)
+    return fresh
+
+
+def test_packed_weights_share_huge_pages(arenas: weakref.WeakSet[memory.Arena]) -> None:
     first, second = (memory.copied(torch.full((3, 100), n, dtype=torch.uint8)) for n in (1, 2))
     assert [int(t.sum()) for t in (first, second)] == [300, 600]
     assert second.data_ptr() - first.data_ptr() == 320  # whole cache lines
@@ -36,12 +43,33 @@ def test_packed_weights_share_huge_pages_and_go_with_the_last_of_them(monkeypatc
     assert abs(large.data_ptr() - first.data_ptr()) > memory.ARENA - memory.HUGE
 
 
-def test_memory_that_was_set_aside_in_inference_mode_serves_outside_of_it(
-    monkeypatch: pytest.MonkeyPatch,
+def test_memory_of_dead_weights_is_used_again_and_goes_with_the_last_of_them(
+    arenas: weakref.WeakSet[memory.Arena],
 ) -> None:
-    monkeypatch.setattr(memory, "_arena", [])
+    """A model that is loaded again and again beside one that stays, as a server does."""
+    size = memory.ARENA // 3 // memory.LINE * memory.LINE
+    model = kept = None
+    for number in range(20):
+        model = memory.copied(torch.zeros(size, dtype=torch.uint8))
+        if number % 5 == 0:
+            kept = memory.copied(torch.full((100,), number, dtype=torch.uint8)), kept
+    assert len(arenas) == 1
+    (arena,) = arenas
+    assert len(arena.free) + len(arena.returned) < 12
+    view = model[7:]
+    del model
+    memory.copied(torch.ones(2 * size, dtype=torch.uint8))
+    assert int(view.sum()) == 0  # what is left of a weight keeps its memory
+    del kept, view, arena
+    assert len(arenas) == 0
+
+
+def test_memory_that_was_set_aside_in_inference_mode_serves_outside_of_it(
+    arenas: weakref.WeakSet[memory.Arena],
+) -> None:
     with torch.inference_mode():
-        memory.copied(torch.zeros(3, 100, dtype=torch.uint8))
+        first = memory.copied(torch.zeros(3, 100, dtype=torch.uint8))
+    assert int(first.sum()) == 0
     assert int(memory.copied(torch.ones(3, 100, dtype=torch.uint8)).sum()) == 300
 
 
