@@ -16,7 +16,7 @@ from bitexp.quant.backend import Call
 from bitexp.quant.checks import check_input
 from bitexp.quant.estimators import carried
 from bitexp.quant.layers import OWN, QuantizedLayer, quantized_layers
-from bitexp.quant.modes import recorded
+from bitexp.quant.modes import autocasts, no_autocast, recorded, result_dtype
 from bitexp.quant.norms import normalize
 from bitexp.quant.options import build
 from bitexp.quant.outside import PackedWeight
@@ -109,12 +109,12 @@ class FrozenLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input)
-        device = input.device.type
-        if not torch.is_autocast_enabled(device):
+        if not autocasts(input):
             y = self._forward(input)
             return y if y.dtype == input.dtype else y.to(input.dtype)
-        with torch.autocast(device, enabled=False):
-            return self._forward(input).to(torch.get_autocast_dtype(device))
+        dtype = result_dtype(input)
+        with no_autocast(input):
+            return self._forward(input).to(dtype)
 
     def _forward(self, x: Tensor) -> Tensor:
         spec = self.spec
@@ -147,7 +147,9 @@ class FrozenLayer(nn.Module):
         return quantized_product(x, quantized.codes, self.bias, quantized, call, codes, scale)
 
     def _codes(self) -> Tensor:
-        """The int8 codes of the weights, in their shape."""
+        """The int8 codes of the weights, in their shape; on `meta` nothing else is known of them."""
+        if self.packed.is_meta:
+            return torch.empty(self.spec.shape, dtype=torch.int8, device="meta")
         inputs = torch.Size(self.spec.shape[1:]).numel()
         return self.packing.layout.unpack(self.packed, inputs).reshape(self.spec.shape)
 
