@@ -99,8 +99,9 @@ def test_functional_transforms_are_those_of_the_network(form: str, kernel: str) 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["compile", "export"])
 @pytest.mark.parametrize("form", ["quantized", "frozen"])
-def test_a_compiled_encoder_calls_its_layers(form: str) -> None:
+def test_an_encoder_that_is_followed_calls_its_layers(form: str, way: str) -> None:
     torch._dynamo.reset()
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     x = torch.randn(2, 5, 8)
@@ -108,8 +109,10 @@ def test_a_compiled_encoder_calls_its_layers(form: str) -> None:
     if form == "frozen":
         freeze(model)
     with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="eager")
-        assert_close(compiled(x), model(x))
+        if way == "compile":
+            assert_close(torch.compile(model, fullgraph=True, backend="eager")(x), model(x))
+        else:
+            assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
 @pytest.mark.slow
