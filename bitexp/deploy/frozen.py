@@ -16,7 +16,7 @@ from bitexp.quant.backend import Call
 from bitexp.quant.checks import check_input
 from bitexp.quant.estimators import carried
 from bitexp.quant.layers import OWN, QuantizedLayer, quantized_layers
-from bitexp.quant.modes import recorded
+from bitexp.quant.modes import autocasts, no_autocast, recorded, result_dtype
 from bitexp.quant.norms import normalize
 from bitexp.quant.options import build
 from bitexp.quant.outside import PackedWeight
@@ -71,7 +71,7 @@ class FrozenLayer(nn.Module):
         kernel: Kernel,
     ) -> None:
         super().__init__()
-        self.name, self.dtype = "", torch.float32
+        self.name = ""
         self.spec, self.packing = spec, packing
         vars(self).update(spec.attributes())
         for name, tensor in (("packed", packed), ("scale", scale), ("shift", shift), ("bias", bias)):
@@ -79,12 +79,18 @@ class FrozenLayer(nn.Module):
         self.activations = build("activations", spec.activations.part if spec.activations else None)
         self.transform = build("transform", spec.transform)
         self.sparsifier = build("sparsifier", spec.sparsifier)
+        self.show_weight(torch.float32)
         self.use(kernel)
 
     @property
     def weight(self) -> PackedWeight:
         """What other modules may ask of weights: dtype, device, shape."""
-        return PackedWeight.like(self.spec.shape, self.dtype, self.scale.device, self.name)
+        return self.shown_weight
+
+    def show_weight(self, dtype: torch.dtype) -> None:
+        """Makes what is shown as weights, beforehand: under fake tensors it cannot be made."""
+        self.dtype = dtype
+        self.shown_weight = PackedWeight.like(self.spec.shape, dtype, self.scale.device, self.name)
 
     def use(self, kernel: Kernel) -> None:
         """Prepares the weights for a kernel; on the device where they lie now."""
@@ -99,7 +105,7 @@ class FrozenLayer(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         super()._apply(kept, recurse)  # another precision is for what lies around it: rounding is for good
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.scale.device)).dtype
+        self.show_weight(fn(torch.empty(0, dtype=self.dtype, device=self.shown_weight.device)).dtype)
         self.use(self.kernel)  # the prepared weights follow the buffers to another device
         return self
 
@@ -109,12 +115,12 @@ class FrozenLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input)
-        device = input.device.type
-        if not torch.is_autocast_enabled(device):
+        if not autocasts(input):
             y = self._forward(input)
             return y if y.dtype == input.dtype else y.to(input.dtype)
-        with torch.autocast(device, enabled=False):
-            return self._forward(input).to(torch.get_autocast_dtype(device))
+        dtype = result_dtype(input)
+        with no_autocast(input):
+            return self._forward(input).to(dtype)
 
     def _forward(self, x: Tensor) -> Tensor:
         spec = self.spec
@@ -147,7 +153,9 @@ class FrozenLayer(nn.Module):
         return quantized_product(x, quantized.codes, self.bias, quantized, call, codes, scale)
 
     def _codes(self) -> Tensor:
-        """The int8 codes of the weights, in their shape."""
+        """The int8 codes of the weights, in their shape; on `meta` nothing else is known of them."""
+        if self.packed.is_meta:
+            return torch.empty(self.spec.shape, dtype=torch.int8, device="meta")
         inputs = torch.Size(self.spec.shape[1:]).numel()
         return self.packing.layout.unpack(self.packed, inputs).reshape(self.spec.shape)
 
@@ -194,7 +202,8 @@ def attach(layer: QuantizedLayer, twin: FrozenLayer) -> None:
 
     Where the weights are computed (parametrizations, pruning), what computes them is gone with them.
     """
-    twin.name, twin.dtype = layer.name, layer.weight.dtype
+    twin.name = layer.name
+    twin.show_weight(layer.weight.dtype)
     apart = {*OWN, *layer.spec.attributes()}
     if not isinstance(layer.weight, nn.Parameter):
         state = (*vars(layer), *(name for name, _ in layer.named_parameters(recurse=False)))

@@ -115,6 +115,11 @@ def replace(
             fed = [f"{name}.{linear}".lstrip(".") for linear, n in prenorm.items() if n == norm]
             if all(linear in body and body[linear][1].norm != "none" for linear in fed):
                 setattr(module, norm, nn.Identity())
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and {id(module.linear1), id(module.linear2)} & set(
+            new
+        ):
+            module.activation_relu_or_gelu = 0  # no fast path, also where weights are fake ones (export)
     for layer in {id(layer): layer for layer, _ in body.values()}.values():
         if id(layer) in new:
             become(layer, new[id(layer)])

@@ -72,16 +72,21 @@ def readable(x: Tensor) -> bool:
     )
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on where a tensor lies; on `meta`, of which torch refuses to say it, it is not."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Switches autocast off where it is on; the context costs as much as a small layer's norm."""
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
     """The dtype an ordinary linear layer would answer with: autocast's where it is on, else x's."""
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 

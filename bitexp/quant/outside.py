@@ -138,5 +138,11 @@ class PackedWeight(SeenWeight):
     def refusal(cls, layer: str, function: str, others: bool) -> str | None:
         return PACKED.format(layer=layer, function=function)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedWeight:
+        return PackedWeight.like(tuple(self.shape), self.dtype, self.device, self.layer)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return PackedWeight.like, (tuple(self.shape), self.dtype, self.device, self.layer)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"PackedWeight({list(self.shape)})"

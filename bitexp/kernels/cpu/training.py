@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitexp.kernels.cpu.memory import array
 from bitexp.kernels.cpu.threads import shares, together
 from bitexp.kernels.int8 import Int8Backend
 from bitexp.quant.backend import Call, Grads, Saved
@@ -50,13 +51,13 @@ class Rows:
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
         same = tensor.dtype == F32 and tensor.is_contiguous()
-        self._array: Any = tensor.numpy() if same else None
+        self._array: Any = array(tensor) if same else None
 
     def array(self, part: slice) -> Any:
         """Some of the rows."""
         if self._array is not None:
             return self._array[part]
-        return self.tensor[part].float().contiguous().numpy()
+        return array(self.tensor[part].float().contiguous())
 
 
 def flat(x: Tensor | None) -> Any:
@@ -102,10 +103,10 @@ class CpuBackend(Int8Backend):
         scale, mean, rstd = (torch.empty(*x.shape[:-1], 1, dtype=F32) for _ in range(3))
         result = rows(y) if call.dtype == F32 else torch.empty(width(inputs, outputs), outputs, dtype=F32)
         of_x, q, sums, out = Rows(rows(x.detach())), rows(codes), result.view(torch.int32), rows(y)
-        q_array, sums_array = q.numpy(), sums.numpy()
+        q_array, sums_array = q.numpy(), array(sums)
         s, m, r = flat(scale), flat(mean), flat(rstd)
         scales = per_output(w_scale, outputs)
-        offsets = (torch.empty(0, dtype=F32) if bias is None else bias.detach()).numpy()
+        offsets = array(torch.empty(0, dtype=F32) if bias is None else bias.detach().contiguous())
         for part in parts(len(q), inputs, outputs):
             if spec.norm == "none":
                 share(quantize, (of_x.array(part), q_array[part], s[part]), qmax)
@@ -156,7 +157,7 @@ class CpuBackend(Int8Backend):
             if grad_b is not None:
                 sums = grad_b if part.start == 0 else torch.zeros(outputs, dtype=F32)
                 per_token = scale[part] * w_scale.numpy() if call.spec.bias == "scaled" else scale[:0]
-                add_rows(of_grad.array(part), per_token, sums.numpy())
+                add_rows(of_grad.array(part), per_token, array(sums))
                 if sums is not grad_b:
                     grad_b += sums
             if grad_w is not None:
@@ -181,7 +182,7 @@ class CpuBackend(Int8Backend):
         from bitexp.kernels.cpu.median import medians
 
         out = torch.empty(len(rows), 1, dtype=F32)
-        medians(rows.contiguous().view(torch.int32).numpy(), out.view(torch.int32).view(-1).numpy())
+        medians(array(rows.contiguous().view(torch.int32)), out.view(torch.int32).view(-1).numpy())
         return out
 
     def rounded(self, rows: Tensor, scale: Tensor, levels: Levels) -> Tensor:
@@ -190,7 +191,7 @@ class CpuBackend(Int8Backend):
         from bitexp.kernels.cpu.norm_quant import round_rows
 
         codes = torch.empty(rows.shape, dtype=torch.int8)
-        round_rows(rows.contiguous().numpy(), flat(scale), levels.low, levels.high, codes.numpy())
+        round_rows(array(rows.contiguous()), flat(scale), levels.low, levels.high, codes.numpy())
         return codes
 
 

@@ -48,7 +48,9 @@ class Triton(Reference):
         return None
 
     def prepare(self, codes: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
-        matrix = codes.dim() == 2 and codes.numel() and scale.dim() < 2 and shift is None
+        matrix = (
+            codes.dim() == 2 and codes.numel() and not codes.is_meta and scale.dim() < 2 and shift is None
+        )
         if matrix and (bits := bits_for(codes)):
             return pack(codes, scale, bits)
         return Quantized(codes, scale, shift)
