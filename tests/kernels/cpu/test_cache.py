@@ -18,7 +18,7 @@ if missing():
 from bitexp.kernels.cpu import cache
 
 
-def twice(x: int) -> int:
+def twice(x: float) -> float:
     return 2 * x
 
 
