@@ -169,10 +169,11 @@ class CpuBackend(Int8Backend):
             return super().normalize(x, norm, dim)
         from bitexp.kernels.cpu.norm_quant import normalize
 
-        y = torch.empty(x.shape, dtype=F32)
-        mean, rstd = (torch.empty(*x.shape[:-1], 1, dtype=F32) for _ in range(2))
-        share(normalize, (rows(x).numpy(), rows(y).numpy(), flat(mean), flat(rstd)), norm == "layer")
-        return y, mean if norm == "layer" else None, rstd
+        y, shape = torch.empty_like(x), (-1, x.shape[-1])
+        kept = torch.empty(2, *x.shape[:-1], 1, dtype=F32)
+        mean, rstd = kept.numpy().reshape(2, -1)
+        share(normalize, (x.numpy().reshape(shape), y.numpy().reshape(shape), mean, rstd), norm == "layer")
+        return y, kept[0] if norm == "layer" else None, kept[1]
 
     def abs_median(self, rows: Tensor) -> Tensor:
         if not compilable(rows) or rows.shape[-1] < LONG:
