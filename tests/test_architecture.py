@@ -33,6 +33,7 @@ PRIVATE = {
     "concurrent.futures": {"bitexp/kernels/cpu/threads.py": {"_max_workers"}},
     "hydra": {"bitexp/plugins/hydra_plugins/bitexp/hydra_private.py": {"_return_value", "_launcher_util"}},
     "litespark_inference": {"bitexp/bench/peers.py": {"_load"}},
+    "numba": {"bitexp/kernels/cpu/cache.py": {"_cache", "_cache_path", "_impl"}},
     "optuna": {"bitexp/sweep/optuna_private.py": {"_find_sample_id", "_storage", "_study_id", "_trial_id"}},
     "torch": {
         "bitexp/quant/modes.py": {

@@ -17,7 +17,7 @@ from bitexp.quant.checks import check_input
 from bitexp.quant.estimators import carried
 from bitexp.quant.layers import OWN, QuantizedLayer, quantized_layers
 from bitexp.quant.modes import autocasts, no_autocast, recorded, result_dtype
-from bitexp.quant.norms import normalize
+from bitexp.quant.norms import normed
 from bitexp.quant.options import build
 from bitexp.quant.outside import PackedWeight
 from bitexp.quant.parts import ActivationQuantizer, Sparsifier, Transform
@@ -126,7 +126,7 @@ class FrozenLayer(nn.Module):
         spec = self.spec
         x = x.float()
         if spec.norm != "none":
-            x = normalize(x, spec.norm, Geometry(spec.conv).feature_dim)[0]
+            x = normed(x, spec.norm, Geometry(spec.conv).feature_dim, self.kernel.backend.normalize)
         if spec.transform is not None or spec.sparsifier is not None:
             x = self._mapped(x)
         if recorded(x):

@@ -1,6 +1,6 @@
 """Frozen linear layers whose norm is taken in the launch that quantizes: the fastest form.
 
-The norm of `FrozenLayer` is torch's own, with the bits of training. Fused, its sums are added in another
+The norm of `FrozenLayer` has the bits of training. Fused, its sums are added in another
 order: a code in a million may differ by one. Use it where speed counts for more than equal bits.
 """
 

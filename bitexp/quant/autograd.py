@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from bitexp.quant.absmax import absmax_codes
-from bitexp.quant.backend import Call, Grads, Saved
+from bitexp.quant.backend import Call, Grads
+from bitexp.quant.backward import straight_through
 from bitexp.quant.modes import apply_without_binding, followed, in_memory, no_autocast
-from bitexp.quant.norms import normalize, normalize_backward
-from bitexp.quant.product import Quantized, product_grads, scaled_product
+from bitexp.quant.product import Quantized, scaled_product
 from bitexp.quant.second_order import differentiable
 from bitexp.quant.spec import Geometry
 
@@ -55,7 +55,7 @@ class QuantizedProduct(torch.autograd.Function):
         if x_codes is not None:
             y = scaled_product(x_codes, x_scale, weights, b, spec, call.backend)
             return y.to(call.dtype), None, None, None, None, link
-        normed, mean, rstd = normalize(x.float(), spec.norm, at.feature_dim)
+        normed, mean, rstd = call.backend.normalize(x.float(), spec.norm, at.feature_dim)
         if spec.activations is not None:
             assert spec.absmax is not None
             codes, scale = absmax_codes(normed, spec.absmax, at.scale_dims, overwrite=normed is not x)
@@ -106,37 +106,6 @@ def gradients(ctx: Any, grad: Tensor) -> Grads:
     if call.fused and not followed() and in_memory(grad):
         return call.backend.backward(grad, normed_x, saved, w_codes, w_scale, call, needed)
     return straight_through(grad, normed_x, saved, weights, call, needed)
-
-
-def straight_through(
-    grad: Tensor,
-    x: Tensor | None,
-    saved: Saved,
-    weights: Quantized,
-    call: Call,
-    needed: tuple[bool, bool, bool],
-) -> Grads:
-    """The gradients by torch's operators."""
-    codes, scale, mean, rstd = saved
-    spec = call.spec
-    at = Geometry(spec.conv)
-    grad = grad.float()
-    grad_b = None
-    if needed[2]:
-        per_output = grad
-        if spec.bias == "scaled":
-            assert scale is not None
-            per_output = grad * (scale * at.spread(weights.scale))
-        grad_b = at.sum_outputs(per_output)
-    inputs = codes if scale is None else codes * scale
-    dtype = call.grad_dtype
-    grad_x, grad_w = product_grads(
-        grad.to(dtype), inputs.to(dtype), weights.dequantized().to(dtype), spec, needed[0], needed[1]
-    )
-    if grad_x is not None and x is not None:
-        assert rstd is not None
-        grad_x = normalize_backward(grad_x.float(), x.float(), mean, rstd, at.feature_dim)
-    return grad_x, grad_w, grad_b
 
 
 _direct = apply_without_binding(QuantizedProduct)

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitexp.quant.convolution import exact_conv
 from bitexp.quant.levels import Levels
-from bitexp.quant.spec import LayerSpec
+from bitexp.quant.norms import Normed, normalize
+from bitexp.quant.spec import LayerSpec, Norm
 
 
 class Call(NamedTuple):
@@ -52,6 +54,10 @@ class Backend:
         """The whole output as `quant.product.scaled_product` defines it, or None to have it made there."""
         return None
 
+    def normalize(self, x: Tensor, norm: Norm, dim: int) -> Normed:
+        """The norm of fp32 x over `dim`, with the bits of `quant.norms.normalize`."""
+        return normalize(x, norm, dim)
+
     def abs_median(self, rows: Tensor) -> Tensor:
         """`[rows, weights] -> [rows, 1]`: the median of |W|, the lower of two middle values."""
         return rows.abs().median(-1, keepdim=True).values
@@ -71,7 +77,7 @@ class Backend:
     ) -> tuple[Tensor, *Saved]:
         """The output in `call.dtype`, no view of anything, and what the backward needs.
 
-        It has the same codes for the same normed input as torch; its norm may round otherwise.
+        All of it has the bits that torch's operators give, as `QuantizedProduct` uses them.
         """
         raise NotImplementedError
 
@@ -85,21 +91,27 @@ class Backend:
         call: Call,
         needed: tuple[bool, bool, bool],
     ) -> Grads:
-        """The gradients that are needed: x's in its own dtype or fp32, the others in fp32."""
+        """The gradients that are needed: x's in its own dtype or fp32, the others in fp32.
+
+        On the CPU they have the bits of `quant.backward.straight_through`.
+        """
         raise NotImplementedError
 
 
 def float_product(x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
-    """The sum by torch's own linear or convolution in fp32: exact for codes while it stays within 2^24.
+    """The sum in fp32: exact for codes while it stays within 2^24.
 
     Wider sums go by fp64, which holds them exactly, and are rounded to fp32 once, as an int32 sum would be.
     """
-    dtype = torch.float64 if spec.wide and x.dtype == torch.int8 else torch.float32
+    codes = x.dtype == torch.int8
+    dtype = torch.float64 if spec.wide and codes else torch.float32
     x, w = x.to(dtype), weight.to(dtype)
     if spec.conv is None:
         return F.linear(x, w).float()
+    if codes:
+        return exact_conv(x, w, spec.conv).float()
     stride, padding, dilation, groups = spec.conv
-    return F.conv2d(x, w, None, stride, padding, dilation, groups).float()
+    return F.conv2d(x, w, None, stride, padding, dilation, groups)
 
 
 TORCH = Backend()

@@ -22,7 +22,7 @@ from bitexp.quant.backend import TORCH, Backend, Call
 from bitexp.quant.checks import check_exact, check_input, unfit_parameters
 from bitexp.quant.estimators import carried
 from bitexp.quant.modes import in_forward, in_memory, no_autocast, own, result_dtype
-from bitexp.quant.norms import normalize
+from bitexp.quant.norms import native_norm, normed
 from bitexp.quant.options import LayerOptions, LayerParts
 from bitexp.quant.outside import LatentWeight
 from bitexp.quant.parts import ActivationQuantizer, WeightQuantizer
@@ -174,10 +174,10 @@ class QuantizedLayer(nn.Module):
             return self._quantized_forward(input, dtype)
 
     def _quantized_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        way, weight, training = self.ways[self.stage], own(self, "weight"), self.training
+        way, weight = self.ways[self.stage], own(self, "weight")
         quantized = self._quantize(weight)
         grad_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        call = Call(way.spec, self.backend, dtype, grad_dtype, training)
+        call = Call(way.spec, self.backend, dtype, grad_dtype, fused=True)
         if way.carries:
             latent = self._rotated(weight)
             weight = carried(latent, way.weights, quantized, self.mix if self.phasing else None)
@@ -194,7 +194,7 @@ class QuantizedLayer(nn.Module):
     def _prepared(self, x: Tensor) -> Tensor:
         """The input after norm, transform and sparsifier, in fp32, with a graph."""
         parts, dim = self.active, Geometry(self.spec.conv).feature_dim
-        x = normalize(x.float(), self.spec.norm, dim)[0]
+        x = normed(x.float(), self.spec.norm, dim, self.backend.normalize)
         if parts.transform is not None:
             x = parts.transform(x, dim)
         return x if parts.sparsifier is None else parts.sparsifier(x, dim)
@@ -237,12 +237,12 @@ class QuantizedLayer(nn.Module):
     def _plain_forward(self, x: Tensor) -> Tensor:
         """The ordinary layer after the norm, in the precision that the ordinary layer would have."""
         conv = self.spec.conv
-        normed = normalize(x.float(), self.spec.norm, Geometry(conv).feature_dim)[0].to(x.dtype)
+        inputs = native_norm(x.float(), self.spec.norm, Geometry(conv).feature_dim)[0].to(x.dtype)
         weight = own(self, "weight")
         if conv is None:
-            return F.linear(normed, weight, self.bias)
+            return F.linear(inputs, weight, self.bias)
         stride, padding, dilation, groups = conv
-        return F.conv2d(normed, weight, self.bias, stride, padding, dilation, groups)
+        return F.conv2d(inputs, weight, self.bias, stride, padding, dilation, groups)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         exact = self.mix

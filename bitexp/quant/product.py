@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bitexp.quant.backend import TORCH, Backend
-from bitexp.quant.spec import Geometry, LayerSpec, rows
+from bitexp.quant.spec import ConvArgs, Geometry, LayerSpec, rows
 
 
 class Quantized(NamedTuple):
@@ -106,11 +106,18 @@ def product_grads(
     grad: Tensor, x: Tensor, weight: Tensor, spec: LayerSpec, need_x: bool, need_w: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the product of x and weight with respect to both, for the output gradient `grad`."""
-    if spec.conv is None:
-        grad_x = grad @ weight if need_x else None
-        grad_w = rows(grad).t() @ rows(x) if need_w else None
-        return grad_x, grad_w
-    stride, padding, dilation, groups = spec.conv
+    if spec.conv is not None:
+        return conv_grads(grad, x, weight, spec.conv, need_x, need_w)
+    grad_x = grad @ weight if need_x else None
+    grad_w = rows(grad).t() @ rows(x) if need_w else None
+    return grad_x, grad_w
+
+
+def conv_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, conv: ConvArgs, need_x: bool, need_w: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same of a convolution."""
+    stride, padding, dilation, groups = conv
     if weight.shape[2:].numel() == 1 and max(stride) > 1:
         # with features last, as the norm leaves x, oneDNN's gradient of these weights writes past its memory
         # when it has several threads (torch 2.13, three channels into 48, stride 2)

@@ -7,31 +7,12 @@ that the second order is that of the textbook's form, whose operators torch diff
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bitexp.quant.backend import Call, Grads
+from bitexp.quant.norms import DifferentiableNorm
 from bitexp.quant.product import Quantized, product_grads
-from bitexp.quant.spec import EPS, Geometry, Norm
-
-
-class Normed:
-    """The norm of x over `dim` by operators that torch differentiates, and its backward by the same."""
-
-    def __init__(self, x: Tensor, norm: Norm, dim: int) -> None:
-        self.centered, self.dim = norm == "layer", dim
-        x = self.without_mean(x)
-        self.rstd = torch.rsqrt(x.square().mean(dim, keepdim=True) + EPS)
-        self.value = x * self.rstd
-
-    def without_mean(self, x: Tensor) -> Tensor:
-        """x less its mean, in a layer norm."""
-        return x - x.mean(self.dim, keepdim=True) if self.centered else x
-
-    def backward(self, grad: Tensor) -> Tensor:
-        """The gradient with respect to x, from that with respect to `value`."""
-        along = (grad * self.value).mean(self.dim, keepdim=True)
-        return self.rstd * (self.without_mean(grad) - self.value * along)
+from bitexp.quant.spec import Geometry
 
 
 def with_gradient_of(quantized: Tensor, value: Tensor) -> Tensor:
@@ -49,7 +30,7 @@ def differentiable(
     call: Call,
     needed: tuple[bool, bool, bool],
 ) -> Grads:
-    """The gradients as `autograd.straight_through` has them, with a graph of their own.
+    """The gradients as `backward.straight_through` has them, with a graph of their own.
 
     Args:
         x: the input; without a norm only its graph counts, and its values may be zeros.
@@ -66,7 +47,7 @@ def differentiable(
         grad_b = at.sum_outputs(per_output)
     value = x.float()
     if spec.norm != "none":
-        normed = Normed(value, spec.norm, at.feature_dim)
+        normed = DifferentiableNorm(value, spec.norm, at.feature_dim)
         value = normed.value
     inputs = with_gradient_of(codes if scale is None else codes * scale, value)
     latent = with_gradient_of(weights.dequantized(), weight.float())

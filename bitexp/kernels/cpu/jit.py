@@ -3,9 +3,9 @@
 Importing this module does not import numba; `missing()` and decorating a function do. So modules with
 compiled functions are imported only where `missing()` is None, inside the functions that need them.
 
-Machine code is kept on disk: in `NUMBA_CACHE_DIR` where that is set, else in `__pycache__` beside the module,
-else, where that cannot be written, in the user's cache folder; where nothing can be written each process
-compiles anew. numba notices a change of the module itself, not of those that it calls into.
+Machine code is kept on disk (`cache.py`): in `NUMBA_CACHE_DIR` where that is set, else in `__pycache__`
+beside the module, else, where that cannot be written, in the user's cache folder; where nothing can be
+written each process compiles anew.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ def missing() -> str | None:
     if find_spec("numba") is None:
         return "numba is not installed: pip install 'bitexp[cpu]'"
     try:
-        import numba  # noqa: F401
+        import numba
     except Exception as error:  # such as a numpy that is too new for it
         return f"numba cannot be imported ({error}): pip install --upgrade 'bitexp[cpu]'"
+    if numba.config.DISABLE_JIT:
+        return "numba is told not to compile (NUMBA_DISABLE_JIT): unset that variable"
     return None
 
 
@@ -36,19 +38,10 @@ def compiled(function: F) -> F:
     It runs without the global lock and without checks of bounds. Floats are rounded after every single
     operation: no reassociation and no fused multiply-add. Division by zero gives inf or nan as in IEEE 754.
     """
-    return _compile(function, fastmath=False)
-
-
-def compiled_sum(function: F) -> F:
-    """The same for a sum of floats in any order; the order then is that of the machine's vectors."""
-    return _compile(function, fastmath={"reassoc"})
-
-
-def _compile(function: F, **options: Any) -> F:
     from numba import njit
 
-    options |= {"nogil": True, "boundscheck": False, "error_model": "numpy"}
-    try:
-        return njit(cache=True, **options)(function)
-    except RuntimeError:  # no place that can be written
-        return njit(**options)(function)
+    from bitexp.kernels.cpu.cache import keep
+
+    dispatcher = njit(nogil=True, boundscheck=False, error_model="numpy")(function)
+    keep(dispatcher, function)
+    return dispatcher

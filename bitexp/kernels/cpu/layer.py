@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,13 +22,6 @@ SPARE = 4 * 64 * max(isa.tiles[0][0] for isa in ISAS.values())
 def scratch_bytes(inputs: int) -> int:
     """What a layer needs for codes, their sums and scales, and for the outputs of an unfinished stream."""
     return ROWS * (inputs + 31 + 8) + SPARE + 4 * 64
-
-
-@functools.cache
-def emitted() -> str:
-    """A fingerprint of the modules that emit IR: numba's cache looks at this module only."""
-    sources = [Path(__file__).with_name(name).read_bytes() for name in ("dots.py", "tile.py")]
-    return hashlib.sha256(b"".join(sources)).hexdigest()
 
 
 @functools.cache
@@ -65,12 +56,11 @@ def overload(isa: str, bits: int) -> Any:
     token, tokens     the tokens to compute: the first, and the one behind the last
     stream, streams   likewise the streams of 64 outputs
     """
-    number, stamp = NAMES.index(isa), emitted()
+    number = NAMES.index(isa)
     (tokens_a, panels_a), (tokens_b, panels_b), (tokens_c, panels_c) = ISAS[isa].tiles
     groups = 8 // bits
 
     def run(w, scale, inputs, outputs, qmax, bias, scaled, x, y, scratch, token, tokens, stream, streams):  # type: ignore[no-untyped-def]
-        _ = stamp  # in the closure, so that it is in the key of numba's cache
         blocks = (inputs + 4 * groups - 1) // (4 * groups)
         filled = (inputs + 15) // 16 * 16
         ldq = max(blocks * 4 * groups, filled)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bitexp.kernels.cpu.jit import compiled, compiled_sum
+from bitexp.kernels.cpu.jit import compiled
+from bitexp.kernels.cpu.lanes import along, squares, total
 from bitexp.quant.spec import EPS
 
 Array = Any
@@ -20,34 +21,6 @@ FLOOR = np.float32(EPS)
 MAGNITUDE = np.uint32(0x7FFFFFFF)
 ROUND = np.float32(1.5 * 2**23)
 """Added to and subtracted from a float below 2^22 it rounds to the nearest integer, half to even."""
-
-
-@compiled_sum
-def total(x: Array) -> Any:
-    """Sum of x."""
-    out = F32(0)
-    for j in range(x.size):
-        out += x[j]
-    return out
-
-
-@compiled_sum
-def square_total(x: Array, mean: Any) -> Any:
-    """Sum of (x - mean)^2."""
-    out = F32(0)
-    for j in range(x.size):
-        out += (x[j] - mean) * (x[j] - mean)
-    return out
-
-
-@compiled_sum
-def dots(grad: Array, x: Array, mean: Any, rstd: Any) -> Any:
-    """Sums of g and of g (x - mean) rstd."""
-    plain, along = F32(0), F32(0)
-    for j in range(grad.size):
-        plain += grad[j]
-        along += grad[j] * ((x[j] - mean) * rstd)
-    return plain, along
 
 
 @compiled
@@ -72,19 +45,37 @@ def quantize_row(x: Array, qmax: Any, codes: Array) -> Any:
 
 
 @compiled
+def statistics(x: Array, share: Any, subtract: bool) -> Any:
+    """Mean and 1/std of a row as `bitexp.quant.norms.normalize` has them; `share` is 1 / features."""
+    mean = total(x.ctypes.data, x.size) * share if subtract else F32(0)
+    return mean, F32(1) / np.sqrt(squares(x.ctypes.data, x.size, mean) * share + FLOOR)
+
+
+@compiled
 def norm_quantize(
     x: Array, codes: Array, scale: Array, mean: Array, rstd: Array, qmax: Any, subtract: bool
 ) -> None:
     """Codes and scales of the normed rows, and the mean and 1/std of x; `subtract`: layer norm, else RMS."""
-    n = F32(x.shape[1])
+    share = F32(1 / np.float64(x.shape[1]))
     normed = np.empty(x.shape[1], np.float32)
     for i in range(x.shape[0]):
         row = x[i]
-        m = total(row) / n if subtract else F32(0)
-        r = F32(1) / np.sqrt(square_total(row, m) / n + FLOOR)
+        m, r = statistics(row, share, subtract)
         for j in range(row.size):
             normed[j] = (row[j] - m) * r
         scale[i] = quantize_row(normed, qmax, codes[i])
+        mean[i], rstd[i] = m, r
+
+
+@compiled
+def normalize(x: Array, out: Array, mean: Array, rstd: Array, subtract: bool) -> None:
+    """The normed rows, and the mean and 1/std of x."""
+    share = F32(1 / np.float64(x.shape[1]))
+    for i in range(x.shape[0]):
+        row, result = x[i], out[i]
+        m, r = statistics(row, share, subtract)
+        for j in range(row.size):
+            result[j] = (row[j] - m) * r
         mean[i], rstd[i] = m, r
 
 
@@ -98,13 +89,13 @@ def quantize(x: Array, codes: Array, scale: Array, qmax: Any) -> None:
 @compiled
 def norm_backward(grad: Array, x: Array, mean: Array, rstd: Array, out: Array, subtract: bool) -> None:
     """The gradient with respect to x from the one with respect to the normed rows."""
-    n = F32(x.shape[1])
+    share = F32(1 / np.float64(x.shape[1]))
     for i in range(x.shape[0]):
         g, row, result, m, r = grad[i], x[i], out[i], mean[i], rstd[i]
-        plain, along = dots(g, row, m, r)
-        plain, along = plain / n if subtract else F32(0), along / n
+        slope = along(g.ctypes.data, row.ctypes.data, row.size, m, r) * share
+        plain = total(g.ctypes.data, g.size) * share if subtract else F32(0)
         for j in range(row.size):
-            result[j] = r * ((g[j] - plain) - ((row[j] - m) * r) * along)
+            result[j] = ((g[j] - plain) - ((row[j] - m) * r) * slope) * r
 
 
 @compiled
@@ -133,19 +124,6 @@ def dequantize_rows(codes: Array, scale: Array, out: Array) -> None:
         row, result, s = codes[i], out[i], scale[i]
         for j in range(row.size):
             result[j] = F32(row[j]) * s
-
-
-@compiled
-def add_rows(rows: Array, weights: Array, out: Array) -> None:
-    """Adds all rows, each times its weight, to `out`; with no weights as they are."""
-    for i in range(rows.shape[0]):
-        row = rows[i]
-        if weights.size == 0:
-            for j in range(row.size):
-                out[j] += row[j]
-        else:
-            for j in range(row.size):
-                out[j] += row[j] * weights[i]
 
 
 @compiled

@@ -1,12 +1,12 @@
 """The training step of a linear layer on the CPU: integers forwards, fp32 or bf16 straight-through backwards.
 
 Tokens are taken in parts that stay in the cache of a core between the passes over them, so that no float copy
-of a whole activation is ever made. More threads take larger parts, which changes the last bits of gradients.
+of a whole activation is ever made. Output and gradients have the bits that torch's operators give.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,31 +18,19 @@ from bitexp.kernels.cpu.memory import array
 from bitexp.kernels.cpu.threads import shares, together
 from bitexp.kernels.int8 import Int8Backend
 from bitexp.quant.backend import Call, Grads, Saved
+from bitexp.quant.backward import token_parts, width
 from bitexp.quant.levels import Levels
 from bitexp.quant.modes import int_mm, readable
-from bitexp.quant.spec import LayerSpec, rows
+from bitexp.quant.norms import Normed
+from bitexp.quant.spec import LayerSpec, Norm, rows
 
 F32 = torch.float32  # said everywhere, since the default may be bf16
-
-PART = 2**19
-"""Floats of a part in its widest place, for each thread: 2 MiB."""
 
 WORTH = 2**18
 """Numbers in an array from which a second thread pays: sharing one costs about 30 us."""
 
 LONG = 4096
 """Weights in a row from which on its median is found faster by the compiled way."""
-
-
-def width(*features: int) -> int:
-    """Tokens in a part."""
-    return max(64, PART * torch.get_num_threads() // max(features))
-
-
-def parts(tokens: int, *features: int) -> Iterator[slice]:
-    """Slices of the tokens."""
-    size = width(*features)
-    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
 
 
 class Rows:
@@ -107,7 +95,7 @@ class CpuBackend(Int8Backend):
         s, m, r = flat(scale), flat(mean), flat(rstd)
         scales = per_output(w_scale, outputs)
         offsets = array(torch.empty(0, dtype=F32) if bias is None else bias.detach().contiguous())
-        for part in parts(len(q), inputs, outputs):
+        for part in token_parts(len(q), inputs, outputs):
             if spec.norm == "none":
                 share(quantize, (of_x.array(part), q_array[part], s[part]), qmax)
             else:
@@ -132,9 +120,10 @@ class CpuBackend(Int8Backend):
         call: Call,
         needed: tuple[bool, bool, bool],
     ) -> Grads:
-        from bitexp.kernels.cpu.norm_quant import add_rows, dequantize_rows, norm_backward
+        from bitexp.kernels.cpu.norm_quant import dequantize_rows, norm_backward
 
         codes, (scale, mean, rstd) = rows(saved[0]).numpy(), (flat(t) for t in saved[1:])
+        saved_scale = rows(saved[1])  # type: ignore[arg-type]
         if mean is None and rstd is not None:
             mean = np.zeros_like(rstd)
         need_x, need_w, need_b = needed
@@ -146,20 +135,20 @@ class CpuBackend(Int8Backend):
         grad_x = torch.empty(saved[0].shape, dtype=F32) if need_x else None
         of_grad_x = None if grad_x is None else Rows(rows(grad_x))
         grad_w = torch.empty(outputs, inputs, dtype=F32) if need_w else None
-        grad_b = torch.zeros(outputs, dtype=F32) if need_b else None
+        grad_b = None
         tokens = min(len(codes), width(inputs, outputs))
         scratch = Rows(torch.empty(tokens, inputs, dtype=F32))
-        for part in parts(len(codes), inputs, outputs):
+        for part in token_parts(len(codes), inputs, outputs):
             g = of_grad.tensor[part]
             if dtype != g.dtype or not g.is_contiguous():
                 g = g.to(dtype).contiguous()
             here = slice(0, len(g))
-            if grad_b is not None:
-                sums = grad_b if part.start == 0 else torch.zeros(outputs, dtype=F32)
-                per_token = scale[part] * w_scale.numpy() if call.spec.bias == "scaled" else scale[:0]
-                add_rows(of_grad.array(part), per_token, array(sums))
-                if sums is not grad_b:
-                    grad_b += sums
+            if need_b:
+                of_bias = of_grad.tensor[part].float()
+                if call.spec.bias == "scaled":
+                    of_bias = of_bias * (saved_scale[part] * w_scale)
+                sums = of_bias.sum(0)
+                grad_b = sums if grad_b is None else grad_b.add_(sums)
             if grad_w is not None:
                 share(dequantize_rows, (codes[part], scale[part], scratch.array(here)))
                 add_product(grad_w, g, scratch.tensor[here].to(dtype), first=part.start == 0)
@@ -175,6 +164,17 @@ class CpuBackend(Int8Backend):
                     arrays = of_normed, of_x.array(part), mean[part], rstd[part], of_grad_x.array(part)
                     share(norm_backward, arrays, call.spec.norm == "layer")
         return grad_x, grad_w, grad_b
+
+    def normalize(self, x: Tensor, norm: Norm, dim: int) -> Normed:
+        if norm == "none" or dim != -1 or not (compilable(x) and x.is_contiguous() and x.numel()):
+            return super().normalize(x, norm, dim)
+        from bitexp.kernels.cpu.norm_quant import normalize
+
+        y, shape = torch.empty_like(x), (-1, x.shape[-1])
+        kept = torch.empty(2, *x.shape[:-1], 1, dtype=F32)
+        mean, rstd = kept.numpy().reshape(2, -1)
+        share(normalize, (x.numpy().reshape(shape), y.numpy().reshape(shape), mean, rstd), norm == "layer")
+        return y, kept[0] if norm == "layer" else None, kept[1]
 
     def abs_median(self, rows: Tensor) -> Tensor:
         if not compilable(rows) or rows.shape[-1] < LONG:

@@ -1,8 +1,7 @@
 """The training step of a linear layer on a GPU: int8 forwards, straight-through backwards by torch.
 
-Two launches forwards: norm and codes, then product, scales and bias. Besides x, int8 codes and three
-values per token are kept. The norm adds in another order than torch's: a code in a million may differ by
-one from what evaluation, which goes by torch's norm, makes of the same input.
+The norm is torch's, as in evaluation, whose bits the forward has; then codes are a launch, and product,
+scales and bias another. Besides x, int8 codes and three values per token are kept.
 """
 
 from __future__ import annotations
@@ -34,14 +33,12 @@ class GpuBackend(Int8GpuBackend):
 
         spec = call.spec
         assert spec.absmax is not None
-        q = quantize(token_rows(x), spec.absmax, x.shape[-1], spec.norm, save=True)
+        normed, mean, rstd = self.normalize(x.float(), spec.norm, -1)
+        q = quantize(token_rows(normed), spec.absmax, x.shape[-1])
         kind = "none" if bias is None else spec.bias
         codes = q.codes.view(x.shape)
         y = int8_gemm(codes, w_codes, q.scale, w_scale, bias, kind, call.dtype)
-        scale, mean, rstd = (
-            None if v is None else v.view(*x.shape[:-1], 1) for v in (q.scale, q.mean, q.rstd)
-        )
-        return y, codes, scale, mean, rstd
+        return y, codes, q.scale.view(*x.shape[:-1], 1), mean, rstd
 
     def backward(
         self,

@@ -8,6 +8,7 @@ from torch import Tensor
 from bitexp.quant.levels import Levels
 from bitexp.quant.parts import ACTIVATIONS, ActivationQuantizer
 from bitexp.quant.spec import EPS, ActivationSpec, Part
+from bitexp.quant.sums import row_means
 
 
 @ACTIVATIONS.register("int4")
@@ -19,6 +20,7 @@ class Int4(ActivationQuantizer):
 
     def codes(self, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         root = torch.full((), 7.0, dtype=x.dtype, device=x.device).sqrt()
-        scale = (x.abs().mean(dims, keepdim=True) / root).clamp(min=EPS)
+        mean = row_means(x.abs().flatten(-len(dims))).unflatten(-1, (1,) * len(dims))
+        scale = (mean / root).clamp(min=EPS)
         codes = (x * scale.reciprocal()).round_().clamp_(self.spec.levels.low, self.spec.levels.high)
         return codes.to(torch.int8), scale

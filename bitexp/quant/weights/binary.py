@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bitexp.quant.levels import BINARY
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
+from bitexp.quant.sums import row_means
 
 
 @WEIGHTS.register("binary")
@@ -16,7 +17,7 @@ class Binary(WeightQuantizer):
     levels = BINARY
 
     def scale(self, rows: Tensor) -> Tensor:
-        return rows.abs().mean(-1, keepdim=True)
+        return row_means(rows.abs())
 
     def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
-        return torch.where(rows > rows.mean(-1, keepdim=True), 1.0, -1.0)
+        return torch.where(rows > row_means(rows), 1.0, -1.0)

@@ -11,6 +11,7 @@ from bitexp.quant.levels import Levels
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
+from bitexp.quant.sums import row_means, row_sums
 
 
 @WEIGHTS.register("lsq")
@@ -43,7 +44,7 @@ class LSQ(WeightQuantizer):
         self.levels, self.bits = Levels.signed(bits), bits
         rows, shape = self.rows(weight)
         if init == "mean":
-            initial = 2 * rows.abs().mean(-1) / self.levels.high**0.5
+            initial = 2 * row_means(rows.abs())[:, 0] / self.levels.high**0.5
         elif init == "absmax":
             initial = rows.abs().amax(-1) / self.levels.high
         else:
@@ -63,5 +64,6 @@ class LSQ(WeightQuantizer):
         )  # of second order nothing is left: that of w/s cancels that of round
         inside = (ratio >= self.levels.low) & (ratio <= self.levels.high)
         slope = torch.where(inside, codes - ratio, codes.to(ratio.dtype))
-        of_step = (grad * slope).flatten(1).sum(-1) if scale.dim() else (grad * slope).sum()
+        per_scale = (grad * slope).flatten(1) if scale.dim() else (grad * slope).reshape(1, -1)
+        of_step = row_sums(per_scale).reshape(scale.shape)
         return grad * inside, of_step / (weight.numel() * self.levels.high) ** 0.5

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bitexp.quant.levels import TERNARY
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
+from bitexp.quant.sums import row_means
 
 
 @WEIGHTS.register("ternary_mean")
@@ -15,7 +16,7 @@ class TernaryMean(WeightQuantizer):
     levels = TERNARY
 
     def scale(self, rows: Tensor) -> Tensor:
-        return rows.abs().mean(-1, keepdim=True)
+        return row_means(rows.abs())
 
 
 @WEIGHTS.register("ternary_median")
