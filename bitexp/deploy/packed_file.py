@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bitexp.common.errors import UserError, is_of_the_machine
 from bitexp.common.files import write_atomic
 from bitexp.deploy.description import Description
+from bitexp.deploy.embeddings import decoded, embeddings_of, encoded
 from bitexp.deploy.frozen import FrozenLayer, Packing, blank_twin, put_twins
 from bitexp.deploy.packing import FORMAT_1, LAYOUTS
 from bitexp.kernels import Kernel, as_kernel
@@ -35,16 +36,24 @@ PARTS = {"format": int, "body": list, "layers": dict, "description": dict, "crc3
 
 
 def save_packed(
-    path: Path | str, model: nn.Module, description: Description, body: list[str] | None = None
+    path: Path | str,
+    model: nn.Module,
+    description: Description,
+    body: list[str] | None = None,
+    embeddings: str = "float",
 ) -> None:
     """Writes a frozen model, floats in fp32.
 
     Args:
         body: the layers that count as quantized, though their weights may be floats; None: the frozen ones.
+        embeddings: `int8` stores embeddings and linear layers outside of the body as codes, for weights that
+            `bitexp.deploy.embeddings.round_embeddings` has left.
     """
     layers = {n: layer_json(m) for n, m in model.named_modules() if isinstance(m, FrozenLayer)}
     state, owners = model.state_dict(), owner_names(model)
     tensors = {name: portable(state[name]) for name in sorted(set(owners.values()))}
+    if embeddings == "int8":
+        tensors = encoded(tensors, embeddings_of(model, layers if body is None else body))
     header = {
         "format": FORMAT,
         "body": sorted(layers) if body is None else body,
@@ -99,6 +108,7 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
     """The same from what was read already; `path` is for errors."""
     header, tensors = file
     try:
+        tensors = decoded(tensors)
         description = Description.of(header["description"])
         model = description.build().float()
         freeze_blank(model, header["layers"], header["format"], kernel)
