@@ -95,7 +95,7 @@ CASES = {
     "name=../x": ["name=../x should be letters, digits"],
     "packing=pack1": ["packing.layout=pack1: the 3 codes -1..1 do not fit", "packing.layout=auto"],
     "packing.layout=pack1": ["packing.layout=pack1: the 3 codes -1..1 do not fit", "packing.layout=auto"],
-    "packing=pack6": ["packing.layout=pack6 should be 'auto', 'pack1'"],
+    "packing=pack6": ["packing=pack6 should be 'auto', 'pack1'"],
     "packing.embeddings=int4": ["packing.embeddings=int4 should be 'float' or 'int8'"],
     "quantizer.lambda_schedule.name=cosine": ["should be 'constant', 'linear', 'sigmoid' or 'step'"],
     "quantizer.lambda_schedule=linear": ["quantizer.lambda_schedule=linear should be a section of keys"],
