@@ -159,9 +159,11 @@ def test_a_command_runs(
         assert "needs a GPU" in ended.err
         return
     if word == "bench":
-        small = {"layers": ["--shapes", "64x256"], "models": ["--models", "vit"]}.get(
-            words[0] if words else ""
-        )
+        small = {
+            "layers": ["--shapes", "64x256"],
+            "models": ["--models", "vit"],
+            "decode": ["--models", "decoder", "--quantizer", "ternary_mean", "--tokens", "4"],
+        }.get(words[0] if words else "")
         ended = command("bench", *words, "--rounds", "1", *(small or ["--batch", "2"]))
     elif word == "generate":
         shutil.copytree(made("+experiment=lm_ternary", "model.depth=1"), outputs)

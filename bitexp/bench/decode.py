@@ -32,6 +32,7 @@ from bitexp.deploy.compiled import CompiledDecoder
 from bitexp.deploy.frozen import freeze
 from bitexp.deploy.tape import CannotCompileError
 from bitexp.kernels.cpu import memory
+from bitexp.kernels.cpu.jit import missing
 from bitexp.models.decoder import Decoder
 from bitexp.models.generation import Sampling, Writer, generate_together
 
@@ -58,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measures, prints a table per model, and writes the files where asked to."""
     torch.set_num_threads(1)
+    if reason := missing():
+        raise UserError(f"nothing can be compiled here: {reason}")
     if options.tokens >= options.context:
         raise UserError(f"--tokens={options.tokens} must be below --context={options.context}")
     report.line(f"one thread, CPU time, median of {options.rounds} rounds, torch {torch.__version__}")

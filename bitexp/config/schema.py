@@ -17,6 +17,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
+    model_validator,
 )  # fmt: skip
 
 from bitexp.common.errors import UserError
@@ -210,12 +211,32 @@ class Kernel(Section):
     name: str
 
 
+class Packing(Section):
+    """How weights lie in the packed file. A word alone is the layout, as it was until 2026-12.
+
+    With embeddings as floats it is written as that word, so that runs keep their ids.
+    """
+
+    layout: Literal["auto", "pack1", "pack5", "pack2", "pack3", "pack4", "pack8"]
+    embeddings: Literal["float", "int8"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_word(cls, value: Any) -> Any:
+        return {"layout": value, "embeddings": "float"} if isinstance(value, str) else value
+
+    @model_serializer(mode="plain")
+    def as_before(self) -> Any:
+        word = self.embeddings == "float"
+        return self.layout if word else {"layout": self.layout, "embeddings": self.embeddings}
+
+
 class Settings(Section):
     """The whole config of one run."""
 
     name: Label
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    packing: Literal["auto", "pack1", "pack5", "pack2", "pack3", "pack4", "pack8"]
+    packing: Packing
     tuned: bool
     rerun: bool | Literal["older"]
     task: Named

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bitexp.common.errors import UserError, is_of_the_machine
 from bitexp.common.files import open_regular, write_atomic
 from bitexp.deploy.description import Description
+from bitexp.deploy.embeddings import decoded, embeddings_of, encoded
 from bitexp.deploy.frozen import FrozenLayer, Packing, become_frozen, blank_twin
 from bitexp.deploy.packed_checks import (
     TENSORS_AT_LEAST,
@@ -46,12 +47,18 @@ PARTS = {"format": int, "body": list, "layers": dict, "description": dict, "crc3
 
 
 def save_packed(
-    path: Path | str, model: nn.Module, description: Description, body: list[str] | None = None
+    path: Path | str,
+    model: nn.Module,
+    description: Description,
+    body: list[str] | None = None,
+    embeddings: str = "float",
 ) -> None:
     """Writes a frozen model, floats in fp32.
 
     Args:
         body: the layers that count as quantized, though their weights may be floats; None: the frozen ones.
+        embeddings: `int8` stores embeddings and linear layers outside of the body as codes, for weights that
+            `bitexp.deploy.embeddings.round_embeddings` has left.
     """
     layers = {
         name: layer_json(layer.spec, layer.packing)
@@ -60,6 +67,8 @@ def save_packed(
     }
     state, owners = model.state_dict(), owner_names(model)
     tensors = {name: portable(state[name]) for name in sorted(set(owners.values()))}
+    if embeddings == "int8":
+        tensors = encoded(tensors, embeddings_of(model, layers if body is None else body))
     header = {
         "format": FORMAT,
         "body": sorted(layers) if body is None else body,
@@ -115,8 +124,9 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
     """The same from what was read already; `path` is for errors."""
     header, tensors = file
     try:
+        tensors = decoded(tensors)
         description = Description.of(header["description"])
-        check_fits(description, file)
+        check_fits(description, header, tensors)
         model = description.build().float()
         freeze_blank(model, header["layers"], kernel)
         owners = owner_names(model)
@@ -135,13 +145,12 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
     return model.eval(), description.preprocessing
 
 
-def check_fits(description: Description, file: PackedFile) -> None:
+def check_fits(description: Description, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Builds the model without memory, and compares its layers and sizes with those of the file.
 
     Raises:
         ValueError: they are others.
     """
-    header, tensors = file
     number, described = header["format"], header["layers"]
     with torch.device("meta"), Limited(TENSORS_AT_LEAST + TENSORS_FOR_EACH * len(tensors)):
         model = description.build()

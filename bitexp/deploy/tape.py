@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bitexp.deploy.embeddings import held_codes
 from bitexp.deploy.frozen import FrozenLayer
 from bitexp.kernels.cpu import Packed
 from bitexp.models.decoder import Decoder, rotation
@@ -99,8 +100,11 @@ class Recorder:
         else:
             floats = self.checked(layer, nn.Linear)
         out = self.slot(x.rows, len(floats.weight))
-        addresses = {"weight": self.tensor(floats.weight), "bias": self.tensor(floats.bias)}
-        self.bytes += floats.weight.nbytes
+        weight, scale = held_codes(floats.weight.detach()) or (floats.weight, None)
+        kind = torch.float32 if scale is None else torch.int8
+        addresses = {"weight": self.tensor(weight, kind), "scale": self.tensor(scale)}
+        addresses["bias"] = self.tensor(floats.bias)
+        self.bytes += weight.nbytes
         return self.step("dense", out, x.rows, x=x, inputs=x.features, outputs=out.features, **addresses)
 
     def frozen(self, layer: FrozenLayer, x: Slot) -> Slot:

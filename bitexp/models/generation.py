@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from bitexp.models.decoder import Cache
 
+FEW = 256
+"""How many of the likeliest tokens are looked at first for a nucleus."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -52,20 +55,40 @@ class Sampling:
         shares = logits.softmax(-1)
         if self.top_p is None:
             return shares
-        ordered, order = shares.sort(descending=True, stable=True)
+        ordered, order = self.likely(shares, self.top_p)
         before = ordered.cumsum(-1) - ordered  # of the more likely ones: the first is always kept
         kept = ordered.masked_fill(before >= self.top_p, 0.0)
         return torch.zeros_like(shares).scatter(-1, order, kept / kept.sum())
+
+    @staticmethod
+    def likely(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+        """The largest shares in order and their places: all of them, or a few that have more than `top_p`."""
+        if len(shares) > 4 * FEW:  # sorting thousands takes longer than a token
+            places = (shares >= shares.topk(FEW).values[-1]).nonzero()[:, 0]
+            few = shares[places]
+            if float(few.sum()) > top_p + 1e-4:
+                ordered, order = few.sort(descending=True, stable=True)
+                return ordered, places[order]
+        return shares.sort(descending=True, stable=True)
 
     def draws(self, device: torch.device) -> torch.Generator:
         """The generator that all draws of one text come from."""
         return torch.Generator(device).manual_seed(self.seed)
 
     def choose(self, logits: Tensor, draws: torch.Generator) -> int:
-        """The next token's id from its logits `[vocabulary]`."""
+        """The next token's id from its logits `[vocabulary]`.
+
+        Raises:
+            ValueError: the logits are no numbers.
+        """
         if self.temperature == 0:
             return int(logits.argmax())
-        return int(torch.multinomial(self.probabilities(logits), 1, generator=draws))
+        sums = self.probabilities(logits).cumsum(-1, dtype=torch.float64)
+        total = float(sums[-1])
+        if not total > 0:
+            raise ValueError("the model gives logits that are no numbers, so no token can be drawn")
+        drawn = torch.rand((), generator=draws, dtype=torch.float64, device=draws.device) * total
+        return min(int(torch.searchsorted(sums, drawn, right=True)), len(sums) - 1)
 
 
 AHEAD = 8

@@ -126,11 +126,12 @@ def check_packing(settings: Settings, quantizer: Quantizer) -> None:
     for options in quantizer.variants():
         if options.levels is None:
             continue
+        layout = settings.packing.layout
         try:
-            choose_layout(settings.packing, options.levels)
+            choose_layout(layout, options.levels)
         except ValueError as error:
             raise UserError(
-                f"packing={settings.packing}: {error}; packing=auto takes the densest that holds them"
+                f"packing.layout={layout}: {error}; packing.layout=auto takes the densest that holds them"
             ) from error
 
 

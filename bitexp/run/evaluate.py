@@ -10,6 +10,7 @@ import torch
 from bitexp.common.errors import Damaged
 from bitexp.common.files import write_atomic
 from bitexp.deploy.cost import costs
+from bitexp.deploy.embeddings import round_embeddings
 from bitexp.deploy.frozen import freeze
 from bitexp.deploy.packed_file import read_packed, save_packed, sizes, unpack
 from bitexp.kernels.reference import Reference
@@ -46,14 +47,17 @@ def evaluate(attempt: Attempt) -> dict[str, float]:
         same batches its metrics equal `test/*` exactly.
     """
     parts, path = attempt.parts, attempt.folder.packed
+    packing, body = attempt.settings.packing, parts.conversion.body
+    if packing.embeddings == "int8":
+        round_embeddings(parts.model, body)
     metrics = test(attempt, parts.task)
     for name, table in parts.task.test_tables().items():
         rows = "".join(",".join(map(str, row)) + "\n" for row in table)
         write_atomic(attempt.folder.path / f"{name}.csv", rows.encode())
 
     frozen = copy.deepcopy(parts.model).cpu().eval()
-    freeze(frozen, attempt.settings.packing, Reference())
-    save_packed(path, frozen, attempt.description, parts.conversion.body)
+    freeze(frozen, packing.layout, Reference())
+    save_packed(path, frozen, attempt.description, body, packing.embeddings)
 
     file = read_packed(path)
     model, _ = unpack(path, file, parts.kernel)

@@ -43,7 +43,7 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
     if not layers:
         norm = f", with the inner {norms} norm" if norms else ""
         return f"{name}: 32 bits per weight{norm}; body {size(full)}"
-    packings = {layer: choose_layout(settings.packing, layer.spec.levels) for layer in layers.values()}
+    packings = {layer: choose_layout(settings.packing.layout, layer.spec.levels) for layer in layers.values()}
     weights = sum(layer.weight.numel() for layer in layers.values())
     packed = full - 4 * weights  # layers that a rule leaves in full precision
     packed += sum(packed_bytes(layer, LAYOUTS[layout]) for layer, layout in packings.items())

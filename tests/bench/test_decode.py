@@ -60,6 +60,13 @@ def test_what_cannot_be_measured_is_refused(bench: Program, words: tuple[object,
     assert message in ended.err
 
 
+def test_without_numba_there_is_nothing_to_measure(bench: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitexp.bench.decode.missing", lambda: "numba is not installed: pip install it")
+    ended = bench("--rounds", 1)
+    assert ended.code == 2
+    assert "nothing can be compiled here: numba is not installed" in ended.err
+
+
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("xllamacpp", "gguf")),
     reason="xllamacpp or gguf is not installed",

@@ -91,6 +91,24 @@ def test_draws_have_their_probabilities() -> None:
     assert torch.allclose(counts / 3000, sampling.probabilities(logits), atol=0.03)  # three deviations
 
 
+@pytest.mark.parametrize("spread", [0.01, 1.0, 6.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.999, 1.0])
+def test_a_nucleus_of_a_large_vocabulary_is_that_of_all_sorted(spread: float, top_p: float) -> None:
+    """Whether a few of the likeliest tokens hold it or not, and with equal ones among them."""
+    logits = torch.randn(3000, generator=torch.Generator().manual_seed(0)).mul(8).round() / 8 * spread
+    ours = Sampling(1.0, top_p=top_p).probabilities(logits)
+    ordered, order = logits.softmax(-1).sort(descending=True, stable=True)
+    kept = ordered.cumsum(-1) - ordered < top_p
+    assert torch.equal((ours > 0).nonzero()[:, 0], order[kept].sort().values)
+    assert torch.allclose(ours[order[kept]], ordered[kept] / ordered[kept].sum(), rtol=1e-4)
+
+
+def test_no_token_is_drawn_from_what_is_no_number() -> None:
+    sampling = Sampling(1.0)
+    with pytest.raises(ValueError, match="logits that are no numbers"):
+        sampling.choose(torch.tensor([0.0, math.nan]), sampling.draws(torch.device("cpu")))
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -53,6 +53,8 @@ VARIANTS = {
     "bf16 mixed": ["trainer.precision=bf16-mixed", "model=vit", "model.depth=1"],
     "averaged": ["callbacks.ema_decay=0.5"],
     "channel": ["quantizer.weights.granularity=channel", "packing=pack2"],
+    "int8 embeddings": ["packing.embeddings=int8", "model=vit", "model.depth=1"],
+    "int8 embeddings without quantizer": ["packing.embeddings=int8", "quantizer=full"],
     "groups": [
         "quantizer.weights.granularity=group",
         "quantizer.weights.group_size=16",

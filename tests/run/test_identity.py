@@ -53,6 +53,15 @@ SAME = [
 ]
 
 
+def test_a_packing_is_a_word_as_before_unless_embeddings_are_packed_too() -> None:
+    assert settings_of().model_dump(mode="json")["packing"] == "auto"
+    assert id_of("packing=pack2") == id_of("packing.layout=pack2") != id_of()
+    assert id_of("packing=auto") == id_of("packing={layout: auto, embeddings: float}") == id_of()
+    packed = settings_of("packing.embeddings=int8")
+    assert id_of("packing.embeddings=int8") != id_of()
+    assert read_settings(packed.model_dump(mode="json")) == packed
+
+
 @pytest.mark.parametrize(("one", "other"), SAME, ids=str)
 def test_two_spellings_of_one_quantizer_are_one_run(one: list[str], other: list[str]) -> None:
     assert id_of(*one) == id_of(*other)

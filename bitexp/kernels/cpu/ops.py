@@ -163,6 +163,24 @@ def dense(x: Array, weight: Array, bias: Array, out: Array) -> None:
             out[r, n] = dot(x[r], weight[n]) + added
 
 
+@summed
+def dot_int8(x: Array, codes: Array) -> Any:
+    """The same with int8 codes."""
+    out = F32(0)
+    for j in range(x.size):
+        out += x[j] * F32(codes[j])
+    return out
+
+
+@part
+def dense_int8(x: Array, codes: Array, scale: Array, bias: Array, out: Array) -> None:
+    """`dense` with weights that are codes times a scale per output."""
+    for n in range(codes.shape[0]):
+        added = bias[n] if bias.size else F32(0)
+        for r in range(x.shape[0]):
+            out[r, n] = dot_int8(x[r], codes[n]) * scale[n] + added
+
+
 @part
 def rotated(x: Array, cos: Array, sin: Array, out: Array) -> None:
     """A head turned by its position: pairs are (i, i + size / 2)."""

@@ -176,8 +176,12 @@ def play(steps, rows, ids, positions, caches, scratch):  # type: ignore[no-untyp
             attend(step, m, positions, caches, scratch)
         elif operation == DENSE:
             bias = floats(step.bias, outputs if step.bias else 0)
-            weight = matrix(step.weight, outputs, inputs)
-            ops.dense(matrix(step.x, m, inputs), weight, bias, matrix(step.out, m, outputs))
+            x, out = matrix(step.x, m, inputs), matrix(step.out, m, outputs)
+            if step.scale:
+                codes = carray(pointer(step.weight), (outputs, inputs), np.int8)
+                ops.dense_int8(x, codes, floats(step.scale, outputs), bias, out)
+            else:
+                ops.dense(x, matrix(step.weight, outputs, inputs), bias, out)
         elif operation == EMBED:
             embed(step, ids, m)
         elif operation == ATTEND_ALL:
