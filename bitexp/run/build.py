@@ -157,7 +157,7 @@ def convert(model: nn.Module, quantizer: Quantizer, settings: Settings, example:
     chosen = settings.quantizer
     try:
         conversion = quantize(model, quantizer, chosen.include, chosen.exclude, example)
-        rehearse(model, lambda model: model(example), settings.packing)
+        rehearse(model, lambda model: model(example), settings.packing.layout)
     except RuntimeError as error:
         raise UserError(f"the model cannot take a batch of {list(example.shape)}: {error}") from error
     return conversion
