@@ -27,6 +27,7 @@ UNIMPORTANT = (
     "data.data_dir", "data.download", "data.workers",
     "trainer.log_every",
     "callbacks.progress", "callbacks.checkpoint.every_steps", "callbacks.checkpoint.every_minutes",
+    "callbacks.checkpoint.requeue",
 )  # fmt: skip
 """The keys that cannot change a result, and so are no part of a run's identity."""
 
@@ -45,6 +46,12 @@ def validation_of(metric: str) -> str:
 
 class Busy(UserError):
     """Another process is running this very run."""
+
+
+class Taken(UserError):
+    """The lock of a run that is under way is no longer this process's: another may write its files by now."""
+
+    kind = "taken"
 
 
 def outputs() -> Path:
@@ -76,6 +83,7 @@ class RunFolder:
         self.packed = path / "packed.safetensors"
         self.model = path / "model.json"
         self._lock = FileLock(path.parent / ".locks" / f"{path.name}.lock")
+        self._held: tuple[int, int] | None = None
 
     @staticmethod
     def of(settings: Settings, data_fingerprint: str) -> RunFolder:
@@ -92,6 +100,7 @@ class RunFolder:
         owner_file = Path(self._lock.lock_file).with_suffix(".json")
         try:
             self._lock.acquire(timeout=-1 if wait else 0)
+            self._held = file_identity(self._lock.lock_file)
             write_json(owner_file, {"pid": os.getpid(), "host": socket.gethostname()})
         except Timeout:
             owner = "another process"
@@ -99,8 +108,17 @@ class RunFolder:
                 owner = f"process {holder.get('pid')} on {holder.get('host')}"
             raise Busy(f"{self.path} is already being run by {owner}; this process leaves it alone") from None
 
+    def check_lock(self) -> None:
+        """Raises `Taken` where the lock that was acquired is there no more, or is another file."""
+        if self._held is not None and file_identity(self._lock.lock_file) != self._held:
+            raise Taken(
+                f"the lock of {self.path} was removed while this process wrote there, so that another may do "
+                "the same: this one ends and writes no more. The same command continues the run"
+            )
+
     def release(self) -> None:
         """Gives the lock back."""
+        self._held = None
         self._lock.release()
 
     def result(self) -> dict[str, Any] | None:
@@ -139,8 +157,18 @@ class RunFolder:
         write_json(self.path / "provenance.json", {"attempts": attempts})
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes the verdict. A run without one was killed."""
+        """Writes the verdict. A run without one was killed. Raises `Taken`."""
+        self.check_lock()
         write_json(self.path / "result.json", result)
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file, which no other has while this one is open; None where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def is_over(result: Mapping[str, Any] | None) -> bool:
