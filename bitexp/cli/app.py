@@ -47,10 +47,11 @@ def register_plugins() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, path), str(PACKAGE.parent), PLUGINS])
     if PLUGINS not in sys.path:
         sys.path.append(PLUGINS)
+    from hydra_plugins.bitexp.grid_sweeper import GridSweeper
     from hydra_plugins.bitexp.launcher import ProcessLauncher
     from hydra_plugins.bitexp.sweeper import OptunaSweeper
 
-    for plugin in (PluginConfigs, OptunaSweeper, ProcessLauncher):
+    for plugin in (PluginConfigs, GridSweeper, OptunaSweeper, ProcessLauncher):
         Plugins.instance().register(plugin)
 
 
