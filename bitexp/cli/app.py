@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
@@ -53,6 +54,9 @@ def register_plugins() -> None:
 
     for plugin in (PluginConfigs, GridSweeper, OptunaSweeper, ProcessLauncher):
         Plugins.instance().register(plugin)
+    # in the place of Hydra's own, which is what there is without any `hydra/sweeper=`
+    grid = {"_target_": f"{GridSweeper.__module__}.GridSweeper", "max_batch_size": None, "params": None}
+    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=grid, provider="bitexp")
 
 
 def with_errors_in_words(application: Callable[[], Any]) -> int:

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=grid`, where no other is chosen: all combinations of what is swept, but finished ones."""
+"""`hydra/sweeper=basic`, where no other is chosen: all combinations of what is swept, but finished ones."""
 
 from __future__ import annotations
 
