@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
@@ -49,11 +50,15 @@ def register_plugins() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, path), str(PACKAGE.parent), PLUGINS])
     if PLUGINS not in sys.path:
         sys.path.append(PLUGINS)
+    from hydra_plugins.bitexp.grid_sweeper import GridSweeper
     from hydra_plugins.bitexp.launcher import ProcessLauncher
     from hydra_plugins.bitexp.sweeper import OptunaSweeper
 
-    for plugin in (PluginConfigs, OptunaSweeper, ProcessLauncher):
+    for plugin in (PluginConfigs, GridSweeper, OptunaSweeper, ProcessLauncher):
         Plugins.instance().register(plugin)
+    # in the place of Hydra's own, which is what there is without any `hydra/sweeper=`
+    grid = {"_target_": f"{GridSweeper.__module__}.GridSweeper", "max_batch_size": None, "params": None}
+    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=grid, provider="bitexp")
 
 
 def with_errors_in_words(application: Callable[[], Any]) -> int:

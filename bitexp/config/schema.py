@@ -191,6 +191,7 @@ class Checkpoint(Section):
     mode: Literal["max", "min"] | None
     every_steps: Count | None
     every_minutes: Positive
+    requeue: bool = False
 
 
 class EarlyStopping(Section):

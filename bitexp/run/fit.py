@@ -53,7 +53,7 @@ class Fit:
         options, optimizer = settings.callbacks, settings.optimizer
         every = settings.trainer.log_every
         self.parts, self.report = parts, report
-        self.metrics = MetricsCsv(attempt.folder.metrics)
+        self.metrics = MetricsCsv(attempt.folder.metrics, attempt.folder.check_lock)
         self.throughput = Throughput(every)
         directions = parts.task.measures
         self.checkpoints = Checkpoints(

@@ -6,6 +6,7 @@ check -> build -> find the run's folder -> fit -> test -> freeze -> test the pac
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -30,10 +31,11 @@ from bitexp.run.fit import Fit
 from bitexp.run.messages import closing, code_remarks, header, setting_changes
 from bitexp.run.model_card import write_card
 from bitexp.run.named import named_classes
+from bitexp.run.slurm import requeue
 from bitexp.track.checkout import keep_uncommitted
 from bitexp.track.checkpoint_files import BEST, LAST, best_checkpoint, latest_checkpoint
 from bitexp.track.code import code_of, packages_of
-from bitexp.track.folder import RunFolder, unfinished_runs
+from bitexp.track.folder import RunFolder, Taken, unfinished_runs
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.tracking import tracking
 from bitexp.train.guards import Signals
@@ -116,6 +118,8 @@ def run(
             report.keep(folder.path / "train.log")
             header(attempt, checkpoint, remarks)
             result = make(attempt, checkpoint, pruner)
+            if settings.callbacks.checkpoint.requeue and result.get("signal") == signal.SIGUSR1:
+                requeue(report)
         return Outcome(folder.path, result)
     finally:
         report.close()
@@ -169,6 +173,8 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
         result |= {"status": "pruned", "reason": str(reason)}
     except Diverged as reason:
         result |= {"kind": "diverged", "reason": str(reason)}
+    except Taken:
+        raise
     except UserError as problem:
         folder.finish({**result, "kind": problem.kind, "reason": str(problem)})
         raise

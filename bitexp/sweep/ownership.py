@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,19 +53,38 @@ def myself() -> str:
     return json.dumps({"machine": machine(), "pid": os.getpid(), "began": began(os.getpid())})
 
 
-def gone(attributes: Mapping[str, Any], lost_after: float) -> bool:
+class Silences:
+    """For how long the owners of trials have given no sign of life, as far as this process has looked.
+
+    A sign is a value that has changed since the last look: what two machines' clocks say is never compared.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._heard: dict[int, tuple[Any, float]] = {}
+
+    def __call__(self, number: int, sign: Any) -> float:
+        """Seconds since the sign of a trial changed, or since the first look at it."""
+        now = self._clock()
+        last, since = self._heard.setdefault(number, (sign, now))
+        if last != sign:
+            self._heard[number], since = (sign, now), now
+        return now - since
+
+
+def gone(attributes: Mapping[str, Any], silence: float, lost_after: float) -> bool:
     """Whether the owner of a running trial works no more: its process has ended, or it is long unheard of.
 
     Args:
-        attributes: the user attributes of the trial; lost_after: seconds without a sign of life after
-            which a process of another machine counts as dead.
+        attributes: the user attributes of the trial; silence: seconds without a sign of life;
+        lost_after: how many of them there are until a process of another machine counts as dead.
     """
     if not (owner := attributes.get(OWNER)):
         return True
     value = json.loads(owner)
     if value["machine"] == machine():
         return began(value["pid"]) != value["began"]
-    return time.time() - attributes.get(SEEN, 0.0) > lost_after
+    return silence > lost_after
 
 
 def host(attributes: Mapping[str, Any]) -> str:

@@ -29,14 +29,14 @@ from bitexp.common.errors import UserError
 from bitexp.common.secrets import redacted
 from bitexp.sweep import optuna_private
 from bitexp.sweep.definition import Definition, Limits
-from bitexp.sweep.ownership import OWNER, SEEN, gone, host, myself
+from bitexp.sweep.ownership import OWNER, SEEN, Silences, gone, host, myself
 from bitexp.sweep.samplers import RETRY_OF, PerCell, build_pruner, cells
 from bitexp.sweep.storage import Store
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 DEFINITION = "definition"
-RETRIED = ("crash", "out_of_memory", "disk_full", "timeout", "died")
+RETRIED = ("crash", "out_of_memory", "disk_full", "timeout", "died", "taken")
 """Kinds of failure that may go well another time; a diverged trial is an answer, a wrong config a mistake."""
 
 
@@ -78,6 +78,7 @@ class Study:
         self.failures = 0
         self._claimed: set[int] = set()
         self._me = myself()
+        self.silences = Silences()
         self.retried = store.patiently(self._open)
         self._beat = threading.Event()
         self._heart = threading.Thread(target=self._heartbeat, daemon=True)
@@ -145,7 +146,8 @@ class Study:
     def _abandoned(self, trial: FrozenTrial) -> bool:
         if trial.user_attrs.get(OWNER) == self._me:
             return trial.number not in self._claimed
-        return gone(trial.user_attrs, self.limits.lost_after)
+        silence = self.silences(trial.number, [trial.user_attrs.get(key) for key in (OWNER, SEEN)])
+        return gone(trial.user_attrs, silence, self.limits.lost_after)
 
     def waiting(self) -> list[FrozenTrial]:
         """Trials that other processes are working on, which may yet be left behind."""

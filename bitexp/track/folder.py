@@ -27,6 +27,7 @@ UNIMPORTANT = (
     "data.data_dir", "data.download", "data.workers",
     "trainer.log_every",
     "callbacks.progress", "callbacks.checkpoint.every_steps", "callbacks.checkpoint.every_minutes",
+    "callbacks.checkpoint.requeue",
 )  # fmt: skip
 """The keys that cannot change a result, and so are no part of a run's identity."""
 
@@ -69,6 +70,12 @@ class Busy(UserError):
     """Another process is running this very run."""
 
 
+class Taken(UserError):
+    """The lock of a run that is under way is no longer this process's: another may write its files by now."""
+
+    kind = "taken"
+
+
 def outputs() -> Path:
     """Where runs live: `outputs` in the current folder, or where BITEXP_OUTPUTS says."""
     return Path(os.environ.get("BITEXP_OUTPUTS") or "outputs").absolute()
@@ -102,6 +109,7 @@ class RunFolder:
         self.packed = path / "packed.safetensors"
         self.model = path / "model.json"
         self._lock = FileLock(path.parent / ".locks" / f"{path.name}.lock")
+        self._held: tuple[int, int] | None = None
 
     @staticmethod
     def of(settings: Settings, data_fingerprint: str, code: Mapping[str, str] | None = None) -> RunFolder:
@@ -118,6 +126,7 @@ class RunFolder:
         try:
             owner_file.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=-1 if wait else 0)
+            self._held = file_identity(self._lock.lock_file)
             write_json(owner_file, {"pid": os.getpid(), "host": socket.gethostname()})
         except Timeout:
             owner = "another process"
@@ -132,8 +141,17 @@ class RunFolder:
                 "BITEXP_OUTPUTS names another folder for runs"
             ) from error
 
+    def check_lock(self) -> None:
+        """Raises `Taken` where the lock that was acquired is there no more, or is another file."""
+        if self._held is not None and file_identity(self._lock.lock_file) != self._held:
+            raise Taken(
+                f"the lock of {self.path} was removed while this process wrote there, so that another may do "
+                "the same: this one ends and writes no more. The same command continues the run"
+            )
+
     def release(self) -> None:
         """Gives the lock back."""
+        self._held = None
         self._lock.release()
 
     def result(self) -> dict[str, Any] | None:
@@ -176,7 +194,12 @@ class RunFolder:
         write_json(self.path / "provenance.json", {"attempts": attempts})
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Writes the verdict, for a finished run with the checksums of its files. One without was killed."""
+        """Writes the verdict, for a finished run with the checksums of its files. One without was killed.
+
+        Raises:
+            Taken: see `check_lock`.
+        """
+        self.check_lock()
         if result["status"] == "finished":
             files = [self.path / name for name in KEPT] + sorted(self.path.glob("*.csv"))
             result["files"] = {path.name: checksum(path) for path in dict.fromkeys(files) if path.is_file()}
@@ -233,6 +256,15 @@ def flaw(result: Any) -> str | None:
 def is_number(value: Any) -> bool:
     """Whether a value of a file is a number that a run can have measured."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Device and inode of a file, which no other has while this one is open; None where there is none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def is_over(result: Mapping[str, Any] | None) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ class MetricsCsv(pl.loggers.Logger):
     """Lightning logger that appends to a CSV file which a resumed run continues as if nothing had happened.
 
     A checkpoint keeps what the file held (`content`), and `restore` puts that back.
+
+    Args:
+        check: called before each write; raises where the file is another's by now.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
         super().__init__()
-        self.path = path
+        self.path, self._check = path, check
         self._lines: list[str] = []
 
     @property
@@ -52,7 +55,8 @@ class MetricsCsv(pl.loggers.Logger):
 
     @rank_zero_only
     def flush(self) -> None:
-        """Writes what is pending through to the disk."""
+        """Writes what is pending through to the disk; with it begins every checkpoint."""
+        self._check()
         with open_for_appending(self.path) as file:
             header = HEADER if file.seek(0, os.SEEK_END) == 0 else ""
             file.write("".join([header, *self._lines]).encode())

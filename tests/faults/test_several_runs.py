@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+from bitexp.track.checkpoint_files import step_of
 from tests.support.configs import SMALL
-from tests.support.faults import Undisturbed, arrange, assert_same
+from tests.support.faults import EVERY_STEP, Undisturbed, arrange, assert_same
 from tests.support.processes import Command, Start
 from tests.support.training import Train
 
@@ -73,3 +75,22 @@ def test_of_two_processes_with_the_same_run_one_leaves(
     again = train()
     assert not again.trained
     assert_same(again.folder, undisturbed("plain"))
+
+
+def test_a_run_whose_lock_was_removed_writes_no_more(
+    command: Command, outputs: Path, undisturbed: Undisturbed, train: Train
+) -> None:
+    """Whoever comes next may write there, and does it alone."""
+
+    def remove() -> None:
+        (locks,) = outputs.glob("*/.locks")
+        shutil.rmtree(locks)
+
+    ended = command(*SMALL, EVERY_STEP, first=lambda: arrange("on_train_batch_start", 4, remove))
+    assert ended.code == 1
+    assert "was removed while this process wrote there" in ended.err
+    assert "Traceback" not in ended.err
+    assert not list(outputs.glob("*/*/result.json"))
+    (kept,) = outputs.glob("*/*/checkpoints/last.ckpt")
+    assert step_of(kept) == 3
+    assert_same(train(*SMALL).folder, undisturbed("plain"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -44,6 +45,32 @@ def test_a_foreign_checkpoint_in_the_current_folder_is_not_read(around: Path, tr
     outcome = train("quantizer=full")
     assert outcome.status == "finished"
     assert (outcome.folder / "packed.safetensors").read_bytes() == around.read_bytes()
+
+
+@pytest.mark.parametrize("answer", ["exit 0", "echo 'Invalid job id' >&2; exit 1"])
+def test_slurm_is_asked_to_go_on(
+    answer: str, command: Any, tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $* > {tmp_path}/asked\n{answer}\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    words = (*SMALL, "quantizer=full", "callbacks.checkpoint.requeue=true")
+    ended = command(*words, first=at("on_train_batch_start", 3, signal.SIGUSR1))
+    assert ended.code == 128 + signal.SIGUSR1, ended.err
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert ("asked to start job 77 again, which" in ended.out) == (answer == "exit 0")
+    assert ("again: Invalid job id" in ended.out) == (answer != "exit 0")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    command(*words, first=at("on_train_batch_start", 1, signal.SIGUSR1))
+    assert (tmp_path / "asked").read_text() == "requeue 70_3\n"
+    (tmp_path / "asked").unlink()
+    ended = command(*words)
+    assert ended.code == 0, ended.err
+    assert not (tmp_path / "asked").exists()
 
 
 def test_nor_when_slurm_warns_of_its_time_limit(around: Path, command: Any, train: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bitexp.common.errors import UserError
-from bitexp.sweep.ownership import OWNER, SEEN, began, gone, machine, myself
+from bitexp.sweep.ownership import OWNER, SEEN, Silences, began, gone, machine, myself
 from bitexp.sweep.study import ClaimedTrial, TrialResult
 from tests.support.studies import Recorder, failed, finished
 
@@ -132,23 +132,28 @@ def test_the_one_who_waits_takes_over_when_the_other_dies(
     assert trials[0].user_attrs["begun"] == 2
 
 
-def elsewhere(study: Any, number: int, seconds_ago: float) -> None:
-    """Makes a trial one of another machine."""
+def elsewhere(study: Any, number: int, clock: float) -> None:
+    """Makes a trial one of another machine, which gives a sign of life by its own clock."""
     owner = {"machine": "elsewhere/0/pid", "pid": os.getpid(), "began": began(os.getpid())}
     trial_id = study.trials()[number]._trial_id
     study.study._storage.set_trial_user_attr(trial_id, OWNER, json.dumps(owner))
-    study.study._storage.set_trial_user_attr(trial_id, SEEN, time.time() - seconds_ago)
+    study.study._storage.set_trial_user_attr(trial_id, SEEN, clock)
 
 
 def test_a_trial_of_another_machine_is_taken_over_when_it_was_silent_for_long(
     opened: Any, journal: Path
 ) -> None:
     there, here = (opened(journal, 1, lost_after=100.0, heartbeat=1000.0) for _ in range(2))
+    passed = 0.0
+    here.silences = Silences(lambda: passed)
     trial = there.next()
-    elsewhere(there, 0, seconds_ago=50)
-    assert here.next() is None
+    for clock in (time.time() - 1e6, time.time() + 1e6):
+        elsewhere(there, 0, clock)
+        assert here.next() is None
+        passed += 99.0
+        assert here.next() is None
     assert [other.number for other in here.waiting()] == [0]
-    elsewhere(there, 0, seconds_ago=150)
+    passed += 2.0
     taken = here.next()
     assert taken is not None
     assert (taken.number, taken.begun, taken.params) == (0, 2, trial.params)
@@ -207,15 +212,22 @@ def test_what_is_left_behind_in_order_may_be_taken_at_once(
 def test_who_is_gone() -> None:
     me = json.loads(myself())
     assert me["pid"] == os.getpid()
-    assert not gone({OWNER: json.dumps(me)}, 1.0)
-    assert gone({OWNER: json.dumps({**me, "began": "1"})}, 1e9)  # the process id was given to another
-    assert gone({OWNER: json.dumps({**me, "pid": 2**22 + 1})}, 1e9)
-    assert gone({OWNER: ""}, 1e9)
-    assert gone({}, 1e9)
+    assert not gone({OWNER: json.dumps(me)}, 1e9, 1.0)
+    assert gone({OWNER: json.dumps({**me, "began": "1"})}, 0.0, 1e9)  # the process id was given to another
+    assert gone({OWNER: json.dumps({**me, "pid": 2**22 + 1})}, 0.0, 1e9)
+    assert gone({OWNER: ""}, 0.0, 1e9)
+    assert gone({}, 0.0, 1e9)
     other = {OWNER: json.dumps({**me, "machine": "other/boot/pid"})}
-    assert gone(other, 1e3)
-    assert gone({**other, SEEN: time.time() - 11}, 10)
-    assert not gone({**other, SEEN: time.time() - 9}, 10)
+    assert gone(other, 11.0, 10.0)
+    assert not gone(other, 9.0, 10.0)
+
+
+def test_a_sign_of_life_is_a_change() -> None:
+    clock = iter([0.0, 5.0, 7.0, 8.0, 20.0])
+    silences = Silences(lambda: next(clock))
+    assert [silences(0, sign) for sign in (9, 9, 3)] == [0.0, 5.0, 0.0]
+    assert silences(1, 3) == 0.0
+    assert silences(0, 3) == 13.0
 
 
 def test_a_dead_process_that_nobody_has_waited_for_is_gone(until: Any) -> None:

@@ -1,0 +1,169 @@
+"""Cells of a grid that are known to be finished, so that they are passed in milliseconds.
+
+To compose a config, to build its model and to fingerprint its data takes a tenth of a second, for a run that
+is there already. So `outputs/.cells.json` keeps which words led to which run. It counts as long as nothing
+has changed that the way from the words to the run depends on: the source of bitexp and its extensions, every
+YAML, the variables that YAML reads, and the data, whose fingerprint is taken once for each way to load them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from bitexp.common.errors import UserError
+from bitexp.common.files import read_json, write_atomic
+from bitexp.report.runs import read_config
+from bitexp.track.folder import RunFolder, outputs
+from bitexp.track.provenance import source_fingerprint
+
+VARIABLE = re.compile(r"oc\.env:\s*(\w+)")
+
+
+class FinishedCells:
+    """The cells that are known.
+
+    Args:
+        folders: where configs are; words: of the multirun, of which some are swept.
+    """
+
+    def __init__(self, folders: Iterable[Path], words: Sequence[str]) -> None:
+        self.context = context(folders, words)
+        self.file = outputs() / ".cells.json"
+        self.of_other_source = 0
+        """How many of those that were found were made by a different version of bitexp."""
+        self._fingerprints: dict[str, str | None] = {}
+
+    @cached_property
+    def cells(self) -> dict[str, Any]:
+        """By the key of its words, the run of each cell and its data."""
+        known = read_json(self.file)
+        if not isinstance(known, dict) or known.get("context") != self.context:
+            return {}
+        return dict(known["cells"])
+
+    def record(self, words: Sequence[str]) -> dict[str, Any] | None:
+        """What the job of a finished cell would record; None where it is not known to be finished."""
+        cell = self.cells.get(key(words))
+        if cell is None:
+            return None
+        folder = RunFolder(outputs() / cell["run"])
+        result = folder.result()
+        if result is None or result["status"] != "finished":
+            return None
+        if self._fingerprint(cell["data"], result["seed"]) != cell["fingerprint"]:
+            return None
+        self.of_other_source += result["source"] != source_fingerprint()
+        return {
+            "overrides": list(words),
+            "tuned": cell["tuned"],
+            "status": "finished",
+            "kind": result["kind"],
+            "reason": result["reason"],
+            "run": str(folder.path),
+            "trained": False,
+            "metrics": result["metrics"],
+            "headline": result["headline"],
+        }
+
+    def note(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Keeps the cells of jobs that have finished."""
+        new = {}
+        for record in records:
+            if record.get("status") == "finished" and (cell := cell_of(Path(record["run"]))) is not None:
+                new[key(record["overrides"])] = cell
+        if not new:
+            return
+        with FileLock(self.file.with_suffix(".lock")):
+            del self.cells  # others may have added theirs
+            text = json.dumps({"context": self.context, "cells": {**self.cells, **new}})
+            write_atomic(self.file, text.encode())
+        del self.cells
+
+    def _fingerprint(self, text: str, seed: int) -> str | None:
+        """That of the data as they are now; None where they cannot be read."""
+        if text not in self._fingerprints:
+            from bitexp.data import DATA
+
+            options = json.loads(text)
+            try:
+                data = DATA.get(options.pop("name"))(seed=seed, **options)
+                self._fingerprints[text] = data.fingerprint()
+            except (UserError, OSError, TypeError, ValueError):
+                self._fingerprints[text] = None
+        return self._fingerprints[text]
+
+
+def cell_of(run: Path) -> dict[str, Any] | None:
+    """What is kept of a cell; None where its words alone do not say what it is."""
+    try:
+        config = read_config(run)
+        attempt = RunFolder(run).attempts()[-1]
+        place = str(run.relative_to(outputs()))
+    except (OSError, ValueError, IndexError):
+        return None
+    rest = {name: value for name, value in config.items() if name != "data"}
+    if config["rerun"] or any(names_a_file(value) for value in strings(rest)):
+        return None  # what is in that file counts, and may change
+    data = json.dumps(config["data"], sort_keys=True)
+    return {"run": place, "tuned": config["tuned"], "data": data, "fingerprint": attempt["data"]}
+
+
+def strings(value: Any) -> Iterable[str]:
+    """All texts in a nested value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from strings(inner)
+
+
+def names_a_file(text: str) -> bool:
+    """Whether a text is the path of something."""
+    try:
+        return bool(text) and Path(text).expanduser().exists()
+    except (OSError, RuntimeError):
+        return False
+
+
+def key(words: Sequence[str]) -> str:
+    """The key of the words of a job."""
+    return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:24]
+
+
+def context(folders: Iterable[Path], words: Sequence[str]) -> str:
+    """A hash of all that words depend on for their meaning."""
+    digest = hashlib.sha256(source_fingerprint().encode())
+    files = [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]
+    variables = set(VARIABLE.findall(" ".join(words)))
+    for path in [*files, *extension_sources()]:
+        content = path.read_bytes()
+        digest.update(str(path).encode() + b"\0" + content + b"\0")
+        variables.update(VARIABLE.findall(content.decode(errors="replace")))
+    values = {name: os.environ.get(name) for name in sorted(variables)}
+    digest.update(json.dumps(values).encode())
+    return digest.hexdigest()
+
+
+def extension_sources() -> list[Path]:
+    """The Python files of the packages that extend bitexp."""
+    files: list[Path] = []
+    for point in entry_points(group="bitexp"):
+        spec = find_spec(point.module.partition(".")[0])
+        if spec is None:
+            continue
+        if not spec.submodule_search_locations:
+            files += [Path(spec.origin)] if spec.origin else []
+        for place in spec.submodule_search_locations or ():
+            files += sorted(Path(place).rglob("*.py"))
+    return files

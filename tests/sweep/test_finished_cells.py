@@ -1,0 +1,99 @@
+"""Finished cells of a grid are passed without composing or building anything, if nothing has changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bitexp.run.road
+from bitexp.data.images.digits import Digits
+from bitexp.sweep import finished_cells
+from bitexp.sweep.finished_cells import FinishedCells, context
+from tests.support.configs import CONF, SMALL
+
+WORDS = (*SMALL, "seed=0,1", "quantizer=full")
+CELL = [*SMALL, "seed=0", "quantizer=full"]
+
+
+def no_road(*_: Any, **__: Any) -> None:
+    raise AssertionError("a finished cell needs no road")
+
+
+@pytest.fixture
+def known(outputs: Path, command: Any) -> FinishedCells:
+    """The cells of a grid of two that has been made."""
+    ended = command("-m", *WORDS)
+    assert ended.code == 0, ended.err
+    return FinishedCells([], ())
+
+
+@pytest.fixture
+def as_before(monkeypatch: pytest.MonkeyPatch, outputs: Path) -> None:
+    """What the words mean is what they meant."""
+    monkeypatch.setattr(
+        finished_cells, "context", lambda *_: json.loads((outputs / ".cells.json").read_text())["context"]
+    )
+
+
+def test_the_same_grid_again_takes_no_road(known: Any, command: Any, outputs: Path) -> None:
+    again = command("-m", *WORDS, first=lambda: setattr(bitexp.run.road, "run", no_road))
+    assert again.code == 0, again.err
+    assert "2 of 2 cells were finished before\n" in again.out
+    assert "2 jobs: 0 trained, 2 finished before, 0 not finished" in again.out
+    first, second = sorted(outputs.glob("*/sweeps/*"))
+    before, after = (json.loads((sweep / "jobs" / "1.json").read_text()) for sweep in (first, second))
+    assert after == {**before, "trained": False}
+    more = command("-m", *SMALL, "seed=0,1,2", "quantizer=full")
+    assert more.code == 0, more.err
+    assert "2 of 3 cells were finished before\n" in more.out
+    assert "3 jobs: 1 trained, 2 finished before, 0 not finished" in more.out
+
+
+def test_a_cell_counts_while_its_result_and_its_data_are_there(
+    known: Any, as_before: None, outputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = FinishedCells([], ()).record(CELL)
+    assert record is not None
+    assert record["overrides"] == CELL
+    assert FinishedCells([], ()).record([*CELL, "seed=9"]) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(Digits, "fingerprint", lambda self: "other data")
+        assert FinishedCells([], ()).record(CELL) is None
+    result = Path(record["run"]) / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "status": "failed"}))
+    assert FinishedCells([], ()).record(CELL) is None
+    result.unlink()
+    assert FinishedCells([], ()).record(CELL) is None
+
+
+@pytest.mark.parametrize("word", ["rerun=true", "name=mine"])
+def test_what_words_do_not_say_is_not_kept(
+    word: str, command: Any, outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is always made anew, and one whose config names a file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").touch()
+    assert command("-m", *CELL, word).code == 0
+    assert not (outputs / ".cells.json").exists()
+
+
+def test_words_mean_something_else_when_what_they_depend_on_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("a: ${oc.env:BITEXP_TEST_A,1}")
+    monkeypatch.delenv("BITEXP_TEST_A", raising=False)
+    seen = [context([CONF], ()), context([tmp_path], ()), context([tmp_path], ["b=${oc.env:BITEXP_TEST_B}"])]
+    monkeypatch.setenv("BITEXP_TEST_A", "2")
+    seen.append(context([tmp_path], ()))
+    monkeypatch.setenv("BITEXP_TEST_B", "2")
+    seen.append(context([tmp_path], ["b=${oc.env:BITEXP_TEST_B}"]))
+    file.write_text("a: 1")
+    seen.append(context([tmp_path], ()))
+    monkeypatch.setattr(finished_cells, "source_fingerprint", lambda: "other")
+    seen.append(context([tmp_path], ()))
+    assert len(set(seen)) == len(seen)
+    assert context([tmp_path], ()) == seen[-1]
