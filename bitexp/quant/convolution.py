@@ -19,10 +19,12 @@ DIRECT = torch.backends.mkldnn.is_available()
 
 
 def exact_conv(x: Tensor, weight: Tensor, conv: ConvArgs) -> Tensor:
-    """`[B, in, H, W]` and `[out, in / groups, h, w]` of whole numbers -> `[B, out, H', W']`.
+    """`[B, in, H, W]` or `[in, H, W]`, and `[out, in / groups, h, w]`, of whole numbers -> `[B, out, H', W']`.
 
     Exact while sums stay among the integers of the dtype, which is fp32 or fp64.
     """
+    if x.dim() == 3:
+        return exact_conv(x[None], weight, conv)[0]
     stride, padding, dilation, groups = conv
     if DIRECT and x.is_cpu and x.dtype == torch.float32 and in_memory(x) and not followed():
         out: Tensor = torch.ops.aten.mkldnn_convolution(x, weight, None, padding, stride, dilation, groups)

@@ -81,4 +81,4 @@ def test_a_folder_is_no_packed_file(tmp_path: Path) -> None:
 
 def test_a_lack_of_permission_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert guarded(raising(CAUSES[0])) == 2
-    assert capsys.readouterr().err == "bitexp: Permission denied: last.ckpt\n"
+    assert capsys.readouterr().err == "bitexp: last.ckpt cannot be used: there is no permission for it\n"

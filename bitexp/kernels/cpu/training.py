@@ -173,7 +173,7 @@ class CpuBackend(Int8Backend):
         y, shape = torch.empty_like(x), (-1, x.shape[-1])
         kept = torch.empty(2, *x.shape[:-1], 1, dtype=F32)
         mean, rstd = kept.numpy().reshape(2, -1)
-        share(normalize, (x.numpy().reshape(shape), y.numpy().reshape(shape), mean, rstd), norm == "layer")
+        share(normalize, (array(x).reshape(shape), y.numpy().reshape(shape), mean, rstd), norm == "layer")
         return y, kept[0] if norm == "layer" else None, kept[1]
 
     def abs_median(self, rows: Tensor) -> Tensor:
