@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json, write_atomic
+from bitexp.config.paths import PACKAGE
 from bitexp.report.runs import read_config
 from bitexp.track.folder import RunFolder, outputs
 from bitexp.track.provenance import source_fingerprint
@@ -59,7 +60,7 @@ class FinishedCells:
             return None
         folder = RunFolder(outputs() / cell["run"])
         result = folder.result()
-        if result is None or result["status"] != "finished":
+        if result is None or result["status"] != "finished" or folder.spoiled(result):
             return None
         if self._fingerprint(cell["data"], result["seed"]) != cell["fingerprint"]:
             return None
@@ -143,8 +144,9 @@ def key(words: Sequence[str]) -> str:
 
 def context(folders: Iterable[Path], words: Sequence[str]) -> str:
     """A hash of all that words depend on for their meaning."""
-    digest = hashlib.sha256(source_fingerprint().encode())
+    digest = hashlib.sha256()
     files = [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]
+    files += sorted(PACKAGE.rglob("*.py"))
     variables = set(VARIABLE.findall(" ".join(words)))
     for path in [*files, *extension_sources()]:
         content = path.read_bytes()

@@ -62,6 +62,11 @@ def test_a_cell_counts_while_its_result_and_its_data_are_there(
     with monkeypatch.context() as patch:
         patch.setattr(Digits, "fingerprint", lambda self: "other data")
         assert FinishedCells([], ()).record(CELL) is None
+    packed = Path(record["run"]) / "packed.safetensors"
+    packed.rename(packed.with_suffix(".away"))
+    assert FinishedCells([], ()).record(CELL) is None  # the road makes it again
+    packed.with_suffix(".away").rename(packed)
+    assert FinishedCells([], ()).record(CELL) == record
     result = Path(record["run"]) / "result.json"
     result.write_text(json.dumps({**json.loads(result.read_text()), "status": "failed"}))
     assert FinishedCells([], ()).record(CELL) is None
@@ -93,7 +98,10 @@ def test_words_mean_something_else_when_what_they_depend_on_has_changed(
     seen.append(context([tmp_path], ["b=${oc.env:BITEXP_TEST_B}"]))
     file.write_text("a: 1")
     seen.append(context([tmp_path], ()))
-    monkeypatch.setattr(finished_cells, "source_fingerprint", lambda: "other")
+    (tmp_path / "method.py").write_text("scale = 2")
+    monkeypatch.setattr(finished_cells, "PACKAGE", tmp_path)
+    seen.append(context([tmp_path], ()))
+    (tmp_path / "method.py").write_text("scale = 8")
     seen.append(context([tmp_path], ()))
     assert len(set(seen)) == len(seen)
     assert context([tmp_path], ()) == seen[-1]
