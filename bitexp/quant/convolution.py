@@ -19,7 +19,7 @@ DIRECT = torch.backends.mkldnn.is_available()
 
 
 def exact_conv(x: Tensor, weight: Tensor, conv: ConvArgs) -> Tensor:
-    """`[B, in, H, W]` or `[in, H, W]`, and `[out, in / groups, h, w]`, of whole numbers -> `[B, out, H', W']`.
+    """`[B, in, H, W]` or `[in, H, W]`, and `[out, in / groups, h, w]`, of whole numbers; the result likewise.
 
     Exact while sums stay among the integers of the dtype, which is fp32 or fp64.
     """
