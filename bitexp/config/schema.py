@@ -80,6 +80,8 @@ class Parts(Section):
     estimator: Part | None = None
     norm: Literal["none", "rms", "layer"] | None = None
     bias: Literal["plain", "scaled"] | None = None
+    gradients: Part | None = None
+    output_norm: Literal["none", "rms", "layer"] | None = None
 
     @model_serializer(mode="wrap")
     def said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -96,6 +98,8 @@ class LayerRule(Parts):
     """Other choices for the layers that a pattern matches."""
 
     match: Annotated[list[str], BeforeValidator(patterns), Field(min_length=1)]
+    optional: bool = False
+    """Whether the model may have no such layer."""
 
 
 class QuantizerStage(Parts):
@@ -113,6 +117,8 @@ class QuantizerChoice(Section):
     estimator: Part
     norm: Literal["none", "rms", "layer"]
     bias: Literal["plain", "scaled"]
+    gradients: Part = Named(name="none")
+    output_norm: Literal["none", "rms", "layer"] = "none"
     layers: list[LayerRule]
     stages: list[QuantizerStage]
     include: list[str]

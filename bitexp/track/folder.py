@@ -30,6 +30,12 @@ UNIMPORTANT = (
 )  # fmt: skip
 """The keys that cannot change a result, and so are no part of a run's identity."""
 
+ADDED = {
+    "quantizer.gradients": {"name": "none"},
+    "quantizer.output_norm": "none",
+}
+"""Keys added since 2026-12, with the value that means as before: with that they are not hashed."""
+
 
 RESULT = ("status", "kind", "reason", "source", "seconds")
 """What every result.json holds."""
@@ -61,6 +67,11 @@ def identity(config: dict[str, Any], data_fingerprint: str) -> str:
         for part in path:
             node = node.get(part) or {}
         node.pop(last, None)
+    for key, as_before in ADDED.items():
+        section, _, last = key.rpartition(".")
+        node = value.get(section) or {}
+        if last in node and node[last] == as_before:
+            del node[last]
     text = json.dumps([value, data_fingerprint], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

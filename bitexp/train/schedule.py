@@ -28,7 +28,7 @@ class Schedule(pl.Callback):
         max_steps: int | None = None,
         staged: bool = False,
     ) -> None:
-        """`staged` says that the quantizer has stages."""
+        """`staged` says that the quantizer has stages, or rules that depend on the share of the training."""
         self.scheduler, self.optimizer = scheduler, optimizer
         constant = quantization is None or quantization.name == "constant"
         self.quantization = None if constant else quantization  # a lambda of 1 is what layers begin with
