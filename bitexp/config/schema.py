@@ -144,6 +144,7 @@ class Adam(Section):
     betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
     eps: Positive
     stochastic_rounding: bool
+    kahan: bool = False
 
 
 class Sgd(Section):
@@ -153,6 +154,46 @@ class Sgd(Section):
     momentum: Beta
     nesterov: bool
     stochastic_rounding: bool
+    kahan: bool = False
+
+
+class Muon(Section):
+    """Muon for the weight matrices of quantized layers, AdamW for all else."""
+
+    name: Literal["muon"]
+    lr: Positive
+    weight_decay: NotNegative
+    momentum: Beta
+    nesterov: bool
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
+    eps: Positive
+    stochastic_rounding: bool
+    kahan: bool
+
+
+class Cage(Section):
+    """AdamW that pulls latent weights to their levels towards the end."""
+
+    name: Literal["cage"]
+    lr: Positive
+    weight_decay: NotNegative
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
+    eps: Positive
+    pull: NotNegative
+    silent: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Dqt(Section):
+    """AdamW whose steps move weights from level to level."""
+
+    name: Literal["dqt"]
+    lr: Positive
+    weight_decay: NotNegative
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
+    eps: Positive
+
+
+Optimizer = Adam | Sgd | Muon | Cage | Dqt
 
 
 class Cosine(Section):
@@ -229,7 +270,7 @@ class Settings(Section):
     model: Model
     quantizer: QuantizerChoice
     kernel: Kernel
-    optimizer: Annotated[Adam | Sgd, Field(discriminator="name")]
+    optimizer: Annotated[Optimizer, Field(discriminator="name")]
     scheduler: Annotated[Cosine | Constant | TwoStage, Field(discriminator="name")]
     trainer: Trainer
     logger: dict[str, dict[str, Any] | None] = {}

@@ -118,6 +118,14 @@ class QuantizedLayer(nn.Module):
         """The weights as integers, apart from any graph."""
         return self._quantize(self.weight)
 
+    def rounding_gradient(self) -> Tensor:
+        """The gradient of half the squared distance of the weights from their quantized values."""
+        with torch.enable_grad():
+            weight = self.weight.detach().requires_grad_()
+            rotated = self._rotated(weight)
+            distance = rotated - self._quantize(weight).dequantized()
+            return torch.autograd.grad(distance.square().sum() / 2, weight)[0]
+
     def forward(self, input: Tensor) -> Tensor:
         check_input(input)
         if self.options.weights is None:

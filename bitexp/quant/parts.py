@@ -81,6 +81,8 @@ class WeightQuantizer(LayerPart):
     """Bits per weight where these are not what the levels say."""
     has_shift: bool = False
     """Whether `shift` gives a constant."""
+    fixed_scale: ClassVar[bool] = False
+    """Whether the scale does not follow the weights."""
     estimator: Estimator | None = None
     """None is the straight-through estimator."""
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
-from bitexp.config.schema import Adam, Sgd
+from bitexp.config.schema import Optimizer
 from bitexp.tasks.objectives import cross_entropy
 from bitexp.tasks.task import TASKS, Task
 
@@ -33,7 +33,7 @@ class ImageClassification(Task):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Adam | Sgd,
+        optimizer: Optimizer,
         *,
         classes: int,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)],

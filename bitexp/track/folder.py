@@ -33,6 +33,7 @@ UNIMPORTANT = (
 ADDED = {
     "quantizer.gradients": {"name": "none"},
     "quantizer.output_norm": "none",
+    "optimizer.kahan": False,
 }
 """Keys added since 2026-12, with the value that means as before: with that they are not hashed."""
 

@@ -94,8 +94,8 @@ class LSQActivations(Calibrated):
 class LSQPlus(LSQActivations):
     """LSQ with a learned offset: `x` is about `codes * step size + shift` (LSQ+, arXiv 2004.09576).
 
-    The offset gets the gradient of what is clipped. Both begin with the range of the first batch, which is cut
-    at three standard deviations, where the paper minimizes a squared error.
+    The offset gets the gradient of what is clipped. Both begin with the range of the first batch, at most
+    three standard deviations to each side, where the paper minimizes a squared error.
 
     Args:
         bits: 2 to 8.
