@@ -16,7 +16,6 @@ CLIPS = {
     5: 2.9160938834961225,
     6: 3.276597282593217,
     7: 3.6010497188221655,
-    8: 3.884938678807525,
 }
 """By bits: the highest level, in root mean squares, with the least squared error (QuEST's own code)."""
 

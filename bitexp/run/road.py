@@ -23,6 +23,7 @@ from bitexp.common.logs import quiet_libraries
 from bitexp.common.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings, read_settings
+from bitexp.run.advice import advice
 from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
 from bitexp.run.checks import check_validation
@@ -92,6 +93,7 @@ def run(
         if checkpoint is not None:
             remarks += best_checkpoint(folder.checkpoints, checkpoint)
         record = provenance(settings.seed, settings.trainer.threads, data)
+        remarks += advice(settings, parts)
         remarks += setting_changes(folder.attempts(), record, resumed=checkpoint is not None)
         folder.begin(settings, overrides, record)
         write_json(folder.model, vars(attempt.description))
