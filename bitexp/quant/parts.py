@@ -31,11 +31,13 @@ class Progressive:
     progressive: bool = False
     """Whether it does."""
     progress: Tensor = torch.zeros(())
-    """The share, a tensor so that a compiled layer is not compiled anew at every step."""
+    """The share, one tensor per part, so that a compiled layer is not compiled anew at every step."""
 
     def set_progress(self, share: float) -> None:
         """Tells the share of the training."""
-        self.progress = torch.tensor(share, dtype=torch.float32)
+        if "progress" not in vars(self):
+            self.progress = torch.zeros(())
+        self.progress.fill_(share)
 
 
 class LayerPart(Progressive, nn.Module):

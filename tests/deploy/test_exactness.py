@@ -20,7 +20,12 @@ from tests.support.quantizers import MakeQuantizer as Make
 from tests.support.quantizers import fitting
 
 QUANTIZING = [name for name, quantizer in QUANTIZERS.items() if quantizer.quantizes]
-GROUPED = [n for n in QUANTIZING if "group_size" in (QUANTIZERS[n].options.weights or Part("")).options]
+GROUPED = [
+    name
+    for name in QUANTIZING
+    if "group_size" in (QUANTIZERS[name].options.weights or Part("")).options
+    and QUANTIZERS[name].options.bias == "plain"
+]
 PRESETS = st.sampled_from(QUANTIZING)
 REFERENCE = KERNELS.get("reference")
 
