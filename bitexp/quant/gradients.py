@@ -43,7 +43,7 @@ class IntGradients(GradientQuantizer):
 
     Args:
         bits: 2 to 8.
-        over: what shares a scale, a `token` (for convolutions a row of pixels of a channel) or the `tensor`.
+        over: what shares a scale, a `token` (for convolutions a sample) or the `tensor`.
     """
 
     def __init__(self, *, bits: int = 8, over: Literal["token", "tensor"] = "token") -> None:
@@ -55,7 +55,8 @@ class IntGradients(GradientQuantizer):
         self.highest, self.over = 2 ** (bits - 1) - 1, over
 
     def forward(self, grad: Tensor) -> Tensor:
-        dims = (-1,) if self.over == "token" else tuple(range(grad.dim()))
+        token = (-1,) if self.feature_dim == -1 else (-3, -2, -1)
+        dims = token if self.over == "token" else tuple(range(grad.dim()))
         largest = grad.abs().amax(dims, keepdim=True)
         scale = torch.where(largest > 0, largest, 1.0) / self.highest
         return (grad / scale + torch.rand_like(grad)).floor().clamp(-self.highest, self.highest) * scale

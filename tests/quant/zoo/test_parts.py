@@ -134,6 +134,13 @@ def test_gradients_of_integers_are_right_on_average(over: Any) -> None:
     assert not part(torch.zeros(2, 3)).any()
 
 
+def test_gradients_of_integers_share_a_scale_in_a_sample_of_a_convolution() -> None:
+    layer = BitConv2d(nn.Conv2d(2, 3, 1), Quantizer.of({"weights": "sign", "gradients": "int"}))
+    grad = torch.randn(2, 3, 4, 4)
+    codes = layer.parts.gradients(grad) / grad.abs().amax((1, 2, 3), keepdim=True) * 127
+    assert_close(codes, codes.round(), rtol=0, atol=1e-3)
+
+
 def test_gradients_are_quantized_in_training_and_for_all_that_comes_before() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4, bias=False))
