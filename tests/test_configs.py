@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import bitexp.__main__
+from bitexp.common.errors import UserError
 from bitexp.config.schema import read_settings
 from bitexp.kernels import KERNELS
 from bitexp.quant import QUANTIZERS, WEIGHTS
@@ -37,6 +38,7 @@ SLOW_MODELS = (
     "cnn_2m", "convnext_tiny", "reloaded_64", "reloaded_128", "reloaded_256", "resnet18", "resnet50",
     "swin_t", "vit_48m", "vit_small", "vit_tiny",
 )  # fmt: skip
+OTHER_QUANTIZERS = tuple(name for name, quantizer in QUANTIZERS.items() if not quantizer.layers)
 STUDIES = ("pareto", "tune")
 SLOW_SWEEPS = (
     "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median",
@@ -179,7 +181,8 @@ def test_recipes(word: str, trains: Trains) -> None:
     trains(*TEXT, f"+recipe={word}", "model.depth=1")
 
 
-@pytest.mark.parametrize("word", options("quantizer"))
+# each is trained in tests/run/test_evaluate.py; these have rules for the layers of a transformer
+@pytest.mark.parametrize("word", options("quantizer", OTHER_QUANTIZERS))
 def test_quantizers(word: str, trains: Trains) -> None:
     trains(f"quantizer={word}", "model=vit", "model.depth=1")
 
@@ -187,7 +190,14 @@ def test_quantizers(word: str, trains: Trains) -> None:
 @pytest.mark.parametrize("word", options("optimizer"))
 @pytest.mark.parametrize("precision", ["32", "bf16-true"])
 def test_optimizers(word: str, precision: str, trains: Trains) -> None:
-    trains(f"optimizer={word}", f"trainer.precision='{precision}'")
+    words = [f"optimizer={word}", f"trainer.precision='{precision}'"]
+    if word == "dqt":
+        words += ["quantizer=dqt"]
+    if word in ("cage", "dqt") and precision == "bf16-true":
+        with pytest.raises(UserError, match="needs fp32 weights"):
+            trains(*words)
+        return
+    trains(*words)
 
 
 @pytest.mark.parametrize("word", options("scheduler"))

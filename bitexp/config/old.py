@@ -38,7 +38,7 @@ def upgraded_quantizer(name: str, arguments: Mapping[str, Any]) -> dict[str, Any
     old |= {"bias": "plain", **arguments}
     section: dict[str, Any] = {"name": name, "norm": old["norm"], "bias": old["bias"]}
     section |= {"transform": "none", "sparsifier": "none", "estimator": {"name": "straight_through"}}
-    section |= {"layers": [], "stages": []}
+    section |= {"gradients": "none", "output_norm": "none", "layers": [], "stages": []}
     if name in ("full", "full_norm"):
         return {**section, "weights": "none", "activations": "none"}
     weights = {"name": name, "granularity": old["granularity"], "group_size": old["group_size"]}

@@ -81,6 +81,8 @@ class Parts(Section):
     estimator: Part | None = None
     norm: Literal["none", "rms", "layer"] | None = None
     bias: Literal["plain", "scaled"] | None = None
+    gradients: Part | None = None
+    output_norm: Literal["none", "rms", "layer"] | None = None
 
     @model_serializer(mode="wrap")
     def said(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -97,6 +99,8 @@ class LayerRule(Parts):
     """Other choices for the layers that a pattern matches."""
 
     match: Annotated[list[str], BeforeValidator(patterns), Field(min_length=1)]
+    optional: bool = False
+    """Whether the model may have no such layer."""
 
 
 class QuantizerStage(Parts):
@@ -114,6 +118,8 @@ class QuantizerChoice(Section):
     estimator: Part
     norm: Literal["none", "rms", "layer"]
     bias: Literal["plain", "scaled"]
+    gradients: Part = Named(name="none")
+    output_norm: Literal["none", "rms", "layer"] = "none"
     layers: list[LayerRule]
     stages: list[QuantizerStage]
     include: list[str]
@@ -139,6 +145,7 @@ class Adam(Section):
     betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
     eps: Positive
     stochastic_rounding: bool
+    kahan: bool = False
 
 
 class Sgd(Section):
@@ -148,6 +155,46 @@ class Sgd(Section):
     momentum: Beta
     nesterov: bool
     stochastic_rounding: bool
+    kahan: bool = False
+
+
+class Muon(Section):
+    """Muon for the weight matrices of quantized layers, AdamW for all else."""
+
+    name: Literal["muon"]
+    lr: Positive
+    weight_decay: NotNegative
+    momentum: Beta
+    nesterov: bool
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
+    eps: Positive
+    stochastic_rounding: bool
+    kahan: bool
+
+
+class Cage(Section):
+    """AdamW that pulls latent weights to their levels towards the end."""
+
+    name: Literal["cage"]
+    lr: Positive
+    weight_decay: NotNegative
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
+    eps: Positive
+    pull: NotNegative
+    silent: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Dqt(Section):
+    """AdamW whose steps move weights from level to level."""
+
+    name: Literal["dqt"]
+    lr: Positive
+    weight_decay: NotNegative
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
+    eps: Positive
+
+
+Optimizer = Adam | Sgd | Muon | Cage | Dqt
 
 
 class Cosine(Section):
@@ -245,7 +292,7 @@ class Settings(Section):
     model: Model
     quantizer: QuantizerChoice
     kernel: Kernel
-    optimizer: Annotated[Adam | Sgd, Field(discriminator="name")]
+    optimizer: Annotated[Optimizer, Field(discriminator="name")]
     scheduler: Annotated[Cosine | Constant | TwoStage, Field(discriminator="name")]
     trainer: Trainer
     logger: dict[str, dict[str, Any] | None] = {}

@@ -13,8 +13,9 @@ from bitexp.deploy.packing import Layout, choose_layout, layout_of
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.quant.autograd import quantized_product
 from bitexp.quant.backend import Call
+from bitexp.quant.carriers import carried
 from bitexp.quant.checks import check_input
-from bitexp.quant.estimators import carried
+from bitexp.quant.endings import constant_codes, ended
 from bitexp.quant.layers import OWN, QuantizedLayer, quantized_layers
 from bitexp.quant.modes import autocasts, no_autocast, recorded, result_dtype
 from bitexp.quant.norms import normed
@@ -76,9 +77,11 @@ class FrozenLayer(nn.Module):
         vars(self).update(spec.attributes())
         for name, tensor in (("packed", packed), ("scale", scale), ("shift", shift), ("bias", bias)):
             self.register_buffer(name, tensor)
-        self.activations = build("activations", spec.activations.part if spec.activations else None)
-        self.transform = build("transform", spec.transform)
-        self.sparsifier = build("sparsifier", spec.sparsifier)
+        at, activations = Geometry(spec.conv), spec.activations.part if spec.activations else None
+        features = at.features(spec.shape)
+        self.activations = build("activations", activations, at, features=features)
+        self.transform = build("transform", spec.transform, at, features=features)
+        self.sparsifier = build("sparsifier", spec.sparsifier, at, features=features)
         self.show_weight(torch.float32)
         self.use(kernel)
 
@@ -127,22 +130,38 @@ class FrozenLayer(nn.Module):
         x = x.float()
         if spec.norm != "none":
             x = normed(x, spec.norm, Geometry(spec.conv).feature_dim, self.kernel.backend.normalize)
+        added = (
+            None
+            if self.transform is None or not self.transform.has_addend
+            else self.transform.addend(x, spec)
+        )
+        bias = self.bias if spec.output_norm == "none" else None
         if spec.transform is not None or spec.sparsifier is not None:
             x = self._mapped(x)
-        if recorded(x):
-            return self._straight_through(x)
+        y = self._straight_through(x, bias) if recorded(x) else self._product(x, bias)
+        return ended(y, added, self.bias, spec)
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self.kernel_makes_codes:
-            return self.kernel.forward(x, self.prepared, self.bias, spec)
+            return self.kernel.forward(x, self.prepared, bias, self.spec)
         assert self.activations is not None
-        codes, scale = self.activations.codes(x, Geometry(spec.conv).scale_dims)
-        return self.kernel.forward_codes(codes, scale, self.prepared, self.bias, spec)
+        codes, scale = self.activations.codes(x, Geometry(self.spec.conv).scale_dims)
+        y = self.kernel.forward_codes(codes, scale, self.prepared, bias, self.spec)
+        return self._shifted(y, x)
+
+    def _shifted(self, y: Tensor, x: Tensor) -> Tensor:
+        """With what a shift of the activations adds."""
+        if self.activations is None or not self.activations.has_shift:
+            return y
+        codes, scale = constant_codes(x, self.activations.shift.detach(), self.spec.conv)
+        return y + self.kernel.forward_codes(codes, scale, self.prepared, None, self.spec)
 
     def _mapped(self, x: Tensor) -> Tensor:
         dim = Geometry(self.spec.conv).feature_dim
         x = x if self.transform is None else self.transform(x, dim)
         return x if self.sparsifier is None else self.sparsifier(x, dim)
 
-    def _straight_through(self, x: Tensor) -> Tensor:
+    def _straight_through(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The same output where the gradient of the input is wanted: that of the trained layer."""
         codes = scale = None
         quantized = Quantized(self._codes(), self.scale, self.shift)
@@ -150,7 +169,7 @@ class FrozenLayer(nn.Module):
             codes, scale = act.codes(x.detach(), Geometry(self.spec.conv).scale_dims)
             x = carried(x, act, Quantized(codes, scale))
         call = Call(replace(self.spec, norm="none"), self.kernel.backend, torch.float32, torch.float32, False)
-        return quantized_product(x, quantized.codes, self.bias, quantized, call, codes, scale)
+        return self._shifted(quantized_product(x, quantized.codes, bias, quantized, call, codes, scale), x)
 
     def _codes(self) -> Tensor:
         """The int8 codes of the weights, in their shape; on `meta` nothing else is known of them."""

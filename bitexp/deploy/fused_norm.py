@@ -33,7 +33,8 @@ class FusedLinear(FrozenLayer):
 
 def plain(spec: LayerSpec) -> bool:
     """Whether nothing but the norm stands between a layer's input and codes that the kernel makes."""
-    return spec.absmax is not None and spec.transform is None and spec.sparsifier is None
+    parts = (spec.transform, spec.sparsifier)
+    return spec.absmax is not None and parts == (None, None) and spec.output_norm == "none"
 
 
 def fuse_norms(model: nn.Module) -> list[str]:

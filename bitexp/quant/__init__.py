@@ -20,11 +20,13 @@ from bitexp.quant.levels import Levels
 from bitexp.quant.parts import (
     ACTIVATIONS,
     ESTIMATORS,
+    GRADIENTS,
     SPARSIFIERS,
     TRANSFORMS,
     WEIGHTS,
     ActivationQuantizer,
     Estimator,
+    GradientQuantizer,
     Sparsifier,
     Transform,
     WeightQuantizer,
@@ -37,8 +39,9 @@ from bitexp.quant.spec import ActivationSpec, LayerSpec, Part
 load_modules(__name__, __path__)
 
 __all__ = [
-    "ACTIVATIONS", "ESTIMATORS", "QUANTIZERS", "SPARSIFIERS", "TRANSFORMS", "WEIGHTS",
+    "ACTIVATIONS", "ESTIMATORS", "GRADIENTS", "QUANTIZERS", "SPARSIFIERS", "TRANSFORMS", "WEIGHTS",
     "ActivationQuantizer", "ActivationSpec", "BitConv2d", "BitLinear", "Conversion", "Estimator",
-    "LayerSpec", "Levels", "Part", "Quantized", "Quantizer", "Sparsifier", "Transform", "WeightQuantizer",
-    "quantize", "quantized_layers", "set_backend", "set_lambda", "set_progress",
+    "GradientQuantizer", "LayerSpec", "Levels", "Part", "Quantized", "Quantizer", "Sparsifier",
+    "Transform", "WeightQuantizer", "quantize", "quantized_layers",
+    "set_backend", "set_lambda", "set_progress",
 ]  # fmt: skip

@@ -53,7 +53,7 @@ def quantize(
     """
     quantizer = as_quantizer(quantizer)
     named = dict(model.named_modules(remove_duplicate=False))
-    matched = [pattern for rule in quantizer.layers for pattern in rule.match]
+    matched = [pattern for rule in quantizer.layers if not rule.optional for pattern in rule.match]
     check_patterns(
         [*include, *exclude, *matched],
         [*named, *(n for n, _ in model.named_parameters(remove_duplicate=False))],

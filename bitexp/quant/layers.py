@@ -3,14 +3,14 @@
 x   = sparsifier(transform(norm(input)))
 x_q, s_x = activations.codes(x)                one scale per token
 w_q, s_w, b_w = weights.quantize(latents)      anew in every forward
-y = (x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w + bias
+y = output_norm((x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w) + bias
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,17 +19,19 @@ from torch.compiler import is_dynamo_compiling
 
 from bitexp.quant.autograd import quantized_product
 from bitexp.quant.backend import TORCH, Backend, Call
+from bitexp.quant.carriers import OutputCarrier, carried
 from bitexp.quant.checks import check_exact, check_input, unfit_parameters
-from bitexp.quant.estimators import carried
+from bitexp.quant.endings import constant_codes, ended
 from bitexp.quant.modes import in_forward, in_memory, no_autocast, own, result_dtype
 from bitexp.quant.norms import native_norm, normed
 from bitexp.quant.options import LayerOptions, LayerParts
 from bitexp.quant.outside import LatentWeight
-from bitexp.quant.parts import ActivationQuantizer, WeightQuantizer
+from bitexp.quant.parts import ActivationQuantizer
 from bitexp.quant.presets import as_quantizer
 from bitexp.quant.product import Quantized
 from bitexp.quant.quantizer import Quantizer
 from bitexp.quant.spec import ConvArgs, Geometry, LayerSpec
+from bitexp.quant.way import Way, earlier_parts, spec_of
 
 Chosen = Quantizer | Mapping[str, object] | str | LayerOptions
 """A quantizer (or its config, or its name), or the options of a layer."""
@@ -40,39 +42,6 @@ OWN = (
     "specs", "ways",
 )  # fmt: skip
 """What a quantized layer has for itself."""
-
-
-class Way(NamedTuple):
-    """How a layer goes at one of its stages: asking its parts at every step would take as long as a norm.
-
-    `inner` is the spec for input that is normed already. `carries` says whether the gradient of the latent
-    weights takes a carrier, `prepares` whether the layer takes the norm itself; `coder` makes the activation
-    codes that no backend makes.
-    """
-
-    spec: LayerSpec
-    inner: LayerSpec
-    parts: LayerParts
-    weights: WeightQuantizer
-    coder: ActivationQuantizer | None
-    carries: bool
-    prepares: bool
-
-    @staticmethod
-    def of(spec: LayerSpec, parts: LayerParts) -> Way:
-        """For these parts."""
-        weights, act, transform = parts.weights, parts.activations, parts.transform
-        rotated = transform is not None and transform.on_weights
-        coder = act if act is not None and (act.spec.absmax is None or act.has_rule) else None
-        return Way(
-            spec,
-            replace(spec, norm="none"),
-            parts,
-            weights,
-            coder,
-            carries=weights.has_rule or rotated,
-            prepares=not (coder is None and transform is None and parts.sparsifier is None),
-        )
 
 
 class QuantizedLayer(nn.Module):
@@ -113,8 +82,8 @@ class QuantizedLayer(nn.Module):
             self.specs = [LayerSpec(tuple(weight.shape), conv, options.norm, activations=None, weights=None)]
             vars(self).update(self.spec.attributes())
             return
-        self.parts = options.parts(weight)
-        earlier = [earlier_parts(self.parts, options, o, weight) for _, o in stages]
+        self.parts = options.parts(weight, conv)
+        earlier = [earlier_parts(self.parts, options, o, weight, conv) for _, o in stages]
         if earlier:
             self.earlier = nn.ModuleList(earlier)
         everything = [*((o, p) for (_, o), p in zip(stages, earlier, strict=True)), (options, self.parts)]
@@ -134,8 +103,11 @@ class QuantizedLayer(nn.Module):
         return self.ways[self.stage].parts
 
     def set_progress(self, share: float) -> None:
-        """Chooses the stage for a share of the training, 0 to 1."""
+        """Chooses the stage for a share of the training, 0 to 1, and tells it the parts."""
         self.stage = sum(share >= end for end in self.ends)
+        if self.options.weights is not None:
+            for part in self.active.all():
+                part.set_progress(share)
 
     def set_lambda(self, value: float) -> None:
         """Sets lambda: 1 is fully quantized, 0 leaves the norm alone."""
@@ -165,6 +137,14 @@ class QuantizedLayer(nn.Module):
             return LatentWeight.seen(value, self.name)
         return value
 
+    def rounding_gradient(self) -> Tensor:
+        """The gradient of half the squared distance of the weights from their quantized values."""
+        with torch.enable_grad():
+            weight = own(self, "weight").detach().requires_grad_()
+            rotated = self._rotated(weight)
+            distance = rotated - self._quantize(weight).dequantized()
+            return torch.autograd.grad(distance.square().sum() / 2, weight)[0]
+
     def forward(self, input: Tensor) -> Tensor:
         check_input(input)
         if self.options.weights is None:
@@ -181,20 +161,53 @@ class QuantizedLayer(nn.Module):
         if way.carries:
             latent = self._rotated(weight)
             weight = carried(latent, way.weights, quantized, self.mix if self.phasing else None)
+        if way.ends:
+            call = call._replace(dtype=torch.float32)
+        y = self._product(x, weight, quantized, call, way)
+        if way.ends and not self.phasing and way.coder is not None and way.coder.has_shift:
+            y = y + self._constant(x, weight, quantized, call, way.coder.shift.detach())
+        if way.ends:
+            transform = way.parts.transform
+            added = (
+                None
+                if transform is None or not transform.has_addend
+                else transform.addend(self._normed(x), way.spec)
+            )
+            y = ended(y, added, self.bias, way.spec).to(dtype)
+        gradients = way.parts.gradients
+        return y if gradients is None or not self.training else OutputCarrier.apply(y, gradients)
+
+    def _product(self, x: Tensor, weight: Tensor, quantized: Quantized, call: Call, way: Way) -> Tensor:
+        bias = self.bias if way.spec.output_norm == "none" else None
         if self.phasing:
-            return self._mixed(x, weight, quantized, call)
+            return self._mixed(x, weight, bias, quantized, call)
         codes = scale = None
         if way.prepares:
             x, call = self._prepared(x), call._replace(spec=way.inner)
         if way.coder is not None:
-            codes, scale = way.coder.codes(x.detach(), Geometry(way.spec.conv).scale_dims)
+            codes, scale = self._activation_codes(way.coder, x.detach())
             x = carried(x, way.coder, Quantized(codes, scale))
-        return quantized_product(x, weight, self.bias, quantized, call, codes, scale)
+        return quantized_product(x, weight, bias, quantized, call, codes, scale)
+
+    def _activation_codes(self, act: ActivationQuantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.training and not act.calibrated:
+            act.calibrate(x)
+        return act.codes(x, Geometry(self.spec.conv).scale_dims)
+
+    def _constant(self, x: Tensor, weight: Tensor, quantized: Quantized, call: Call, shift: Tensor) -> Tensor:
+        """What a shift of all activations adds to the outputs: the product of one token of this value."""
+        codes, scale = constant_codes(x, shift, self.spec.conv)
+        call = call._replace(spec=replace(call.spec, norm="none"))
+        return quantized_product(codes * scale, weight, None, quantized, call, codes, scale)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        at = Geometry(self.spec.conv)
+        return normed(x.float(), self.spec.norm, at.feature_dim, self.backend.normalize)
 
     def _prepared(self, x: Tensor) -> Tensor:
         """The input after norm, transform and sparsifier, in fp32, with a graph."""
         parts, dim = self.active, Geometry(self.spec.conv).feature_dim
-        x = normed(x.float(), self.spec.norm, dim, self.backend.normalize)
+        x = self._normed(x)
         if parts.transform is not None:
             x = parts.transform(x, dim)
         return x if parts.sparsifier is None else parts.sparsifier(x, dim)
@@ -210,28 +223,30 @@ class QuantizedLayer(nn.Module):
     def _quantize(self, weight: Tensor) -> Quantized:
         return self.active.weights.quantize(self._rotated(weight.detach()))
 
-    def _mixed(self, x: Tensor, weight: Tensor, quantized: Quantized, call: Call) -> Tensor:
+    def _mixed(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, quantized: Quantized, call: Call
+    ) -> Tensor:
         """The same product on floats: what is lambda of the way from `v` to `Q(v)`, on both sides."""
         spec, act, at = call.spec, self.active.activations, Geometry(call.spec.conv)
         x = self._prepared(x)
         values, scaled_by = x.detach(), None
         if act is not None:
-            codes, scaled_by = act.codes(values, at.scale_dims)
+            codes, scaled_by = self._activation_codes(act, values)
             x = carried(x, act, Quantized(codes, scaled_by), self.mix)
-            values = values + self.mix * (codes * scaled_by - values)
+            values = values + self.mix * (act.dequantized(codes, scaled_by) - values)
         latent = self._rotated(own(self, "weight")).detach().float()
         mixed = Quantized(
             latent + self.mix * (quantized.dequantized() - latent),
             torch.ones_like(self.mix, dtype=torch.float32),
         )
-        bias = self.bias if spec.bias == "plain" else None
+        plain_bias = bias if spec.bias == "plain" else None
         call = call._replace(
             spec=replace(spec, norm="none", activations=None, bias="plain"), dtype=torch.float32, fused=False
         )
-        y = quantized_product(x, weight, bias, mixed, call, values)
-        if spec.bias == "scaled" and self.bias is not None:
+        y = quantized_product(x, weight, plain_bias, mixed, call, values)
+        if spec.bias == "scaled" and bias is not None:
             assert scaled_by is not None
-            y = y + at.spread(self.bias.float()) * (scaled_by * quantized.scale)
+            y = y + at.spread(bias.float()) * (scaled_by * quantized.scale)
         return y
 
     def _plain_forward(self, x: Tensor) -> Tensor:
@@ -319,34 +334,6 @@ def pair(value: tuple[int, ...]) -> tuple[int, int]:
 def options_of(quantizer: Chosen) -> LayerOptions:
     """The options of a layer without a name."""
     return quantizer if isinstance(quantizer, LayerOptions) else as_quantizer(quantizer).options
-
-
-def earlier_parts(
-    parts: LayerParts, final: LayerOptions, options: LayerOptions, weight: Tensor
-) -> LayerParts:
-    """Parts for an earlier stage: those of the end where the options are the same, else their own."""
-    made = options.parts(weight)
-    made.weights = parts.weights
-    for key in ("activations", "transform", "sparsifier"):
-        if getattr(options, key) == getattr(final, key):
-            setattr(made, key, getattr(parts, key))
-    return made
-
-
-def spec_of(options: LayerOptions, parts: LayerParts, weight: Tensor, conv: ConvArgs | None) -> LayerSpec:
-    """What a layer with these parts is without its tensors."""
-    return LayerSpec(
-        shape=tuple(weight.shape),
-        conv=conv,
-        norm=options.norm,
-        transform=options.transform,
-        sparsifier=options.sparsifier,
-        activations=None if parts.activations is None else parts.activations.spec,
-        weights=options.weights,
-        levels=parts.weights.levels,
-        shift=parts.weights.has_shift,
-        bias=options.bias,
-    )
 
 
 def set_lambda(model: nn.Module, value: float) -> None:

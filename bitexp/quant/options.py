@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
@@ -17,16 +17,19 @@ from bitexp.quant.levels import Levels
 from bitexp.quant.parts import (
     ACTIVATIONS,
     ESTIMATORS,
+    GRADIENTS,
     SPARSIFIERS,
     TRANSFORMS,
     WEIGHTS,
     ActivationQuantizer,
     Estimator,
+    GradientQuantizer,
+    LayerPart,
     Sparsifier,
     Transform,
     WeightQuantizer,
 )
-from bitexp.quant.spec import BiasRule, Norm, Part
+from bitexp.quant.spec import BiasRule, ConvArgs, Geometry, Norm, Part
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "weights": WEIGHTS,
@@ -34,12 +37,23 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "transform": TRANSFORMS,
     "sparsifier": SPARSIFIERS,
     "estimator": ESTIMATORS,
+    "gradients": GRADIENTS,
 }
 """The parts of a quantizer by the key that chooses them."""
 
 STRAIGHT_THROUGH = "straight_through"
-NOTHING = {"activations": "none", "transform": "none", "sparsifier": "none", "estimator": STRAIGHT_THROUGH}
+NOTHING = {
+    "activations": "none",
+    "transform": "none",
+    "sparsifier": "none",
+    "estimator": STRAIGHT_THROUGH,
+    "gradients": "none",
+}
 """What to write for a part that has nothing to do."""
+
+
+CHOICES = {"norm": get_args(Norm), "bias": get_args(BiasRule), "output_norm": get_args(Norm)}
+"""What may be chosen that is no part."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +71,15 @@ class LayerOptions:
     estimator: Part | None = None
     norm: Norm = "none"
     bias: BiasRule = "plain"
+    gradients: Part | None = None
+    output_norm: Norm = "none"
 
     def __post_init__(self) -> None:
         for key in REGISTRIES:
             object.__setattr__(self, key, complete(key, getattr(self, key)))
         if self.estimator is None:
             object.__setattr__(self, "estimator", Part(STRAIGHT_THROUGH))
-        for key, known in (("norm", get_args(Norm)), ("bias", get_args(BiasRule))):
+        for key, known in CHOICES.items():
             if (value := getattr(self, key)) not in known:
                 raise ValueError(f"{key}={value} should be one of {', '.join(known)}")
         for key, nothing in NOTHING.items():
@@ -72,6 +88,11 @@ class LayerOptions:
                 raise ValueError(
                     f"{key}={part.name} would do nothing with weights=none: choose weights or {key}={nothing}"
                 )
+        if self.output_norm != "none" and (self.weights is None or self.bias == "scaled"):
+            raise ValueError(
+                f"output_norm={self.output_norm} comes between product and bias of a quantized layer, "
+                "so it needs weights and bias=plain"
+            )
         tensor = self.weights is not None and self.weights.options.get("granularity", "tensor") == "tensor"
         if self.bias == "scaled" and (self.activations is None or not tensor):
             raise ValueError("bias=scaled needs quantized activations and weights.granularity=tensor")
@@ -97,9 +118,9 @@ class LayerOptions:
         new: dict[str, Any] = {k: Part.of(v) if k in REGISTRIES else v for k, v in changes.items()}
         return replace(self, **new)
 
-    def parts(self, weight: Tensor) -> LayerParts:
-        """New parts for a layer with these latent weights."""
-        return LayerParts(self, weight)
+    def parts(self, weight: Tensor, conv: ConvArgs | None = None) -> LayerParts:
+        """New parts for a layer with these latent weights, a convolution or a linear one."""
+        return LayerParts(self, weight, conv)
 
     def to_json(self) -> dict[str, Any]:
         """As YAML has it, parts with all their options."""
@@ -137,30 +158,51 @@ def complete(key: str, part: Part | str | Mapping[str, Any] | None) -> Part | No
 
 
 class LayerParts(nn.Module):
-    """The parts of one layer; `activations`, `transform` and `sparsifier` may be None."""
+    """The parts of one layer; all but `weights` may be None."""
 
     weights: WeightQuantizer
     activations: ActivationQuantizer | None
     transform: Transform | None
     sparsifier: Sparsifier | None
+    gradients: GradientQuantizer | None
 
-    def __init__(self, options: LayerOptions, weight: Tensor) -> None:
+    def __init__(self, options: LayerOptions, weight: Tensor, conv: ConvArgs | None = None) -> None:
         """Raises `ValueError` where an option of a part is out of its range."""
         super().__init__()
-        self.weights = build("weights", options.weights, weight)
-        self.activations = build("activations", options.activations)
-        self.transform = build("transform", options.transform)
-        self.sparsifier = build("sparsifier", options.sparsifier)
-        estimator: Estimator | None = build("estimator", options.estimator)
+        at = Geometry(conv)
+        self.weights = build("weights", options.weights, at, weight)
+        for key in ("activations", "transform", "sparsifier", "gradients"):
+            part = build(key, getattr(options, key), at, features=at.features(weight.shape))
+            setattr(self, key, part)
+            if part is not None:
+                part.to(weight.device).initialize(weight.detach())
+        estimator: Estimator | None = build("estimator", options.estimator, at)
         if estimator is not None and not estimator.identity:
-            if self.weights.has_rule:
+            if not self.weights.takes_estimator:
                 raise ValueError(
                     f"weights={options.weights and options.weights.name} has a gradient of its own, so "
                     f"estimator={options.estimator and options.estimator.name} would do nothing; leave it out"
                 )
             self.weights.estimator = estimator
 
+    def all(self) -> Iterator[LayerPart]:
+        """Those that are there."""
+        return (part for part in self.children() if isinstance(part, LayerPart))
 
-def build(key: str, part: Part | None, *given: Tensor) -> Any:
-    """A part for one layer, or None."""
-    return None if part is None else REGISTRIES[key].get(part.name)(*given, **part.options)
+    @property
+    def progressive(self) -> bool:
+        """Whether any of them depends on the share of the training."""
+        rules = (getattr(part, "estimator", None) for part in self.all())
+        return any(part is not None and part.progressive for part in (*self.all(), *rules))
+
+
+def build(key: str, part: Part | None, at: Geometry, *given: Tensor, features: int = 1) -> Any:
+    """A part for one layer, or None; `features` are its inputs, or input channels."""
+    if part is None:
+        return None
+    target = REGISTRIES[key].get(part.name)
+    wanted = {"features": features} if "features" in keywords(target) else {}
+    built = target(*given, **wanted, **part.options)
+    if isinstance(built, LayerPart):
+        built.feature_dim = at.feature_dim
+    return built

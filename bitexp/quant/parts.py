@@ -5,8 +5,10 @@
     transform    of the normed input (and of the weights) before they are quantized
     sparsifier   which inputs count
     estimator    the gradient through rounding
+    gradients    what happens to the gradient of the output before the two products of the backward
 
 A layer has parts of its own, which may own one-dimensional fp32 parameters; these are trained like any other.
+A constructor that names `features` is given the number of input features (channels) of its layer.
 """
 
 from __future__ import annotations
@@ -20,11 +22,36 @@ from bitexp.common.registry import Registry
 from bitexp.quant.backend import TORCH, Backend
 from bitexp.quant.levels import Levels
 from bitexp.quant.product import Quantized
-from bitexp.quant.spec import EPS, ActivationSpec, Granularity
+from bitexp.quant.spec import EPS, ActivationSpec, Granularity, LayerSpec
 
 
-class LayerPart(nn.Module):
+class Progressive:
+    """What may depend on the share of the training, 0 to 1: a gradient may, what is deployed may not."""
+
+    progressive: bool = False
+    """Whether it does."""
+    progress: Tensor = torch.zeros(())
+    """The share, one tensor per part, so that a compiled layer is not compiled anew at every step."""
+
+    def set_progress(self, share: float) -> None:
+        """Tells the share of the training."""
+        if "progress" not in vars(self):
+            self.progress = torch.zeros(())
+        self.progress.fill_(share)
+
+
+class LayerPart(Progressive, nn.Module):
     """A part of one layer. What it learns stays in fp32, whatever the layer is converted to."""
+
+    feature_dim: int = -1
+    """Where the input features (or channels) lie; the layer sets it."""
+
+    def per_feature(self, values: Tensor) -> Tensor:
+        """`[features]` in a shape that goes with the input."""
+        return values if self.feature_dim == -1 else values[:, None, None]
+
+    def initialize(self, weight: Tensor) -> None:
+        """Sets what it learns by the latent weights `[out, ...]` of its layer, once, where it needs them."""
 
     def _apply(self, fn: Any, recurse: bool = True) -> LayerPart:
         def kept(tensor: Tensor) -> Tensor:
@@ -56,8 +83,15 @@ class WeightQuantizer(LayerPart):
     """Bits per weight where these are not what the levels say."""
     has_shift: bool = False
     """Whether `shift` gives a constant."""
+    fixed_scale: ClassVar[bool] = False
+    """Whether the scale does not follow the weights."""
     estimator: Estimator | None = None
     """None is the straight-through estimator."""
+
+    def set_progress(self, share: float) -> None:
+        super().set_progress(share)
+        if self.estimator is not None:
+            self.estimator.set_progress(share)
 
     def __init__(
         self, weight: Tensor, *, granularity: Granularity = "tensor", group_size: int | None = None
@@ -118,6 +152,11 @@ class WeightQuantizer(LayerPart):
         """Whether gradients are other than the identity, or parameters want one."""
         return self.estimator is not None or type(self).gradients is not WeightQuantizer.gradients
 
+    @property
+    def takes_estimator(self) -> bool:
+        """Whether an estimator says what its gradient is, wholly or in part."""
+        return type(self).gradients is WeightQuantizer.gradients
+
     def gradients(
         self, grad: Tensor, weight: Tensor, quantized: Quantized, *learned: Tensor
     ) -> tuple[Tensor, ...]:
@@ -128,15 +167,39 @@ class WeightQuantizer(LayerPart):
         """
         if self.estimator is None:
             return (grad,)
-        return (self.estimator(grad, weight, quantized.dequantized()),)
+        return (self.estimator(grad, weight, quantized.dequantized(), quantized.spread_scale()),)
 
 
 class ActivationQuantizer(LayerPart):
-    """How the normed input of one layer becomes integers. A subclass gives its spec and `codes`."""
+    """How the normed input of one layer becomes integers. A subclass gives its spec and `codes`.
+
+    Where its gradient is not the estimator's it overrides `gradients`, and where what it learns begins with
+    what the first batch says, `calibrate`.
+    """
+
+    estimator: Estimator | None = None
+    """None is the straight-through estimator."""
+    has_shift: bool = False
+    """Whether dequantized activations are `codes * scale + shift`; padding stays zero."""
+    shift: Tensor
+    """A scalar."""
 
     def __init__(self, spec: ActivationSpec) -> None:
         super().__init__()
         self.spec = spec
+
+    def set_progress(self, share: float) -> None:
+        super().set_progress(share)
+        if self.estimator is not None:
+            self.estimator.set_progress(share)
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether there is no need for `calibrate` any more."""
+        return True
+
+    def calibrate(self, x: Tensor) -> None:
+        """Sets what it learns by the first training batch of normed input, in fp32."""
 
     def codes(self, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """int8 codes of fp32 x, and their fp32 scale, of size 1 along `dims` (what shares one)."""
@@ -145,13 +208,20 @@ class ActivationQuantizer(LayerPart):
     @property
     def has_rule(self) -> bool:
         """Whether gradients are other than the identity, or parameters want one."""
-        return type(self).gradients is not ActivationQuantizer.gradients
+        return self.estimator is not None or type(self).gradients is not ActivationQuantizer.gradients
 
     def gradients(
         self, grad: Tensor, x: Tensor, quantized: Quantized, *learned: Tensor
     ) -> tuple[Tensor, ...]:
         """With respect to x and to each learned parameter, from that at the dequantized activations."""
-        return (grad,)
+        if self.estimator is None:
+            return (grad,)
+        return (self.estimator(grad, x, quantized.codes * quantized.scale, quantized.scale),)
+
+    def dequantized(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """The activations that codes stand for, in fp32."""
+        values = codes * scale
+        return values + self.shift.detach() if self.has_shift else values
 
 
 class Transform(LayerPart):
@@ -161,9 +231,15 @@ class Transform(LayerPart):
     """
 
     on_weights = False
+    has_addend = False
+    """Whether `addend` gives something."""
 
     def forward(self, x: Tensor, dim: int) -> Tensor:
         """x with its features, which lie along `dim`, mapped; differentiable."""
+        raise NotImplementedError
+
+    def addend(self, x: Tensor, spec: LayerSpec) -> Tensor:
+        """What of the normed x is added to the outputs, in a shape that goes with them, past all codes."""
         raise NotImplementedError
 
 
@@ -175,13 +251,24 @@ class Sparsifier(LayerPart):
         raise NotImplementedError
 
 
-class Estimator:
-    """A rule for the gradient through rounding, for weights whose quantizer has none of its own."""
+class Estimator(Progressive):
+    """A rule for the gradient through rounding, for a quantizer that has none of its own."""
 
     identity: ClassVar[bool] = False
 
-    def __call__(self, grad: Tensor, value: Tensor, quantized: Tensor) -> Tensor:
-        """The gradient at `value`, from that at `quantized`, its dequantized form."""
+    def __call__(self, grad: Tensor, value: Tensor, quantized: Tensor, scale: Tensor) -> Tensor:
+        """The gradient at `value`, from that at `quantized`, its dequantized form.
+
+        `scale` is of a shape that multiplies `value`: codes are about `value / scale`.
+        """
+        raise NotImplementedError
+
+
+class GradientQuantizer(LayerPart):
+    """What happens, in training, to the gradient of a layer's output before the products of its backward."""
+
+    def forward(self, grad: Tensor) -> Tensor:
+        """The gradient of the output, fp32, batch first, as the products are to see it."""
         raise NotImplementedError
 
 
@@ -190,3 +277,4 @@ ACTIVATIONS: Registry[type[ActivationQuantizer]] = Registry("activation quantize
 TRANSFORMS: Registry[type[Transform]] = Registry("transform")
 SPARSIFIERS: Registry[type[Sparsifier]] = Registry("sparsifier")
 ESTIMATORS: Registry[type[Estimator]] = Registry("estimator")
+GRADIENTS: Registry[type[GradientQuantizer]] = Registry("gradient quantizer")

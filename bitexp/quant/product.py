@@ -42,6 +42,13 @@ class Quantized(NamedTuple):
             return weights
         return weights.add_(self.shift.reshape(-1, *[1] * (weights.dim() - 1)))
 
+    def spread_scale(self) -> Tensor:
+        """The scale in a shape that multiplies the weights."""
+        trailing = [1] * (self.codes.dim() - 1)
+        if self.scale.dim() < 2:
+            return self.scale.reshape(-1, *trailing) if self.scale.dim() else self.scale
+        return self.scale.repeat_interleave(self.codes.shape[1] // self.scale.shape[1], 1)
+
 
 def grouped_product(
     x: Tensor, x_scale: Tensor | None, weights: Quantized, spec: LayerSpec, backend: Backend

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from bitexp.quant.options import REGISTRIES, LayerOptions, complete
 from bitexp.quant.patterns import matches
 
@@ -16,6 +18,8 @@ class Rule:
 
     match: tuple[str, ...]
     changes: Mapping[str, Any]
+    optional: bool = False
+    """Whether a model may have no such layer; for presets, which do not know the model."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Quantizer:
         if ends != sorted(set(ends)) or any(not 0 < end < 1 for end in ends):
             raise ValueError(f"stages end at {ends}: the shares must rise, each above 0 and below 1")
         for stage in self.stages:
-            fixed = sorted({"weights", "estimator", "norm", "bias"} & set(stage.changes))
+            fixed = sorted(FIXED & set(stage.changes))
             if fixed:
                 raise ValueError(f"stages cannot change {', '.join(fixed)}; use them for the other parts")
         for options in self.variants():
@@ -88,6 +92,12 @@ class Quantizer:
         """Whether any layer gets quantized weights."""
         return any(o.weights is not None for o in self.variants())
 
+    @property
+    def progressive(self) -> bool:
+        """Whether anything depends on the share of the training: stages, or a rule for a gradient."""
+        weight = torch.ones(1, 1)
+        return bool(self.stages) or any(o.weights and o.parts(weight).progressive for o in self.variants())
+
     def variants(self) -> list[LayerOptions]:
         """The options that layers may have: those of all, and those of each rule."""
         return [self.options, *(self.options.changed(rule.changes) for rule in self.layers)]
@@ -102,10 +112,20 @@ class Quantizer:
         return {
             "name": self.name,
             **self.options.to_json(),
-            "layers": [{"match": list(rule.match), **plain(rule.changes)} for rule in self.layers],
+            "layers": [
+                {
+                    "match": list(rule.match),
+                    **plain(rule.changes),
+                    **({"optional": True} if rule.optional else {}),
+                }
+                for rule in self.layers
+            ],
             "stages": [{"until": stage.until, **plain(stage.changes)} for stage in self.stages],
         }
 
+
+FIXED = {"weights", "estimator", "norm", "bias", "gradients", "output_norm"}
+"""What stages cannot change."""
 
 SELECTION = ("include", "exclude", "lambda_schedule")
 """Keys of the section that say which layers are quantized and when, and not how."""
@@ -117,7 +137,8 @@ def rule_of(config: Mapping[str, Any]) -> Rule:
     match = changes.pop("match", None)
     if not match:
         raise ValueError(f"a rule of layers needs a match: {{match: 'blocks.0.*', ...}}, got {dict(config)}")
-    return Rule((match,) if isinstance(match, str) else tuple(match), changes)
+    optional = bool(changes.pop("optional", False))
+    return Rule((match,) if isinstance(match, str) else tuple(match), completed(changes), optional)
 
 
 def stage_of(config: Mapping[str, Any]) -> Stage:
@@ -126,4 +147,9 @@ def stage_of(config: Mapping[str, Any]) -> Stage:
     until = changes.pop("until", None)
     if until is None:
         raise ValueError(f"a stage needs its end: {{until: 0.95, ...}}, got {dict(config)}")
-    return Stage(float(until), changes)
+    return Stage(float(until), completed(changes))
+
+
+def completed(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with parts in full, so that two spellings are equal."""
+    return {key: complete(key, value) if key in REGISTRIES else value for key, value in changes.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -81,6 +81,7 @@ class LayerSpec:
             floats. weights: the weight quantizer; None leaves the weights floats, and then nothing is
             quantized. levels: of the weights' codes. shift: whether dequantized weights have a constant
             added to each row. bias: `plain` adds it to the output, `scaled` before the scales are applied.
+            output_norm: of the product, over its outputs, before the bias.
     """
 
     shape: tuple[int, ...] = ()
@@ -93,6 +94,7 @@ class LayerSpec:
     levels: Levels = TERNARY
     shift: bool = False
     bias: BiasRule = "plain"
+    output_norm: Norm = "none"
 
     absmax: int | None = field(init=False, repr=False, compare=False)
     """The code of a token's largest input, where kernels make the codes; None where they do not."""
@@ -141,6 +143,8 @@ class LayerSpec:
             "levels": asdict(self.levels),
             "shift": self.shift,
             "bias": self.bias,
+            # only where there is one: files of before it was known have no such key
+            **({} if self.output_norm == "none" else {"output_norm": self.output_norm}),
         }
 
 
@@ -154,6 +158,10 @@ class Geometry:
     def feature_dim(self) -> int:
         """The dimension a norm runs over: features of a token, channels at each pixel."""
         return -1 if self.conv is None else -3
+
+    def features(self, shape: Sequence[int]) -> int:
+        """Inputs of a linear layer, or input channels of a convolution, by the shape of its weights."""
+        return shape[1] * (1 if self.conv is None else self.conv[3])
 
     @property
     def scale_dims(self) -> tuple[int, ...]:

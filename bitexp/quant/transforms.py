@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from bitexp.quant.norms import features_back, features_last
 from bitexp.quant.parts import TRANSFORMS, Transform
+from bitexp.quant.spec import LayerSpec
 
 
 @TRANSFORMS.register("hadamard")
@@ -41,6 +43,52 @@ class Hadamard(Transform):
             raise ValueError(f"block={block} does not divide the {size} features of a layer")
         rotated: Tensor = Rotation.apply(features_last(x, dim), block)
         return features_back(rotated, dim)
+
+
+@TRANSFORMS.register("columns")
+class Columns(Transform):
+    """A learned factor for each input feature, and with `shift` a learned constant for its weights.
+
+    OneBit's g (arXiv 2402.11295), and FBI-LLM's alpha and beta (arXiv 2407.07093, eq. 3), which belong
+    to columns of the weights: `sum_k (alpha_k codes_k + beta_k) x_k` is the sum of codes times `alpha x`, and
+    of `beta . x`, which is the same for all outputs and stays in floats.
+
+    Args:
+        init: of the factors, `one`, or `mean`, the mean |W - mean W| of a column.
+        shift: whether there are constants; they begin with the mean of a column.
+    """
+
+    def __init__(self, features: int, *, init: Literal["one", "mean"] = "one", shift: bool = False) -> None:
+        super().__init__()
+        if init not in ("one", "mean"):
+            raise ValueError(f"init={init} should be 'one' or 'mean'")
+        self.init, self.has_addend = init, shift
+        self.factor = nn.Parameter(torch.ones(features))
+        if shift:
+            self.constant = nn.Parameter(torch.zeros(features))
+
+    @torch.no_grad()
+    def initialize(self, weight: Tensor) -> None:
+        columns = weight.float().transpose(0, 1).flatten(1)
+        if len(columns) < len(self.factor):  # groups of a convolution have the same columns
+            columns = columns.repeat(len(self.factor) // len(columns), 1)
+        means = columns.mean(1)
+        if self.has_addend:
+            self.constant.copy_(means)
+        if self.init == "mean":
+            centred = columns - means[:, None] if self.has_addend else columns
+            self.factor.copy_(centred.abs().mean(1))
+
+    def forward(self, x: Tensor, dim: int) -> Tensor:
+        return x * self.per_feature(self.factor)
+
+    def addend(self, x: Tensor, spec: LayerSpec) -> Tensor:
+        if spec.conv is None:
+            return (x * self.constant).sum(-1, keepdim=True)
+        stride, padding, dilation, groups = spec.conv
+        kernel = self.constant.reshape(groups, -1, 1, 1).expand(groups, *spec.shape[1:])
+        y = F.conv2d(x, kernel, None, stride, padding, dilation, groups)
+        return y.repeat_interleave(spec.shape[0] // groups, -3)
 
 
 class Rotation(torch.autograd.Function):

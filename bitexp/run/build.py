@@ -103,7 +103,7 @@ def build_quantizer(chosen: QuantizerChoice) -> Quantizer:
                 options = {name: value for name, value in section.items() if name != "name"}
                 with problems:
                     checked = check_arguments(
-                        f"{place}.{key}", registry.get(section["name"]), options, given=("weight",)
+                        f"{place}.{key}", registry.get(section["name"]), options, given=("weight", "features")
                     )
                     section |= checked
     problems.tell()

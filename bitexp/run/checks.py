@@ -11,7 +11,7 @@ import torch
 from bitexp.common.errors import UserError
 from bitexp.common.signatures import keywords
 from bitexp.common.spelling import nearest
-from bitexp.config.schema import LambdaSchedule, Settings
+from bitexp.config.schema import Cage, Dqt, LambdaSchedule, Settings
 from bitexp.deploy.packing import choose_layout
 from bitexp.models import MODELS
 from bitexp.quant.quantizer import Quantizer
@@ -47,11 +47,7 @@ def check_match(settings: Settings, facts: Mapping[str, Any]) -> None:
 def check(settings: Settings) -> None:
     """Combinations that cannot run, that would do nothing, or not what they say."""
     trainer, schedule = settings.trainer, settings.quantizer.lambda_schedule
-    if settings.optimizer.stochastic_rounding and trainer.precision != "bf16-true":
-        raise UserError(
-            "optimizer.stochastic_rounding=true rounds bf16 latents and there are none with "
-            f"trainer.precision={trainer.precision}; use trainer.precision=bf16-true"
-        )
+    check_latents(settings)
     if schedule is not None and schedule.start > schedule.end:
         raise UserError(
             f"quantizer.lambda_schedule.start={schedule.start} is larger than its "
@@ -79,6 +75,35 @@ def check(settings: Settings) -> None:
         )
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu, but torch finds no GPU here; use trainer=cpu")
+
+
+def check_latents(settings: Settings) -> None:
+    """Raises `UserError` where an optimizer's way with bf16 latents and the precision do not go together."""
+    optimizer, precision = settings.optimizer, settings.trainer.precision
+    ways = [way for way in ("stochastic_rounding", "kahan") if getattr(optimizer, way, False)]
+    if ways and precision != "bf16-true":
+        raise UserError(
+            f"optimizer.{ways[0]}=true rounds bf16 latents and there are none with "
+            f"trainer.precision={precision}; use trainer.precision=bf16-true"
+        )
+    if len(ways) > 1:
+        raise UserError(
+            "optimizer.kahan=true keeps what rounding to the nearest takes away; use it without "
+            "stochastic_rounding"
+        )
+    if isinstance(optimizer, Cage | Dqt) and precision == "bf16-true":
+        raise UserError(
+            f"optimizer={optimizer.name} needs fp32 weights to tell how far they are from their levels; use "
+            "trainer.precision=32 or bf16-mixed"
+        )
+    weights = settings.quantizer.weights.name
+    others = [rule.weights.name for rule in settings.quantizer.layers if rule.weights is not None]
+    wrong = sorted({weights, *others} - {"fixed", "none"})
+    if isinstance(optimizer, Dqt) and (wrong or weights == "none"):
+        raise UserError(
+            "optimizer=dqt moves weights from level to level, which needs a scale that does not follow them, "
+            f"and there are weights={(wrong or ['none'])[0]}; use quantizer=dqt"
+        )
 
 
 def check_phasing(settings: Settings, schedule: LambdaSchedule) -> None:

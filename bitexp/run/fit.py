@@ -63,7 +63,7 @@ class Fit:
         if options.ema_decay is not None:
             callbacks.append(pl.callbacks.EMAWeightAveraging(decay=options.ema_decay))
         phasing, max_steps = settings.quantizer.lambda_schedule, settings.trainer.max_steps
-        staged = bool(settings.quantizer.stages)
+        staged = parts.quantizer.progressive
         schedule = Schedule(settings.scheduler, optimizer, phasing, max_steps, staged)
         callbacks += [schedule, FiniteLoss(every)]
         if options.diagnostics and parts.quantizer.quantizes:

@@ -22,6 +22,7 @@ from bitexp.common.format import path_text
 from bitexp.common.logs import quiet_libraries
 from bitexp.common.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.config.schema import Settings, read_settings
+from bitexp.run.advice import advice
 from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
 from bitexp.run.checks import check_validation, device_name
@@ -107,7 +108,7 @@ def run(
             "uncommitted": keep_uncommitted(folder.created(), packages_of(named)),
         }
         record = provenance(settings.seed, settings.trainer.threads, data, facts)
-        remarks += [*damages, *code_remarks(code)]
+        remarks += [*damages, *code_remarks(code), *advice(settings, parts)]
         remarks += setting_changes(folder.attempts(), record, resumed=checkpoint is not None)
         folder.begin(settings, overrides, record)
         write_json(folder.model, vars(attempt.description))

@@ -65,13 +65,15 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
 
 
 def packed_bytes(layer: QuantizedLayer, layout: Layout) -> int:
-    """Bytes of a layer in the packed file, its bias left out: codes, scales and shifts."""
+    """Bytes of a layer in the packed file, its bias left out: codes, scales, shifts, what its parts learn."""
     codes = len(layer.weight) * layout.row_bytes(layer.weight[0].numel())
     _, scales = layer.parts.weights.rows(
         layer.weight
     )  # their shape: quantizing the weights would take longer
     shift = layer.quantized().shift if layer.spec.shift else None
-    return codes + 4 * (scales.numel() + (0 if shift is None else shift.numel()))
+    parts = (layer.parts.activations, layer.parts.transform, layer.parts.sparsifier)
+    kept = sum(t.nbytes for part in parts if part is not None for t in part.state_dict().values())
+    return codes + kept + 4 * (scales.numel() + (0 if shift is None else shift.numel()))
 
 
 def bits_per_weight(layer: QuantizedLayer) -> float:

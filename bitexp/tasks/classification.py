@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bitexp.common.torchmetrics import MulticlassAccuracy, MulticlassConfusionMatrix
 from bitexp.common.torchvision import import_torchvision
-from bitexp.config.schema import Adam, Sgd
+from bitexp.config.schema import Optimizer
 from bitexp.tasks.objectives import cross_entropy
 from bitexp.tasks.task import TASKS, Task
 
@@ -34,7 +34,7 @@ class ImageClassification(Task):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Adam | Sgd,
+        optimizer: Optimizer,
         *,
         classes: int,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitexp.common.torchmetrics import MeanMetric
-from bitexp.config.schema import Adam, Sgd
+from bitexp.config.schema import Optimizer
 from bitexp.tasks.objectives import cross_entropy
 from bitexp.tasks.task import TASKS, Task
 
@@ -34,7 +34,7 @@ class LanguageModelling(Task):
     unit = "tokens"
     use = 'python -m bitexp generate {folder} --prompt "def "'
 
-    def __init__(self, model: nn.Module, optimizer: Adam | Sgd, *, vocabulary: int, **options: Any) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, *, vocabulary: int, **options: Any) -> None:
         super().__init__(model, optimizer, **options)
         self.vocabulary = vocabulary
         # NaN stays NaN; "warn" would leave it out, and "disable" the weights (torchmetrics 1.9)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bitexp.common.lightning import pl
 from bitexp.common.registry import Registry
-from bitexp.config.schema import Adam, Sgd
+from bitexp.config.schema import Optimizer
 from bitexp.quant.modes import with_child
 from bitexp.tasks.objectives import CROSS_ENTROPY, build_objectives
 from bitexp.train.optimizers import build_optimizer
@@ -41,7 +41,7 @@ class Task(pl.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Adam | Sgd,
+        optimizer: Optimizer,
         *,
         objectives: Mapping[str, Mapping[str, Any]] = CROSS_ENTROPY,
     ) -> None:

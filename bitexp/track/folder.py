@@ -31,6 +31,13 @@ UNIMPORTANT = (
 )  # fmt: skip
 """The keys that cannot change a result, and so are no part of a run's identity."""
 
+ADDED = {
+    "quantizer.gradients": {"name": "none"},
+    "quantizer.output_norm": "none",
+    "optimizer.kahan": False,
+}
+"""Keys added since 2026-12, with the value that means as before: with that they are not hashed."""
+
 
 STATUSES = ("finished", "failed", "pruned", "stopped")
 NUMBER, TEXT = (int, float, type(None)), (str, type(None))
@@ -94,6 +101,11 @@ def identity(config: dict[str, Any], data_fingerprint: str, code: Mapping[str, s
         for part in path:
             node = node.get(part) or {}
         node.pop(last, None)
+    for key, as_before in ADDED.items():
+        section, _, last = key.rpartition(".")
+        node = value.get(section) or {}
+        if last in node and node[last] == as_before:
+            del node[last]
     text = json.dumps([value, data_fingerprint, *([dict(code)] if code else [])], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bitexp.config.schema import Adam, Constant, Cosine, LambdaSchedule, Sgd, TwoStage
+from bitexp.config.schema import Constant, Cosine, LambdaSchedule, Optimizer, TwoStage
 
 
 def lr_factor(settings: Cosine | Constant | TwoStage, step: int, total: int) -> float:
@@ -33,7 +33,7 @@ def weight_decay_at(settings: Cosine | Constant | TwoStage, base: float, step: i
     return base
 
 
-def lr_decay_sum(settings: Cosine | Constant | TwoStage, optimizer: Adam | Sgd, total: int) -> float:
+def lr_decay_sum(settings: Cosine | Constant | TwoStage, optimizer: Optimizer, total: int) -> float:
     """Learning rate times weight decay, summed over the steps: AdamW shrinks weights by exp(-sum) at most.
 
     Without it a weight decay means nothing: 0.1 over a short training does not show.

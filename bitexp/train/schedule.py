@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from bitexp.common.lightning import pl
-from bitexp.config.schema import Adam, Constant, Cosine, LambdaSchedule, Sgd, TwoStage
+from bitexp.config.schema import Constant, Cosine, LambdaSchedule, Optimizer, TwoStage
 from bitexp.quant.layers import set_lambda, set_progress
-from bitexp.train.optimizers import forget
+from bitexp.train.bf16_latents import forget
 from bitexp.train.rates import lambda_at, lr_factor, switch_step, weight_decay_at
 
 
@@ -23,12 +23,12 @@ class Schedule(pl.Callback):
     def __init__(
         self,
         scheduler: Cosine | Constant | TwoStage,
-        optimizer: Adam | Sgd,
+        optimizer: Optimizer,
         quantization: LambdaSchedule | None,
         max_steps: int | None = None,
         staged: bool = False,
     ) -> None:
-        """`staged` says that the quantizer has stages."""
+        """`staged` says that the quantizer has stages, or rules that depend on the share of the training."""
         self.scheduler, self.optimizer = scheduler, optimizer
         constant = quantization is None or quantization.name == "constant"
         self.quantization = None if constant else quantization  # a lambda of 1 is what layers begin with
@@ -50,6 +50,8 @@ class Schedule(pl.Callback):
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = self.lr
             group["weight_decay"] = decay if group["decays"] else 0.0
+            if "share" in group:
+                group["share"] = step / max(1, total)
         self._set_progress(trainer, pl_module)
         if self.quantization is not None and self.quantization.reset_optimizer:
             if self._switch is None:

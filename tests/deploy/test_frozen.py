@@ -58,7 +58,7 @@ def test_every_layout_that_holds_the_codes_gives_the_same_bits(
     make_quantizer: Make, name: str, layout: str
 ) -> None:
     torch.manual_seed(0)
-    layer = BitLinear(nn.Linear(37, 5), make_quantizer(name))
+    layer = BitLinear(nn.Linear(37, 5), make_quantizer(name)).eval()
     x = torch.randn(3, 37)
     if layout != "auto" and LAYOUTS[layout].base < layer.spec.levels.count:
         with pytest.raises(ValueError, match=f"do not fit the layout {layout}"):
@@ -139,6 +139,7 @@ SPEC = LayerSpec((8, 4, 3, 3), ((1, 2), (0, 1), (1, 1), 4), "rms")
         {"levels": Levels(-1, 1, 2)},
         {"shift": True},
         {"bias": "scaled"},
+        {"output_norm": "layer"},
     ],
     ids=str,
 )
@@ -148,7 +149,8 @@ def test_a_description_survives_json_and_tells_a_layer_from_every_other(other: d
 
     assert described(replace(SPEC, **other)) != described(SPEC)
     assert described(replace(SPEC)) == described(SPEC)
-    assert set(described(SPEC)) == {field.name for field in fields(SPEC) if field.init}
+    everything = replace(SPEC, output_norm="layer")  # which is said only where there is one
+    assert set(described(everything)) == {field.name for field in fields(SPEC) if field.init}
 
 
 def test_a_layer_whose_bytes_no_codes_make_is_refused() -> None:

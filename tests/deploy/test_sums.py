@@ -105,8 +105,9 @@ def test_a_linear_equals_int64_sums_and_the_fixed_order_of_roundings(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    changes = data.draw(fitting(name, [*CHANGES, {"weights": {"granularity": "group", "group_size": size}}]))
-    quantizer = make_quantizer(name, norm="none", **changes)
+    grouped = {"weights": {"granularity": "group", "group_size": size}}
+    possible = [{**c, "weights": {"name": name, **c.get("weights", {})}} for c in (*CHANGES, grouped)]
+    quantizer = make_quantizer("b158", **data.draw(fitting("b158", possible)))
     layer = BitLinear(nn.Linear(size * groups, 13, bias=bias), quantizer)
     x = values(kind, (batch, size * groups), seed)
     expected = numpy_linear(layer, x)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from bitexp.common.format import size
 from bitexp.deploy.packed_file import load_packed
 from bitexp.kernels import choose_kernel
 from bitexp.quant import QUANTIZERS, WEIGHTS
@@ -33,7 +34,10 @@ def assert_the_packed_file_is_what_was_trained(outcome: Any) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_packed_file_tests_exactly_like_the_model(preset: str, train: Any) -> None:
-    assert_the_packed_file_is_what_was_trained(train(f"quantizer={preset}"))
+    outcome = train(f"quantizer={preset}")
+    assert_the_packed_file_is_what_was_trained(outcome)
+    body = size(outcome.result["metrics"]["size/body_bytes"])
+    assert f"; body {body}" in (outcome.folder / "train.log").read_text()  # what the header has counted
 
 
 def test_the_presets_hold_every_weight_quantizer() -> None:
@@ -66,6 +70,13 @@ VARIANTS = {
     "sparse": ["quantizer.sparsifier={name: top_k, keep: 0.5}"],
     "clipped": ["quantizer=binary", "quantizer.estimator={name: clipped, at: 0.1}"],
     "floats": ["quantizer.activations=none", "packing=pack8"],
+    "phased in learned": [
+        "quantizer=lsq_plus",
+        "quantizer.lambda_schedule={name: sigmoid, start: 0.2, end: 1.0}",
+    ],
+    "without latents": ["quantizer=dqt", "optimizer=dqt", "quantizer.weights.bits=8"],
+    "muon in bf16": ["optimizer=muon", "trainer.precision=bf16-true", "optimizer.kahan=true"],
+    "gradients": ["quantizer.gradients={name: int, bits: 8, over: tensor}", "quantizer.norm=rms"],
     "phased in": ["quantizer.lambda_schedule={name: sigmoid, start: 0.2, end: 1.0}"],
 }
 

@@ -35,6 +35,8 @@ SAME = [
     (["quantizer.weights=lsq"], ["quantizer=lsq"]),
     (["quantizer=lsq"], ["quantizer=lsq", "quantizer.weights.bits=4"]),
     (["quantizer.norm=none"], ["quantizer=b158"]),
+    (["quantizer=bitnet"], ["quantizer=binary"]),
+    (["quantizer.gradients=none", "quantizer.output_norm=none"], []),
     (
         ["quantizer=ternary_median", "quantizer.activations.qmax=128", "quantizer.bias=scaled"],
         ["quantizer=reloaded"],
@@ -68,7 +70,10 @@ def test_two_spellings_of_one_quantizer_are_one_run(one: list[str], other: list[
 
 
 OTHERS = [
-    *([f"quantizer={name}"] for name in QUANTIZERS),
+    *([f"quantizer={name}"] for name in QUANTIZERS if name != "bitnet"),
+    ["quantizer.gradients=int"],
+    ["quantizer.gradients={name: int, bits: 4}"],
+    ["quantizer.output_norm=rms"],
     ["quantizer.activations=int4", "quantizer.norm=none"],
     ["quantizer.activations.qmax=128"],
     ["quantizer.activations=none"],

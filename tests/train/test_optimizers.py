@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from bitexp.config.schema import Adam, Sgd
 from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
-from bitexp.train.optimizers import Bf16Latents, build_optimizer, decay_groups, forget, stochastic_bf16
+from bitexp.train.bf16_latents import Bf16Latents, forget, stochastic_bf16
+from bitexp.train.optimizers import build_optimizer, decay_groups
 
 Make = Callable[..., Quantizer]
 

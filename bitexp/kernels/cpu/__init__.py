@@ -2,7 +2,8 @@
 
 Linear layers with codes of up to four bits and a scale per tensor or output run compiled (`layer.py`), in
 the layout of `layout.py`, with the fastest instructions of the processor (`dots.py`). Convolutions, scales
-per group, wider codes and float activations go the way of `int8`.
+per group, wider codes, float activations and activation codes of others go the way of `int8`; but signs times
+signs are counted (`popcount.py`).
 
 Where weights are read from memory, Python's own data have left the cache, and a few lines take as long as a
 tenth of a small layer. So few lines are on the way of a token, and names of torch are looked up once.
@@ -24,8 +25,10 @@ from bitexp.kernels.cpu.training import CpuBackend
 from bitexp.kernels.int8 import Int8
 from bitexp.kernels.reference import PLAIN, Reference
 from bitexp.kernels.registry import KERNELS
+from bitexp.quant.backend import Backend
+from bitexp.quant.levels import BINARY
 from bitexp.quant.modes import has_vnni, readable
-from bitexp.quant.product import Quantized
+from bitexp.quant.product import Quantized, scaled_product
 from bitexp.quant.spec import EXACT, LayerSpec
 
 
@@ -56,6 +59,18 @@ class Packed:
     def __reduce__(self) -> tuple[Any, ...]:  # compiled functions are not copied with it
         return Packed, (self.weights.clone(), self.scale, self.bits, self.outputs, self.inputs, self.isa)
 
+    @functools.cached_property
+    def integers(self) -> Quantized:
+        """As int8 codes, kept from the first call on that needs them: unpacking is slower than a product."""
+        return Quantized(self.codes(), self.scale)
+
+    @functools.cached_property
+    def signs(self) -> Quantized:
+        """Signs as bits of whole words, in place of the codes; kept likewise."""
+        from bitexp.kernels.cpu.popcount import words_of
+
+        return Quantized(words_of(self.codes()), self.scale)
+
     def codes(self) -> Tensor:
         """The int8 codes `[outputs, inputs]`."""
         return layout.unpack(self.weights, self.bits, self.outputs, self.inputs)
@@ -76,6 +91,18 @@ class Packed:
         else:
             in_threads(self.run, given, self.scratch, tokens, self.streams, self, x, y, bias)
         return y
+
+
+class Signs(Backend):
+    """Multiplies signs by signs."""
+
+    def product(self, x: Tensor, weight: Tensor, spec: LayerSpec) -> Tensor:
+        from bitexp.kernels.cpu.popcount import sign_product
+
+        return sign_product(x, weight)
+
+
+SIGNS = Signs()
 
 
 class Cpu(Reference):
@@ -137,11 +164,14 @@ class Cpu(Reference):
         bias: Tensor | None = None,
         spec: LayerSpec = PLAIN,
     ) -> Tensor:
+        act = spec.activations
+        if isinstance(prepared, Packed) and prepared.bits == 1 and act is not None and act.levels == BINARY:
+            return scaled_product(codes, scale, prepared.signs, bias, spec, SIGNS)
         return self.other.forward_codes(codes, scale, self.weights(prepared), bias, spec)
 
     def weights(self, prepared: Any) -> Quantized:
         if isinstance(prepared, Packed):
-            return Quantized(prepared.codes(), prepared.scale)
+            return prepared.integers
         return super().weights(prepared)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from bitexp.quant.activations.int import absmean_codes
 from bitexp.quant.levels import Levels
 from bitexp.quant.parts import ACTIVATIONS, ActivationQuantizer
-from bitexp.quant.spec import EPS, ActivationSpec, Part
-from bitexp.quant.sums import row_means
+from bitexp.quant.spec import ActivationSpec, Part
 
 
 @ACTIVATIONS.register("int4")
@@ -19,8 +18,4 @@ class Int4(ActivationQuantizer):
         super().__init__(ActivationSpec(Part("int4"), Levels.signed(4)))
 
     def codes(self, x: Tensor, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        root = torch.full((), 7.0, dtype=x.dtype, device=x.device).sqrt()
-        mean = row_means(x.abs().flatten(-len(dims))).unflatten(-1, (1,) * len(dims))
-        scale = (mean / root).clamp(min=EPS)
-        codes = (x * scale.reciprocal()).round_().clamp_(self.spec.levels.low, self.spec.levels.high)
-        return codes.to(torch.int8), scale
+        return absmean_codes(x, self.spec.levels, dims)

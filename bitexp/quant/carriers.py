@@ -1,9 +1,9 @@
-"""Gradients through rounding: rules, and the carrier that applies them outside of the quantized product.
+"""The carriers of gradients: where rules of the parts apply, outside of the quantized product.
 
 The product's node returns the exact gradient at the dequantized weights and activations. A carrier is an
 alias of the latent weights (or of the input) whose backward maps that gradient to theirs, and to the
 parameters that a part learns. So a new rule changes neither the node nor any kernel; the identity needs no
-carrier at all.
+carrier at all. That of the output maps the gradient before it comes to the node.
 """
 
 from __future__ import annotations
@@ -13,35 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitexp.quant.parts import ESTIMATORS, ActivationQuantizer, Estimator, WeightQuantizer
+from bitexp.quant.parts import ActivationQuantizer, GradientQuantizer, WeightQuantizer
 from bitexp.quant.product import Quantized
-
-
-@ESTIMATORS.register("straight_through")
-class StraightThrough(Estimator):
-    """The identity (arXiv 1308.3432)."""
-
-    identity = True
-
-    def __call__(self, grad: Tensor, value: Tensor, quantized: Tensor) -> Tensor:
-        return grad
-
-
-@ESTIMATORS.register("clipped")
-class Clipped(Estimator):
-    """The identity where `|value| <= at`, else nothing (arXiv 1602.02830, eq. 4).
-
-    Args:
-        at: in units of the latent weights.
-    """
-
-    def __init__(self, *, at: float = 1.0) -> None:
-        if not at > 0:
-            raise ValueError(f"at={at} must be above 0")
-        self.at = at
-
-    def __call__(self, grad: Tensor, value: Tensor, quantized: Tensor) -> Tensor:
-        return grad * (value.abs() <= self.at)
 
 
 class Carrier(torch.autograd.Function):
@@ -92,3 +65,21 @@ def carried(
         return value
     aliased: Tensor = Carrier.apply(value, *quantized, mix, part, *part.learned())
     return aliased
+
+
+class OutputCarrier(torch.autograd.Function):
+    """An alias of a layer's output; its backward hands on what a part makes of the gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(output: Tensor, part: GradientQuantizer) -> Tensor:
+        return output.view_as(output)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.part = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.part(grad.float()).to(grad.dtype), None
