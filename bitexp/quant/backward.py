@@ -78,6 +78,8 @@ def of_linear(
     dtype = call.grad_dtype
     of_outputs, codes, of_x = rows(grad), rows(saved[0]), None if x is None else rows(x)
     scale, mean, rstd = (None if v is None else v.reshape(-1, 1) for v in saved[1:])
+    if scale is not None:  # a learned one is that of all tokens
+        scale = scale.expand(len(codes), 1)
     latent = weights.dequantized().to(dtype)
     parts_x: list[Tensor] = []
     grad_w = grad_b = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitexp.quant.norms import normalize
+from bitexp.quant.norms import normed
 from bitexp.quant.spec import ConvArgs, Geometry, LayerSpec
 
 
@@ -26,5 +26,5 @@ def ended(y: Tensor, addend: Tensor | None, bias: Tensor | None, spec: LayerSpec
     if spec.output_norm == "none":
         return y
     at = Geometry(spec.conv)
-    y = normalize(y, spec.output_norm, at.feature_dim)[0]
+    y = normed(y, spec.output_norm, at.feature_dim)
     return y if bias is None else y + at.spread(bias.float())
