@@ -215,7 +215,9 @@ class Settings(Section):
 
     name: Label
     seed: Annotated[int, Field(ge=0, lt=2**32)]
-    packing: Literal["auto", "pack1", "pack5", "pack2", "pack3", "pack4", "pack8"]
+    packing: Literal[
+        "auto", "pack1", "pack5", "pack2", "pack3", "pack4", "pack8in5", "pack4in3", "pack8in7", "pack8"
+    ]  # fmt: skip
     tuned: bool
     rerun: bool
     task: Named

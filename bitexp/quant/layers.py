@@ -3,7 +3,7 @@
 x   = sparsifier(transform(norm(input)))
 x_q, s_x = activations.codes(x)                one scale per token
 w_q, s_w, b_w = weights.quantize(latents)      anew in every forward
-y = (x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w + bias
+y = (x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w + bias + offset of the weights
 """
 
 from __future__ import annotations
@@ -123,6 +123,8 @@ class QuantizedLayer(nn.Module):
     def set_progress(self, share: float) -> None:
         """Chooses the stage for a share of the training, 0 to 1."""
         self.stage = sum(share >= end for end in self.ends)
+        if self.options.weights is not None:
+            self.parts.weights.set_progress(share)
 
     def set_lambda(self, value: float) -> None:
         """Sets lambda: 1 is fully quantized, 0 leaves the norm alone."""
@@ -146,6 +148,15 @@ class QuantizedLayer(nn.Module):
         """The weights as integers, apart from any graph."""
         return self._quantize(self.weight)
 
+    def output_bias(self, quantized: Quantized) -> Tensor | None:
+        """The bias, and what the weights add to the outputs."""
+        if not self.parts.weights.has_offset:
+            return self.bias
+        offset = self.parts.weights.offset(self._rotated(self.weight), quantized.codes)
+        if self.phasing and offset is not None:
+            offset = self.mix * offset
+        return offset if self.bias is None or offset is None else self.bias + offset
+
     def forward(self, input: Tensor) -> Tensor:
         check_input(input)
         if self.options.weights is None:
@@ -156,21 +167,25 @@ class QuantizedLayer(nn.Module):
 
     def _quantized_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         way, weight, training = self.ways[self.stage], self.weight, self.training
-        quantized = self._quantize(weight)
+        quantized = self._quantize(weight, training)
+        bias = self.output_bias(quantized)
         grad_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         call = Call(way.spec, self.backend, dtype, grad_dtype, training)
         if way.carries:
             latent = self._rotated(weight)
             weight = carried(latent, way.weights, quantized, self.mix if self.phasing else None)
         if self.phasing:
-            return self._mixed(x, weight, quantized, call)
+            return self._mixed(x, weight, bias, quantized, call)
         codes = scale = None
-        if way.prepares:
+        share = way.weights.latent_share() if training else 0.0
+        if share or way.prepares:
             x, call = self._prepared(x), call._replace(spec=way.inner)
+        beside = ordinary_product(x, self._rotated(self.weight).float(), way.spec) * share if share else None
         if way.coder is not None:
             codes, scale = way.coder.codes(x.detach(), Geometry(way.spec.conv).scale_dims)
             x = carried(x, way.coder, Quantized(codes, scale))
-        return quantized_product(x, weight, self.bias, quantized, call, codes, scale)
+        y = quantized_product(x, weight, bias, quantized, call, codes, scale)
+        return y if beside is None else y + beside.to(y.dtype)
 
     def _prepared(self, x: Tensor) -> Tensor:
         """The input after norm, transform and sparsifier, in fp32, with a graph."""
@@ -188,10 +203,12 @@ class QuantizedLayer(nn.Module):
         rotated: Tensor = transform(weight.float(), Geometry(self.spec.conv).feature_dim)
         return rotated
 
-    def _quantize(self, weight: Tensor) -> Quantized:
-        return self.active.weights.quantize(self._rotated(weight.detach()))
+    def _quantize(self, weight: Tensor, training: bool = False) -> Quantized:
+        return self.active.weights.quantize(self._rotated(weight.detach()), training)
 
-    def _mixed(self, x: Tensor, weight: Tensor, quantized: Quantized, call: Call) -> Tensor:
+    def _mixed(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, quantized: Quantized, call: Call
+    ) -> Tensor:
         """The same product on floats: what is lambda of the way from `v` to `Q(v)`, on both sides."""
         spec, act, at = call.spec, self.active.activations, Geometry(call.spec.conv)
         x = self._prepared(x)
@@ -205,7 +222,7 @@ class QuantizedLayer(nn.Module):
             latent + self.mix * (quantized.dequantized() - latent),
             torch.ones_like(self.mix, dtype=torch.float32),
         )
-        bias = self.bias if spec.bias == "plain" else None
+        bias = bias if spec.bias == "plain" else None
         call = call._replace(
             spec=replace(spec, norm="none", activations=None, bias="plain"), dtype=torch.float32, fused=False
         )
@@ -217,12 +234,8 @@ class QuantizedLayer(nn.Module):
 
     def _plain_forward(self, x: Tensor) -> Tensor:
         """The ordinary layer after the norm, in the precision that the ordinary layer would have."""
-        conv = self.spec.conv
-        normed = normalize(x.float(), self.spec.norm, Geometry(conv).feature_dim)[0].to(x.dtype)
-        if conv is None:
-            return F.linear(normed, self.weight, self.bias)
-        stride, padding, dilation, groups = conv
-        return F.conv2d(normed, self.weight, self.bias, stride, padding, dilation, groups)
+        normed = normalize(x.float(), self.spec.norm, Geometry(self.spec.conv).feature_dim)[0].to(x.dtype)
+        return ordinary_product(normed, self.weight, self.spec, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         exact = self.mix
@@ -289,6 +302,14 @@ class BitConv2d(QuantizedLayer):
         if input.dim() == 3:
             return super().forward(input[None])[0]
         return super().forward(input)
+
+
+def ordinary_product(x: Tensor, weight: Tensor, spec: LayerSpec, bias: Tensor | None = None) -> Tensor:
+    """What an ordinary layer of this geometry computes."""
+    if spec.conv is None:
+        return F.linear(x, weight, bias)
+    stride, padding, dilation, groups = spec.conv
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def pair(value: tuple[int, ...]) -> tuple[int, int]:

@@ -6,7 +6,8 @@ from collections import Counter
 
 from bitexp.common.format import amount, size
 from bitexp.config.schema import Settings
-from bitexp.deploy.packing import LAYOUTS, Layout, choose_layout
+from bitexp.deploy.frozen import Packing
+from bitexp.deploy.packing import Layout
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.run.parts import Parts
 
@@ -43,10 +44,10 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
     if not layers:
         norm = f", with the inner {norms} norm" if norms else ""
         return f"{name}: 32 bits per weight{norm}; body {size(full)}"
-    packings = {layer: choose_layout(settings.packing, layer.spec.levels) for layer in layers.values()}
+    packings = {layer: Packing.of(settings.packing, layer.spec) for layer in layers.values()}
     weights = sum(layer.weight.numel() for layer in layers.values())
     packed = full - 4 * weights  # layers that a rule leaves in full precision
-    packed += sum(packed_bytes(layer, LAYOUTS[layout]) for layer, layout in packings.items())
+    packed += sum(packed_bytes(layer, packing.layout) for layer, packing in packings.items())
     bits = sum(bits_per_weight(layer) * layer.weight.numel() for layer in layers.values()) / weights
     chosen = Counter(label(layer) for layer in layers.values())
     mixture = ""
@@ -57,9 +58,10 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
         s.activations.part.name if s.activations else "none"
         for s in (layer.spec for layer in layers.values())
     }
+    layouts = ", ".join(sorted({packing.name for packing in packings.values()}))
     return (
         f"{name}: {bits:.3g} bits per weight{mixture}, activations {', '.join(sorted(activations))}, norm "
-        f"{norms or 'none'}; body {size(packed)} as {', '.join(sorted(set(packings.values())))} "
+        f"{norms or 'none'}; body {size(packed)} as {layouts} "
         f"(full: {size(full)}, {full / packed:.1f}x)"
     )
 
@@ -71,7 +73,7 @@ def packed_bytes(layer: QuantizedLayer, layout: Layout) -> int:
         layer.weight
     )  # their shape: quantizing the weights would take longer
     shift = layer.quantized().shift if layer.spec.shift else None
-    return codes + 4 * (scales.numel() + (0 if shift is None else shift.numel()))
+    return codes + 4 * (layer.spec.levels.planes * scales.numel() + (0 if shift is None else shift.numel()))
 
 
 def bits_per_weight(layer: QuantizedLayer) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -17,10 +17,14 @@ from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
 from tests.support.kernels import AVAILABLE, every_kernel
 from tests.support.layers import small, values
 from tests.support.quantizers import MakeQuantizer as Make
-from tests.support.quantizers import fitting
+from tests.support.quantizers import fits, fitting
 
-PRESETS = sorted({*WEIGHTS.names(), "ternary_int4", "ternary_hadamard"})
-GROUPED = [name for name in PRESETS if "group_size" in (QUANTIZERS[name].options.weights or Part("")).options]
+PRESETS = st.sampled_from(sorted({*WEIGHTS.names(), "ternary_int4", "ternary_hadamard"}))
+GROUPED = st.sampled_from(
+    [name for name in WEIGHTS.names() if "group_size" in (QUANTIZERS[name].options.weights or Part("")).options]
+)
+EXAMPLES = settings(max_examples=250)
+"""Enough that each name has its share."""
 REFERENCE = KERNELS.get("reference")
 
 BATCHES = st.sampled_from([0, 1, 2, 3, 63, 64, 65])
@@ -58,8 +62,9 @@ def assert_frozen_is_exact(layer: QuantizedLayer, x: Tensor, kernel: str) -> Non
 
 
 @every_kernel
-@pytest.mark.parametrize("name", PRESETS)
+@EXAMPLES
 @given(
+    name=PRESETS,
     batch=BATCHES,
     inputs=INPUTS,
     outputs=OUTPUTS,
@@ -89,8 +94,9 @@ def test_a_frozen_linear_gives_the_bits_of_training(
 
 
 @every_kernel
-@pytest.mark.parametrize("name", GROUPED)
+@EXAMPLES
 @given(
+    name=GROUPED,
     batch=BATCHES,
     size=st.sampled_from([1, 7, 16, 64]),
     groups=st.integers(1, 5),
@@ -101,14 +107,17 @@ def test_a_frozen_linear_with_groups_gives_the_bits_of_training(
     make_quantizer: Make, name: str, kernel: str, batch: int, size: int, groups: int, kind: str, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    quantizer = make_quantizer(name, weights={"granularity": "group", "group_size": size})
+    weights = {"granularity": "group", "group_size": size}
+    assume(fits(name, {"weights": weights}))
+    quantizer = make_quantizer(name, weights=weights)
     layer = BitLinear(nn.Linear(size * groups, 11), quantizer)
     assert_frozen_is_exact(layer, values(kind, (batch, size * groups), seed), kernel)
 
 
 @every_kernel
-@pytest.mark.parametrize("name", PRESETS)
+@EXAMPLES
 @given(
+    name=PRESETS,
     batch=st.sampled_from([0, 1, 2, 17]),
     channels=st.integers(1, 12),
     groups=st.integers(1, 3),
