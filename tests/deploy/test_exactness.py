@@ -21,7 +21,11 @@ from tests.support.quantizers import fits, fitting
 
 PRESETS = st.sampled_from(sorted({*WEIGHTS.names(), "ternary_int4", "ternary_hadamard"}))
 GROUPED = st.sampled_from(
-    [name for name in WEIGHTS.names() if "group_size" in (QUANTIZERS[name].options.weights or Part("")).options]
+    [
+        name
+        for name in WEIGHTS.names()
+        if "group_size" in (QUANTIZERS[name].options.weights or Part("")).options
+    ]
 )
 EXAMPLES = settings(max_examples=250)
 """Enough that each name has its share."""

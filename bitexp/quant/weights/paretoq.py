@@ -81,7 +81,7 @@ class Seq(LearnedRange):
     With `r = clamp(w / alpha, -0.99, 0.99)`, 1.58 bits are `alpha round(1.5 r) / 1.5`, codes -1, 0, 1, and
     2 bits `alpha (round(2 r - 1/2) + 1/2) / 2`, codes -3, -1, 1, 3. Weights beyond 0.99 alpha get no
     gradient; alpha gets `q - w/alpha` inside, where `q` is the quantized weight in units of alpha, and
-    outside +-1 at 1.58 bits, +-0.75 at 2.
+    outside +-0.75 at 2 bits and +-1 at 1.58, as in the authors' code, though the level there is 2/3.
 
     Args:
         bits: 1.58 or 2.
