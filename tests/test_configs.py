@@ -179,11 +179,6 @@ def test_recipes(word: str, trains: Trains) -> None:
     trains(*TEXT, f"+recipe={word}", "model.depth=1")
 
 
-@pytest.mark.parametrize("word", options("quantizer"))
-def test_quantizers(word: str, trains: Trains) -> None:
-    trains(f"quantizer={word}", "model=vit", "model.depth=1")
-
-
 @pytest.mark.parametrize("word", options("optimizer"))
 @pytest.mark.parametrize("precision", ["32", "bf16-true"])
 def test_optimizers(word: str, precision: str, trains: Trains) -> None:

@@ -208,7 +208,12 @@ def test_a_quantizer_survives_json(quantizer: Quantizer) -> None:
 
 
 FILES = sorted((CONF / "quantizer").glob("*.yaml"))
-DIFFERENT = {("reloaded", "activations", "qmax"): 128}
+DIFFERENT = {
+    ("reloaded", "activations", "qmax"): 128,
+    ("paretoq_1_58bit", "weights", "bits"): 1.58,
+    ("paretoq_3bit", "weights", "bits"): 3,
+    **{(f"paretoq_{bits}bit", "weights", "init"): "absmax" for bits in (3, 4)},
+}
 """Where a preset is there to say something else than the class does."""
 
 
