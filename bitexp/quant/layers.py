@@ -150,9 +150,9 @@ class QuantizedLayer(nn.Module):
 
     def output_bias(self, quantized: Quantized) -> Tensor | None:
         """The bias, and what the weights add to the outputs."""
-        if not self.parts.weights.has_offset:
+        if not self.parts.weights.has_output_offset:
             return self.bias
-        offset = self.parts.weights.offset(self._rotated(self.weight), quantized.codes)
+        offset = self.parts.weights.output_offset(self._rotated(self.weight), quantized.codes)
         if self.phasing and offset is not None:
             offset = self.mix * offset
         return offset if self.bias is None or offset is None else self.bias + offset
@@ -177,10 +177,12 @@ class QuantizedLayer(nn.Module):
         if self.phasing:
             return self._mixed(x, weight, bias, quantized, call)
         codes = scale = None
-        share = way.weights.latent_share() if training else 0.0
-        if share or way.prepares:
+        share = way.weights.latent_share() if training else None
+        if share is not None or way.prepares:
             x, call = self._prepared(x), call._replace(spec=way.inner)
-        beside = ordinary_product(x, self._rotated(self.weight).float(), way.spec) * share if share else None
+        beside = None
+        if share is not None:
+            beside = share * ordinary_product(x, self._rotated(self.weight).float(), way.spec)
         if way.coder is not None:
             codes, scale = way.coder.codes(x.detach(), Geometry(way.spec.conv).scale_dims)
             x = carried(x, way.coder, Quantized(codes, scale))

@@ -77,7 +77,7 @@ class LayerOptions:
             raise ValueError("bias=scaled needs quantized activations and weights.granularity=tensor")
         if self.weights is not None:
             weights = self.parts(torch.ones(1, 1)).weights  # their constructors know what else cannot be
-            if self.bias == "scaled" and (weights.has_offset or weights.levels.planes > 1):
+            if self.bias == "scaled" and (weights.has_output_offset or weights.levels.planes > 1):
                 raise ValueError(f"bias=scaled does not go with weights={self.weights.name}: use bias=plain")
 
     @property

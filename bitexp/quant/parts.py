@@ -56,8 +56,8 @@ class WeightQuantizer(LayerPart):
     """Bits per weight where these are not what the levels say."""
     has_shift: bool = False
     """Whether `shift` gives a constant."""
-    has_offset: bool = False
-    """Whether `offset` gives a constant."""
+    has_output_offset: bool = False
+    """Whether `output_offset` gives a constant."""
     density: float = 1.0
     """The share of the weights that can be other than zero."""
     later: ClassVar[frozenset[str]] = frozenset()
@@ -100,13 +100,13 @@ class WeightQuantizer(LayerPart):
         """A constant added to the dequantized weights, `[]` or `[out]`, where `has_shift` says so."""
         return None
 
-    def offset(self, weight: Tensor, codes: Tensor) -> Tensor | None:
-        """A constant `[out]` added to the outputs, in fp32 and with a graph, where `has_offset` says so."""
+    def output_offset(self, weight: Tensor, codes: Tensor) -> Tensor | None:
+        """A constant `[out]` added to the outputs, fp32 with a graph, where `has_output_offset` says so."""
         return None
 
-    def latent_share(self) -> float:
-        """How much of the latent weights is added to the quantized ones now; only in training."""
-        return 0.0
+    def latent_share(self) -> Tensor | None:
+        """How much of the latent weights is added to the quantized ones in training; None for nothing."""
+        return None
 
     def set_progress(self, share: float) -> None:
         """Hears the share of the training that has passed, 0 to 1."""

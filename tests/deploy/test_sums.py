@@ -31,7 +31,7 @@ CHANGES: list[dict[str, Any]] = [
 PLAIN = [
     name
     for name in WEIGHTS.names()
-    if WEIGHTS.get(name)(torch.ones(1, 1)).levels.planes == 1 and not WEIGHTS.get(name).has_offset
+    if WEIGHTS.get(name)(torch.ones(1, 1)).levels.planes == 1 and not WEIGHTS.get(name).has_output_offset
 ]
 ROWS = st.sampled_from(["normal", "saturating", "zero", "one large", "mixed"])
 

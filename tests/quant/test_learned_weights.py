@@ -138,7 +138,7 @@ def test_the_weights_of_tequila_have_the_gradient_of_the_bias_where_they_are_zer
     weight = torch.randn(5, 6, requires_grad=True)
     part = WEIGHTS.get("tequila")(weight, share=0.25)
     codes = part.quantize(weight).codes
-    offset = part.offset(weight, codes)
+    offset = part.output_offset(weight, codes)
     assert offset is not None
     zeros = (codes == 0).float()
     assert_close(offset.detach(), 0.25 * (weight.detach() * zeros).sum(-1))

@@ -49,8 +49,8 @@ class BitPlanes(WeightQuantizer):
         rows, shape = self.rows(weight)
         scale = (rows.abs().amax(-1, keepdim=True) / self.levels.high).clamp(min=EPS)
         magnitude = rows.abs() / scale + 0.5  # so that its whole part is the nearest integer
-        planes = torch.stack([distance(magnitude, 2**i) for i in range(bits - 1)]) * scale
-        planes = planes.reshape(bits - 1, *weight.shape)
+        powers = 2.0 ** torch.arange(bits - 1, device=weight.device).reshape(-1, 1, 1)
+        planes = (distance(magnitude, powers) * scale).reshape(bits - 1, *weight.shape)
         self.register_buffer("scales", scale.reshape(shape))
         self.register_buffer("fixed", planes[: bits - 1 - trained] > 0)
         self.latents = nn.Parameter(planes[bits - 1 - trained :].clone())
@@ -80,9 +80,9 @@ class BitPlanes(WeightQuantizer):
         return scaled * quantized.codes.abs(), scaled * sign * self.powers(learned[0])
 
 
-def distance(magnitude: Tensor, power: int) -> Tensor:
-    """How far a positive number is from a change of the bit of its whole part; negative where that is 0."""
-    within = magnitude.remainder(2 * power)
-    nearest = torch.minimum(within.remainder(power), power - within.remainder(power))
+def distance(magnitude: Tensor, power: Tensor) -> Tensor:
+    """How far positive numbers are from a change of a bit of their whole part; negative where it is 0."""
+    within, beyond = magnitude.remainder(2 * power), magnitude.remainder(power)
+    nearest = torch.minimum(beyond, power - beyond)
     # on the border a bit that is set has to show
     return torch.where(within >= power, nearest.clamp(min=1e-3), -nearest)

@@ -81,6 +81,8 @@ class Sherry(WeightQuantizer):
         arenas: the largest share; the paper has 1.
     """
 
+    share: Tensor
+
     KEEP, BLOCK, WARMUP = 3, 4, 0.1
     levels = Levels.of_words(
         (*signs[:zero], 0, *signs[zero:])
@@ -101,7 +103,9 @@ class Sherry(WeightQuantizer):
         if not arenas >= 0:
             raise ValueError(f"arenas={arenas} must not be below 0")
         check_blocks(self.BLOCK, group_size)
-        self.arenas, self.progress = arenas, 1.0
+        self.arenas, self.adding = arenas, False
+        # a tensor, so that a compiled model need not be compiled anew at every step
+        self.register_buffer("share", torch.zeros((), device=weight.device), persistent=False)
 
     def kept(self, rows: Tensor) -> Tensor:
         """Where weights are signs."""
@@ -115,10 +119,13 @@ class Sherry(WeightQuantizer):
         return torch.where(rows >= 0, 1.0, -1.0) * self.kept(rows)
 
     def set_progress(self, share: float) -> None:
-        self.progress = share
+        if share < self.WARMUP:
+            added = self.arenas * share / self.WARMUP
+        else:
+            passed = min(1.0, (share - self.WARMUP) / (1 - self.WARMUP))
+            added = self.arenas * 0.5 * (1 + math.cos(math.pi * passed))
+        self.adding = added > 0
+        self.share.fill_(added)
 
-    def latent_share(self) -> float:
-        if self.progress < self.WARMUP:
-            return self.arenas * self.progress / self.WARMUP
-        passed = (self.progress - self.WARMUP) / (1 - self.WARMUP)
-        return self.arenas * 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
+    def latent_share(self) -> Tensor | None:
+        return self.share if self.adding else None

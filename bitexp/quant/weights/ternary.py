@@ -87,7 +87,7 @@ class Tequila(TernaryMean):
         share: the paper's lambda.
     """
 
-    has_offset = True
+    has_output_offset = True
 
     def __init__(
         self,
@@ -102,5 +102,5 @@ class Tequila(TernaryMean):
             raise ValueError(f"share={share} must not be below 0")
         self.share = share
 
-    def offset(self, weight: Tensor, codes: Tensor) -> Tensor:
+    def output_offset(self, weight: Tensor, codes: Tensor) -> Tensor:
         return self.share * (weight.float() * (codes == 0)).flatten(1).sum(-1)
