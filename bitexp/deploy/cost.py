@@ -42,6 +42,9 @@ def operations(model: nn.Module, inputs: Tensor, body: Collection[str]) -> dict[
             counts["fp32_mul"] += macs
             return
         kind = "fp32" if spec.activations is None else "int8"
+        if spec.shift:  # the sum of the inputs of each token or patch, and a product with it for each output
+            counts[f"{kind}_add"] += macs / len(layer.weight)
+            counts["fp32_mul"] += output.numel()
         macs *= layer.parts.weights.density
         counts[f"{kind}_add"] += macs
         if spec.levels.largest > 1:
