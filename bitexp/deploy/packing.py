@@ -135,12 +135,11 @@ def place_of(codes: Tensor, words: Words) -> Tensor:
     low, high = (extreme(code for word in words for code in word) for extreme in (min, max))
     powers = torch.tensor([(high - low + 1) ** i for i in range(codes.shape[-1])], device=codes.device)
     starts = torch.tensor(words, device=codes.device)[:, : codes.shape[-1]]
-    table = torch.full(((high - low + 1) ** codes.shape[-1],), -1, device=codes.device)
-    for place, key in reversed(list(enumerate(((starts - low) * powers).sum(-1).tolist()))):
-        table[key] = place
-    fits = ((codes >= low) & (codes <= high)).all(-1)
+    known, order = ((starts - low) * powers).sum(-1).sort(stable=True)
     keys = ((codes.long() - low) * powers).sum(-1)
-    return torch.where(fits, table[torch.where(fits, keys, 0)], -1)
+    place = torch.searchsorted(known, keys).clamp(max=len(words) - 1)  # of equal ones the first
+    fits = ((codes >= low) & (codes <= high)).all(-1) & (known[place] == keys)
+    return torch.where(fits, order[place], -1)
 
 
 LAYOUTS = {

@@ -38,6 +38,10 @@ class Levels:
                 raise ValueError(f"words of {self.low}..{self.high} must differ and be of one length")
             if not all(code in known for word in self.words for code in word):
                 raise ValueError(f"words must be made of the codes {self.low}..{self.high}")
+            if (self.high - self.low + 1) ** self.length >= 2**63:
+                raise ValueError(
+                    f"words of {self.length} codes {self.low}..{self.high} are too long to tell apart"
+                )
 
     @property
     def count(self) -> int:

@@ -85,5 +85,7 @@ def test_words_are_of_known_codes_of_one_length_and_no_two_the_same() -> None:
     for wrong in ([(0,), (1, 0)], [(0,), (1,), (0,)], [(), ()]):
         with pytest.raises(ValueError, match=r"words|no levels"):
             Levels.of_words(wrong)
+    with pytest.raises(ValueError, match="too long to tell apart"):
+        Levels.of_words([[-127] * 8, [127] * 8])
     with pytest.raises(ValueError, match="must be made of the codes"):
         Levels(-1, 1, 2, words=((0,), (1,)))

@@ -34,6 +34,7 @@ SAME = [
     (["quantizer.weights=binary", "quantizer.name=binary"], ["quantizer=binary"]),
     (["quantizer.weights=lsq"], ["quantizer=lsq"]),
     (["quantizer=lsq"], ["quantizer=lsq", "quantizer.weights.bits=4"]),
+    (["quantizer=int"], ["quantizer=int", "quantizer.weights.range=absmax"]),
     (["quantizer.norm=none"], ["quantizer=b158"]),
     (
         ["quantizer=ternary_median", "quantizer.activations.qmax=128", "quantizer.bias=scaled"],
@@ -65,6 +66,9 @@ OTHERS = [
     ["quantizer.activations=none"],
     ["quantizer.weights.granularity=channel"],
     ["quantizer=int", "quantizer.weights.bits=3"],
+    ["quantizer=int", "quantizer.weights.range=mse"],
+    ["quantizer=codebook", "quantizer.weights.values=fp4"],
+    ["quantizer=seq", "quantizer.weights.bits=1.58"],
     ["quantizer.transform=hadamard"],
     ["quantizer.sparsifier=top_k"],
     ["quantizer.estimator=clipped"],
