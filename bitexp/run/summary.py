@@ -17,8 +17,8 @@ def body_weights(parts: Parts) -> int:
     return sum(parts.model.get_parameter(f"{name}.weight").numel() for name in parts.conversion.body)
 
 
-def learned_scales(parts: Parts) -> int:
-    """Parameters of the quantizers themselves, such as learned scales."""
+def learned_by_quantizer(parts: Parts) -> int:
+    """Parameters of the quantizer itself: learned scales, shifts, latents of further bits."""
     layers = quantized_layers(parts.model).values()
     return sum({id(p): p.numel() for layer in layers for p in layer.quantizer_parameters()}.values())
 
@@ -26,10 +26,10 @@ def learned_scales(parts: Parts) -> int:
 def model_line(settings: Settings, parts: Parts) -> str:
     """Parameters in body and head, and what stays in full precision."""
     total = sum(p.numel() for p in parts.model.parameters())
-    body, learned = body_weights(parts), learned_scales(parts)
+    body, learned = body_weights(parts), learned_by_quantizer(parts)
     head = amount(total - body - learned)
     kept = ", ".join(settings.quantizer.exclude) or "nothing"
-    scales = f", {amount(learned)} learned scales" if learned else ""
+    scales = f", {amount(learned)} learned by the quantizer" if learned else ""
     return (
         f"{settings.model.name}, {amount(total)} parameters: body {amount(body)} in "
         f"{len(parts.conversion.body)} layers ({body / total:.1%}){scales}, head {head} "
