@@ -1,8 +1,23 @@
-"""Values that belong to rows of weights: a scale for each, and the gradient of one."""
+"""Values that belong to rows of weights: sums and means of each, a scale for each, the gradient of one."""
 
 from __future__ import annotations
 
 from torch import Tensor
+
+
+def row_sums(rows: Tensor) -> Tensor:
+    """`[..., n] -> [..., 1]`."""
+    return rows.sum(-1, keepdim=True)
+
+
+def row_means(rows: Tensor) -> Tensor:
+    """`[..., n] -> [..., 1]`."""
+    return rows.mean(-1, keepdim=True)
+
+
+def mean_where(rows: Tensor, chosen: Tensor) -> Tensor:
+    """The mean of what is chosen of each row, `[..., n] -> [..., 1]`; 0 where that is nothing."""
+    return row_sums(rows * chosen) / chosen.sum(-1, keepdim=True).clamp(min=1)
 
 
 def spread(value: Tensor, weight: Tensor) -> Tensor:
@@ -12,4 +27,5 @@ def spread(value: Tensor, weight: Tensor) -> Tensor:
 
 def summed(of_weights: Tensor, like: Tensor) -> Tensor:
     """The sum of `[out, ...]` over the weights that a value like `like`, `[]` or `[out]`, belongs to."""
-    return of_weights.flatten(1).sum(-1) if like.dim() else of_weights.sum()
+    rows = of_weights.flatten(1) if like.dim() else of_weights.reshape(1, -1)
+    return row_sums(rows).reshape(like.shape)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitexp.quant.levels import Levels
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
-from bitexp.quant.per_row import spread
+from bitexp.quant.per_row import row_means, spread
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
 
@@ -37,7 +37,7 @@ class DoReFa(WeightQuantizer):
 
     def scale(self, rows: Tensor) -> Tensor:
         if self.steps == 1:
-            return rows.abs().mean(-1, keepdim=True)
+            return row_means(rows.abs())
         constant = torch.full_like(rows[:, :1], 1 / self.steps)
         return constant.where(rows.isfinite().all(-1, keepdim=True), torch.nan)
 

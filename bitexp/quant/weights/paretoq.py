@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitexp.quant.levels import BINARY, TERNARY, Levels
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
-from bitexp.quant.per_row import spread, summed
+from bitexp.quant.per_row import row_means, spread, summed
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
 
@@ -26,7 +26,7 @@ class LearnedRange(WeightQuantizer):
         self.alpha = nn.Parameter(self.initial(rows).clamp(min=EPS).reshape(shape))
 
     def initial(self, rows: Tensor) -> Tensor:
-        """alpha at the start: `[rows, weights] -> [rows]`."""
+        """alpha at the start: `[rows, weights] -> [rows, 1]`."""
         raise NotImplementedError
 
     @property
@@ -59,7 +59,7 @@ class ElasticBinary(LearnedRange):
         super().__init__(weight, granularity)
 
     def initial(self, rows: Tensor) -> Tensor:
-        return rows.abs().mean(-1)
+        return row_means(rows.abs())
 
     def scale(self, rows: Tensor) -> Tensor:
         return self.range
@@ -101,7 +101,7 @@ class Seq(LearnedRange):
         self.factor, self.outside = (2 / 3, 1.0) if ternary else (1 / 4, 0.75)
 
     def initial(self, rows: Tensor) -> Tensor:
-        return rows.abs().amax(-1)
+        return rows.abs().amax(-1, keepdim=True)
 
     def scale(self, rows: Tensor) -> Tensor:
         return self.range * self.factor

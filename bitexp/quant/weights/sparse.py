@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitexp.quant.levels import TERNARY, Levels
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
+from bitexp.quant.per_row import mean_where, row_means
 from bitexp.quant.sparsifiers import largest
 from bitexp.quant.spec import Granularity
 
@@ -63,7 +64,7 @@ class SparseTernary(WeightQuantizer):
         self.bits = math.log2(patterns) / block
 
     def scale(self, rows: Tensor) -> Tensor:
-        return rows.abs().mean(-1, keepdim=True)
+        return row_means(rows.abs())
 
     def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
         return super().codes(rows, scale) * kept(rows, self.inputs, self.keep, self.block)
@@ -112,13 +113,13 @@ class Sherry(WeightQuantizer):
         return kept(rows, self.inputs, self.KEEP, self.BLOCK)
 
     def scale(self, rows: Tensor) -> Tensor:
-        mask = self.kept(rows)
-        return (rows.abs() * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
+        return mean_where(rows.abs(), self.kept(rows))
 
     def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
         return torch.where(rows >= 0, 1.0, -1.0) * self.kept(rows)
 
     def set_progress(self, share: float) -> None:
+        super().set_progress(share)
         if share < self.WARMUP:
             added = self.arenas * share / self.WARMUP
         else:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bitexp.quant.levels import TERNARY
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
+from bitexp.quant.per_row import mean_where, row_means, row_sums
 from bitexp.quant.spec import Granularity
 
 
@@ -17,7 +18,7 @@ class TernaryMean(WeightQuantizer):
     levels = TERNARY
 
     def scale(self, rows: Tensor) -> Tensor:
-        return rows.abs().mean(-1, keepdim=True)
+        return row_means(rows.abs())
 
 
 @WEIGHTS.register("ternary_median")
@@ -66,11 +67,10 @@ class TernaryWeightNetwork(WeightQuantizer):
 
     def beyond(self, rows: Tensor) -> Tensor:
         """Where weights are other than zero."""
-        return rows.abs() > self.threshold * rows.abs().mean(-1, keepdim=True)
+        return rows.abs() > self.threshold * row_means(rows.abs())
 
     def scale(self, rows: Tensor) -> Tensor:
-        beyond = self.beyond(rows)
-        return (rows.abs() * beyond).sum(-1, keepdim=True) / beyond.sum(-1, keepdim=True).clamp(min=1)
+        return mean_where(rows.abs(), self.beyond(rows))
 
     def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
         return rows.sign() * self.beyond(rows)
@@ -103,4 +103,4 @@ class Tequila(TernaryMean):
         self.share = share
 
     def output_offset(self, weight: Tensor, codes: Tensor) -> Tensor:
-        return self.share * (weight.float() * (codes == 0)).flatten(1).sum(-1)
+        return self.share * row_sums((weight.float() * (codes == 0)).flatten(1))[:, 0]

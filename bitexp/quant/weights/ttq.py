@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitexp.quant.levels import Levels
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
-from bitexp.quant.per_row import spread, summed
+from bitexp.quant.per_row import mean_where, spread, summed
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
 
@@ -46,8 +46,9 @@ class TTQ(WeightQuantizer):
         self.threshold = threshold
         rows, shape = self.rows(weight)
         for name, side in zip(("positive", "negative"), self.sides(rows), strict=True):
-            mean = (rows.abs() * side).sum(-1) / side.sum(-1).clamp(min=1)
-            initial = mean.clamp(min=EPS) if init == "mean" else torch.ones_like(mean)
+            initial = mean_where(rows.abs(), side).clamp(min=EPS)
+            if init == "one":
+                initial = torch.ones_like(initial)
             setattr(self, name, nn.Parameter(initial.reshape(shape)))
 
     positive: nn.Parameter
