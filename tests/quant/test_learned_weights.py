@@ -7,6 +7,7 @@ below, in float64.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -148,8 +149,9 @@ def test_the_weights_of_tequila_have_the_gradient_of_the_bias_where_they_are_zer
 
 
 def test_a_dequantized_weight_is_the_sum_of_its_planes_and_the_shift() -> None:
-    codes, scale = torch.randint(-1, 2, (2, 5, 6), dtype=torch.int8), torch.rand(2, 5)
-    weights = Quantized(codes, scale, torch.rand(5))
+    pairs = torch.tensor(list(itertools.product((-1, 0, 1), repeat=2)), dtype=torch.int8)
+    codes, scale = pairs.t().reshape(2, 3, 3), torch.rand(2, 3)
+    weights = Quantized(codes, scale, torch.rand(3))
     assert weights.shift is not None
     expected = sum(codes[p] * scale[p][:, None] for p in range(2)) + weights.shift[:, None]
     assert_close(weights.dequantized(), expected)
