@@ -265,7 +265,9 @@ class Packing(Section):
     With embeddings as floats it is written as that word, so that runs keep their ids.
     """
 
-    layout: Literal["auto", "pack1", "pack5", "pack2", "pack3", "pack4", "pack8"]
+    layout: Literal[
+        "auto", "pack1", "pack5", "pack2", "pack3", "pack4", "pack8in5", "pack4in3", "pack8in7", "pack8"
+    ]  # fmt: skip
     embeddings: Literal["float", "int8"]
 
     @model_validator(mode="before")

@@ -25,8 +25,9 @@ def operations(model: nn.Module, inputs: Tensor, body: Collection[str]) -> dict[
         `fp32_add`, `fp32_mul`, `int8_add`, `int8_mul` over the whole batch, and `body_macs`,
         `total_macs`. Counted as in BitNet (arXiv 2310.11453, section 3.1): a layer with codes -1, 0, 1
         and int8 activations needs an int8 addition for each multiply-accumulate, and two multiplications
-        in fp32 for its scales, one for each input and one for each output. Wider codes need an int8
-        multiplication each. Everything else (the head, products between activations) is in fp32.
+        in fp32 for its scales, one for each input and one for each output (of each plane). Wider codes need
+        an int8 multiplication each. Weights that are zero by the rule of their quantizer cost nothing, those
+        that happen to be zero do. Everything else (the head, products between activations) is in fp32.
         Elementwise work (norms, activations, residuals) is not counted, there as here.
     """
     counts = dict.fromkeys(("fp32_add", "fp32_mul", "int8_add", "int8_mul", "body_macs"), 0.0)
@@ -41,10 +42,15 @@ def operations(model: nn.Module, inputs: Tensor, body: Collection[str]) -> dict[
             counts["fp32_mul"] += macs
             return
         kind = "fp32" if spec.activations is None else "int8"
+        if spec.shift:  # the sum of the inputs of each token or patch, and a product with it for each output
+            counts[f"{kind}_add"] += macs / len(layer.weight)
+            counts["fp32_mul"] += output.numel()
+        macs *= layer.parts.weights.density
         counts[f"{kind}_add"] += macs
         if spec.levels.largest > 1:
             counts[f"{kind}_mul"] += macs
-        counts["fp32_mul"] += output.numel() + (given[0].numel() if spec.activations else 0)
+        scaled = spec.levels.planes * output.numel()
+        counts["fp32_mul"] += scaled + (given[0].numel() if spec.activations else 0)
 
     hooks = [layer.register_forward_hook(count) for layer in layers.values()]
     try:

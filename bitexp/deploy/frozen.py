@@ -174,9 +174,11 @@ class FrozenLayer(nn.Module):
     def _codes(self) -> Tensor:
         """The int8 codes of the weights, in their shape; on `meta` nothing else is known of them."""
         if self.packed.is_meta:
-            return torch.empty(self.spec.shape, dtype=torch.int8, device="meta")
+            planes = [self.spec.levels.planes] if self.spec.levels.planes > 1 else []
+            return torch.empty((*planes, *self.spec.shape), dtype=torch.int8, device="meta")
         inputs = torch.Size(self.spec.shape[1:]).numel()
-        return self.packing.layout.unpack(self.packed, inputs).reshape(self.spec.shape)
+        codes = self.packing.layout.unpack(self.packed, inputs)
+        return codes.reshape(*codes.shape[:-2], *self.spec.shape)
 
     def extra_repr(self) -> str:
         return f"{list(self.spec.shape)}, {self.packing.name}, norm={self.spec.norm}"
@@ -193,10 +195,12 @@ def freeze_layer(layer: QuantizedLayer, layout: str, kernel: Kernel) -> FrozenLa
             f"lambda is {float(layer.mix):g}, and a frozen layer is quantized fully: it would give other "
             "numbers; use set_lambda(model, 1.0) first, and test what is frozen then"
         )
-    codes, scale, shift = layer.quantized()
+    quantized = layer.quantized()
+    codes, scale, shift = quantized
     packing = Packing.of(layout, layer.spec)
-    packed = packing.layout.pack(codes.flatten(1))
-    bias = None if layer.bias is None else layer.bias.detach().float().clone()
+    packed = packing.layout.pack(codes.flatten(codes.dim() - layer.weight.dim() + 1))
+    bias = layer.output_bias(quantized)
+    bias = None if bias is None else bias.detach().float().clone()
     twin = FrozenLayer(layer.spec, packing, packed, scale.clone(), shift, bias, kernel)
     attach(layer, twin)
     for name in ("activations", "transform", "sparsifier"):
@@ -207,10 +211,12 @@ def freeze_layer(layer: QuantizedLayer, layout: str, kernel: Kernel) -> FrozenLa
 
 def blank_twin(layer: QuantizedLayer, packing: Packing, kernel: Kernel) -> FrozenLayer:
     """A frozen twin that holds nothing yet, for `load_state_dict` to fill."""
-    codes, scale, shift = layer.quantized()
-    shape = packing.layout.packed_shape(*codes.flatten(1).shape)
+    quantized = layer.quantized()
+    codes, scale, shift = quantized
+    shape = packing.layout.packed_shape(*layer.weight.flatten(1).shape)
     packed = torch.zeros(shape, dtype=torch.uint8, device=codes.device)
-    bias = None if layer.bias is None else torch.zeros_like(layer.bias, dtype=torch.float32)
+    bias = layer.output_bias(quantized)
+    bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
     twin = FrozenLayer(layer.spec, packing, packed, torch.zeros_like(scale), shift, bias, kernel)
     attach(layer, twin)
     return twin

@@ -126,7 +126,11 @@ def quantized_product(
         call = call._replace(fused=False)
         return QuantizedProduct.apply(x, weight, bias, codes, scale, shift, x_codes, x_scale, call)[0]
     if call.fused and not (
-        x_codes is None and shift is None and in_memory(x) and call.backend.takes(x, weight, scale, call.spec)
+        x_codes is None
+        and shift is None
+        and call.spec.levels.planes == 1
+        and in_memory(x)
+        and call.backend.takes(x, weight, scale, call.spec)
     ):
         call = call._replace(fused=False)
     return _direct(x, weight, bias, codes, scale, shift, x_codes, x_scale, call)[0]

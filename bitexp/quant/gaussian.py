@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bitexp.quant.levels import Levels
 from bitexp.quant.spec import EPS
+from bitexp.quant.sums import row_means
 
 CLIPS = {
     1: 0.7978845587140913,
@@ -27,13 +28,14 @@ def levels_of(bits: int) -> Levels:
     """
     if not 1 <= bits <= 7:
         raise ValueError(f"bits={bits} must be from 1 to 7: codes are odd int8, whose highest is 127")
-    return Levels(1 - 2**bits, 2**bits - 1, 2)
+    return Levels.odd(bits)
 
 
 def gaussian_scale(x: Tensor, bits: int, dims: tuple[int, ...]) -> Tensor:
-    """What a code of 1 stands for: half the distance of two levels."""
+    """What a code of 1 stands for: half the distance of two levels. `dims`, the last, share one."""
     highest = torch.full((), float(2**bits - 1), dtype=x.dtype, device=x.device)
-    return (x.square().mean(dims, keepdim=True).sqrt() * CLIPS[bits] / highest).clamp(min=EPS)
+    means = row_means(x.square().flatten(-len(dims))).unflatten(-1, [1] * len(dims))
+    return (means.sqrt() * CLIPS[bits] / highest).clamp(min=EPS)
 
 
 def odd_codes(x: Tensor, scale: Tensor, levels: Levels) -> Tensor:

@@ -3,7 +3,7 @@
 x   = sparsifier(transform(norm(input)))
 x_q, s_x = activations.codes(x)                one scale per token
 w_q, s_w, b_w = weights.quantize(latents)      anew in every forward
-y = output_norm((x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w) + bias
+y = output_norm((x_q @ w_q^T) * (s_x * s_w) + s_x * sum(x_q) * b_w) + bias + offset of the weights
 """
 
 from __future__ import annotations
@@ -145,6 +145,15 @@ class QuantizedLayer(nn.Module):
             distance = rotated - self._quantize(weight).dequantized()
             return torch.autograd.grad(distance.square().sum() / 2, weight)[0]
 
+    def output_bias(self, quantized: Quantized) -> Tensor | None:
+        """The bias, and what the weights add to the outputs."""
+        if not self.parts.weights.has_output_offset:
+            return self.bias
+        offset = self.parts.weights.output_offset(self._rotated(own(self, "weight")), quantized.codes)
+        if self.phasing and offset is not None:
+            offset = self.mix * offset
+        return offset if self.bias is None or offset is None else self.bias + offset
+
     def forward(self, input: Tensor) -> Tensor:
         check_input(input)
         if self.options.weights is None:
@@ -155,7 +164,8 @@ class QuantizedLayer(nn.Module):
 
     def _quantized_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         way, weight = self.ways[self.stage], own(self, "weight")
-        quantized = self._quantize(weight)
+        quantized = self._quantize(weight, self.training)
+        bias = self.output_bias(quantized)
         grad_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         call = Call(way.spec, self.backend, dtype, grad_dtype, fused=True)
         if way.carries:
@@ -163,7 +173,7 @@ class QuantizedLayer(nn.Module):
             weight = carried(latent, way.weights, quantized, self.mix if self.phasing else None)
         if way.ends:
             call = call._replace(dtype=torch.float32)
-        y = self._product(x, weight, quantized, call, way)
+        y = self._product(x, weight, bias if way.spec.output_norm == "none" else None, quantized, call, way)
         if way.ends and not self.phasing and way.coder is not None and way.coder.has_shift:
             y = y + self._constant(x, weight, quantized, call, way.coder.shift.detach())
         if way.ends:
@@ -173,21 +183,27 @@ class QuantizedLayer(nn.Module):
                 if transform is None or not transform.has_addend
                 else transform.addend(self._normed(x), way.spec)
             )
-            y = ended(y, added, self.bias, way.spec).to(dtype)
+            y = ended(y, added, bias, way.spec).to(dtype)
         gradients = way.parts.gradients
         return y if gradients is None or not self.training else OutputCarrier.apply(y, gradients)
 
-    def _product(self, x: Tensor, weight: Tensor, quantized: Quantized, call: Call, way: Way) -> Tensor:
-        bias = self.bias if way.spec.output_norm == "none" else None
+    def _product(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, quantized: Quantized, call: Call, way: Way
+    ) -> Tensor:
         if self.phasing:
             return self._mixed(x, weight, bias, quantized, call)
         codes = scale = None
-        if way.prepares:
+        share = way.weights.latent_share() if self.training else None
+        if share is not None or way.prepares:
             x, call = self._prepared(x), call._replace(spec=way.inner)
+        beside = None
+        if share is not None:
+            beside = share * ordinary_product(x, self._rotated(own(self, "weight")).float(), way.spec)
         if way.coder is not None:
             codes, scale = self._activation_codes(way.coder, x.detach())
             x = carried(x, way.coder, Quantized(codes, scale))
-        return quantized_product(x, weight, bias, quantized, call, codes, scale)
+        y = quantized_product(x, weight, bias, quantized, call, codes, scale)
+        return y if beside is None else y + beside.to(y.dtype)
 
     def _activation_codes(self, act: ActivationQuantizer, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.training and not act.calibrated:
@@ -220,8 +236,8 @@ class QuantizedLayer(nn.Module):
         rotated: Tensor = transform(weight.float(), Geometry(self.spec.conv).feature_dim)
         return rotated
 
-    def _quantize(self, weight: Tensor) -> Quantized:
-        return self.active.weights.quantize(self._rotated(weight.detach()))
+    def _quantize(self, weight: Tensor, training: bool = False) -> Quantized:
+        return self.active.weights.quantize(self._rotated(weight.detach()), training)
 
     def _mixed(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, quantized: Quantized, call: Call
@@ -251,13 +267,8 @@ class QuantizedLayer(nn.Module):
 
     def _plain_forward(self, x: Tensor) -> Tensor:
         """The ordinary layer after the norm, in the precision that the ordinary layer would have."""
-        conv = self.spec.conv
-        inputs = native_norm(x.float(), self.spec.norm, Geometry(conv).feature_dim)[0].to(x.dtype)
-        weight = own(self, "weight")
-        if conv is None:
-            return F.linear(inputs, weight, self.bias)
-        stride, padding, dilation, groups = conv
-        return F.conv2d(inputs, weight, self.bias, stride, padding, dilation, groups)
+        inputs = native_norm(x.float(), self.spec.norm, Geometry(self.spec.conv).feature_dim)[0].to(x.dtype)
+        return ordinary_product(inputs, own(self, "weight"), self.spec, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         exact = self.mix
@@ -324,6 +335,14 @@ class BitConv2d(QuantizedLayer):
         if input.dim() == 3:
             return super().forward(input[None])[0]
         return super().forward(input)
+
+
+def ordinary_product(x: Tensor, weight: Tensor, spec: LayerSpec, bias: Tensor | None = None) -> Tensor:
+    """What an ordinary layer of this geometry computes."""
+    if spec.conv is None:
+        return F.linear(x, weight, bias)
+    stride, padding, dilation, groups = spec.conv
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def pair(value: tuple[int, ...]) -> tuple[int, int]:

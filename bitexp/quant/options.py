@@ -97,7 +97,9 @@ class LayerOptions:
         if self.bias == "scaled" and (self.activations is None or not tensor):
             raise ValueError("bias=scaled needs quantized activations and weights.granularity=tensor")
         if self.weights is not None:
-            self.parts(torch.ones(1, 1))  # their constructors know what else cannot be
+            weights = self.parts(torch.ones(1, 1)).weights  # their constructors know what else cannot be
+            if self.bias == "scaled" and (weights.has_output_offset or weights.levels.planes > 1):
+                raise ValueError(f"bias=scaled does not go with weights={self.weights.name}: use bias=plain")
 
     @property
     def levels(self) -> Levels | None:
@@ -154,7 +156,9 @@ def complete(key: str, part: Part | str | Mapping[str, Any] | None) -> Part | No
         raise ValueError(
             f"{key}={part.name} needs {', '.join(missing)}: {{name: {part.name}, {missing[0]}: ...}}"
         )
-    return Part(part.name, options)
+    later = getattr(target, "later", ())
+    unsaid = {key for key in later if options[key] == defaults[key]}
+    return Part(part.name, {key: value for key, value in options.items() if key not in unsaid})
 
 
 class LayerParts(nn.Module):

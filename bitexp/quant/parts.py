@@ -85,6 +85,12 @@ class WeightQuantizer(LayerPart):
     """Whether `shift` gives a constant."""
     fixed_scale: ClassVar[bool] = False
     """Whether the scale does not follow the weights."""
+    has_output_offset: bool = False
+    """Whether `output_offset` gives a constant."""
+    density: float = 1.0
+    """The share of the weights that can be other than zero."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Options that came after runs and files without them: unsaid where they have their default."""
     estimator: Estimator | None = None
     """None is the straight-through estimator."""
 
@@ -106,18 +112,34 @@ class WeightQuantizer(LayerPart):
             raise ValueError(f"group_size={group_size} must be at least 1")
         self.granularity: Granularity = granularity
         self.group_size = group_size
+        self.inputs = weight[:1].numel()
         self.backend: Backend = TORCH
 
     def scale(self, rows: Tensor) -> Tensor:
-        """The scale of each row: `[rows, weights] -> [rows, 1]`, fp32."""
+        """The scale of each row in fp32: `[rows, weights] -> [rows, 1]`, or `[planes, rows, 1]`."""
         raise NotImplementedError
 
     def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
-        """The code of each weight: `round(W / scale)` clamped to the levels, half to even."""
+        """The code of each weight, `[rows, weights]`, or `[planes, rows, weights]`.
+
+        Here it is `round(W / scale)` clamped to the levels, half to even.
+        """
         return self.backend.rounded(rows, scale, self.levels)
+
+    def sampled(self, rows: Tensor, scale: Tensor) -> Tensor:
+        """The codes of one step of training, where rounding is stochastic."""
+        return self.codes(rows, scale)
 
     def shift(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor | None:
         """A constant added to the dequantized weights, `[]` or `[out]`, where `has_shift` says so."""
+        return None
+
+    def output_offset(self, weight: Tensor, codes: Tensor) -> Tensor | None:
+        """A constant `[out]` added to the outputs, fp32 with a graph, where `has_output_offset` says so."""
+        return None
+
+    def latent_share(self) -> Tensor | None:
+        """How much of the latent weights is added to the quantized ones in training; None for nothing."""
         return None
 
     def rows(self, weight: Tensor) -> tuple[Tensor, torch.Size]:
@@ -136,16 +158,17 @@ class WeightQuantizer(LayerPart):
             raise ValueError(f"group_size={size} does not divide the {inputs} inputs of a layer")
         return latent.reshape(-1, size), torch.Size((latent.shape[0], inputs // size))
 
-    def quantize(self, weight: Tensor) -> Quantized:
-        """The integers for latent weights `[out, ...]`, apart from any graph."""
+    def quantize(self, weight: Tensor, training: bool = False) -> Quantized:
+        """The integers for latent weights `[out, ...]`, apart from any graph; a sample in training."""
         with torch.no_grad():
             rows, shape = self.rows(weight)
             scale = self.scale(rows).clamp(min=EPS)
-            codes = self.codes(rows, scale).to(torch.int8)
+            codes = (self.sampled if training else self.codes)(rows, scale).to(torch.int8)
             shift = self.shift(rows, codes, scale)
             if shift is not None:  # it may be a parameter, and that changes
                 shift = shift.detach().clone()
-            return Quantized(codes.reshape(weight.shape), scale.reshape(shape), shift)
+            planes = codes.shape[: codes.dim() - 2]
+            return Quantized(codes.reshape(planes + weight.shape), scale.reshape(planes + shape), shift)
 
     @property
     def has_rule(self) -> bool:

@@ -3,8 +3,8 @@
 The sum is defined as an int32 sum, rounded once to fp32. Up to 2^24 fp32 adds integers exactly in any
 order, so the packed kernels that add in int32 give the same bits as the training forward. Each step is
 rounded by itself: sum, times (activation scale times weight scale), plus (activation scale times sum of
-activation codes) times shift, plus bias; sums of groups are scaled and added in ascending order of the
-groups.
+activation codes) times shift, plus bias; sums of groups, and of planes, are scaled and added in ascending
+order.
 """
 
 from __future__ import annotations
@@ -23,21 +23,40 @@ class Quantized(NamedTuple):
     """Weights as integers: `codes * scale + shift` are the dequantized ones.
 
     `codes` are int8 `[out, ...]`; `scale` is fp32 `[]`, `[out]` or `[out, groups]`; `shift` is `[]`,
-    `[out]` or None.
+    `[out]` or None. Weights of several planes are the sum of their planes, which both have as their first
+    dimension: `codes [planes, out, ...]`, `scale [planes]` or `[planes, out]`.
     """
 
     codes: Tensor
     scale: Tensor
     shift: Tensor | None = None
 
+    @property
+    def planes(self) -> list[Quantized]:
+        """The planes of weights that have some, without the shift."""
+        if self.codes.dim() % 2 == 0:  # a matrix, or the weights of a 2-d convolution
+            return []
+        return [Quantized(codes, scale) for codes, scale in zip(self.codes, self.scale, strict=True)]
+
+    def code_of_each(self) -> Tensor:
+        """One integer for each weight, 0 where the weight is; of planes the codes as digits."""
+        if not self.planes:
+            return self.codes
+        return sum(plane.codes.int() << 8 * place for place, plane in enumerate(self.planes))  # type: ignore[return-value]
+
     def dequantized(self) -> Tensor:
         """In fp32."""
+        if planes := self.planes:
+            return self._shifted(functools.reduce(torch.add, [plane.dequantized() for plane in planes]))
         codes = self.codes.to(torch.float32, copy=True)
         if self.scale.dim() == 0:
             weights = codes.mul_(self.scale)
         else:
             grouped = codes.reshape(*self.scale.shape, -1)
             weights = grouped.mul_(self.scale[..., None]).reshape(codes.shape)
+        return self._shifted(weights)
+
+    def _shifted(self, weights: Tensor) -> Tensor:
         if self.shift is None:
             return weights
         return weights.add_(self.shift.reshape(-1, *[1] * (weights.dim() - 1)))
@@ -78,12 +97,17 @@ def scaled_product(
         x_scale: of size 1 along what shares a scale.
     """
     codes, w_scale, shift = weights
-    if shift is None:
+    planes = weights.planes
+    if shift is None and not planes:
         whole = backend.scaled_product(x, x_scale, codes, w_scale, bias, spec)
         if whole is not None:
             return whole
     at = Geometry(spec.conv)
-    if w_scale.dim() == 2:
+    if planes:
+        parts = [scaled_product(x, x_scale, plane, None, spec, backend) for plane in planes]
+        y = functools.reduce(torch.add, parts)
+        codes = planes[0].codes
+    elif w_scale.dim() == 2:
         y = grouped_product(x, x_scale, weights, spec, backend)
     else:
         y = backend.product(x, codes, spec)

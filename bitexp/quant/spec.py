@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
@@ -140,7 +140,7 @@ class LayerSpec:
             "sparsifier": section(self.sparsifier),
             "activations": section(self.activations.part if self.activations else None),
             "weights": section(self.weights),
-            "levels": asdict(self.levels),
+            "levels": self.levels.to_json(),
             "shift": self.shift,
             "bias": self.bias,
             # only where there is one: files of before it was known have no such key

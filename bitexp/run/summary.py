@@ -6,7 +6,8 @@ from collections import Counter
 
 from bitexp.common.format import amount, size
 from bitexp.config.schema import Settings
-from bitexp.deploy.packing import LAYOUTS, Layout, choose_layout
+from bitexp.deploy.frozen import Packing
+from bitexp.deploy.packing import Layout
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.run.parts import Parts
 
@@ -16,8 +17,8 @@ def body_weights(parts: Parts) -> int:
     return sum(parts.model.get_parameter(f"{name}.weight").numel() for name in parts.conversion.body)
 
 
-def learned_scales(parts: Parts) -> int:
-    """Parameters of the quantizers themselves, such as learned scales."""
+def learned_by_quantizer(parts: Parts) -> int:
+    """Parameters of the quantizer itself: learned scales, shifts, latents of further bits."""
     layers = quantized_layers(parts.model).values()
     return sum({id(p): p.numel() for layer in layers for p in layer.quantizer_parameters()}.values())
 
@@ -25,10 +26,10 @@ def learned_scales(parts: Parts) -> int:
 def model_line(settings: Settings, parts: Parts) -> str:
     """Parameters in body and head, and what stays in full precision."""
     total = sum(p.numel() for p in parts.model.parameters())
-    body, learned = body_weights(parts), learned_scales(parts)
+    body, learned = body_weights(parts), learned_by_quantizer(parts)
     head = amount(total - body - learned)
     kept = ", ".join(settings.quantizer.exclude) or "nothing"
-    scales = f", {amount(learned)} learned scales" if learned else ""
+    scales = f", {amount(learned)} learned by the quantizer" if learned else ""
     return (
         f"{settings.model.name}, {amount(total)} parameters: body {amount(body)} in "
         f"{len(parts.conversion.body)} layers ({body / total:.1%}){scales}, head {head} "
@@ -43,10 +44,10 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
     if not layers:
         norm = f", with the inner {norms} norm" if norms else ""
         return f"{name}: 32 bits per weight{norm}; body {size(full)}"
-    packings = {layer: choose_layout(settings.packing.layout, layer.spec.levels) for layer in layers.values()}
+    packings = {layer: Packing.of(settings.packing.layout, layer.spec) for layer in layers.values()}
     weights = sum(layer.weight.numel() for layer in layers.values())
     packed = full - 4 * weights  # layers that a rule leaves in full precision
-    packed += sum(packed_bytes(layer, LAYOUTS[layout]) for layer, layout in packings.items())
+    packed += sum(packed_bytes(layer, packing.layout) for layer, packing in packings.items())
     bits = sum(bits_per_weight(layer) * layer.weight.numel() for layer in layers.values()) / weights
     chosen = Counter(label(layer) for layer in layers.values())
     mixture = ""
@@ -57,9 +58,10 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
         s.activations.part.name if s.activations else "none"
         for s in (layer.spec for layer in layers.values())
     }
+    layouts = ", ".join(sorted({packing.name for packing in packings.values()}))
     return (
         f"{name}: {bits:.3g} bits per weight{mixture}, activations {', '.join(sorted(activations))}, norm "
-        f"{norms or 'none'}; body {size(packed)} as {', '.join(sorted(set(packings.values())))} "
+        f"{norms or 'none'}; body {size(packed)} as {layouts} "
         f"(full: {size(full)}, {full / packed:.1f}x)"
     )
 
@@ -73,7 +75,8 @@ def packed_bytes(layer: QuantizedLayer, layout: Layout) -> int:
     shift = layer.quantized().shift if layer.spec.shift else None
     parts = (layer.parts.activations, layer.parts.transform, layer.parts.sparsifier)
     kept = sum(t.nbytes for part in parts if part is not None for t in part.state_dict().values())
-    return codes + kept + 4 * (scales.numel() + (0 if shift is None else shift.numel()))
+    of_weights = layer.spec.levels.planes * scales.numel() + (0 if shift is None else shift.numel())
+    return codes + kept + 4 * of_weights
 
 
 def bits_per_weight(layer: QuantizedLayer) -> float:

@@ -36,7 +36,10 @@ ADDED = {
     "quantizer.output_norm": "none",
     "optimizer.kahan": False,
 }
-"""Keys added since 2026-12, with the value that means as before: with that they are not hashed."""
+"""Keys added since 2026-12, with the value that means as before: with that they are not hashed.
+
+Options of a quantizer's parts are in rules and stages too, so that their class says it: its `later`.
+"""
 
 
 STATUSES = ("finished", "failed", "pruned", "stopped")

@@ -26,9 +26,9 @@ class Diagnostics(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, layer in quantized_layers(pl_module.model).items():  # type: ignore[arg-type]
-            codes, scale, _ = layer.quantized()
-            self.codes.setdefault(name, codes.cpu())
-            self.first.setdefault(name, float(scale.mean()))
+            quantized = layer.quantized()
+            self.codes.setdefault(name, quantized.code_of_each().cpu())
+            self.first.setdefault(name, float(quantized.scale.mean()))
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -40,7 +40,7 @@ class Diagnostics(pl.Callback):
         drift = 0.0
         for name, layer in layers.items():
             quantized = layer.quantized()
-            codes, mean_scale = quantized.codes.cpu(), float(quantized.scale.cpu().mean())
+            codes, mean_scale = quantized.code_of_each().cpu(), float(quantized.scale.cpu().mean())
             zero = int((codes == 0).sum())
             flipped = int((codes != self.codes[name]).sum())
             values[f"quant/zero_fraction/{name}"] = zero / codes.numel()

@@ -54,6 +54,31 @@ def test_low_bit_layers_add_int8_and_multiply_once_per_input_and_output(
     assert found["total_macs"] == MACS + REST
 
 
+@pytest.mark.parametrize(
+    (
+        "preset",
+        "added",
+        "multiplied",
+    ),  # int8 additions, and fp32 multiplications beside those of ternary_mean
+    [
+        ("sherry", MACS * 3 / 4, 0),
+        ("sparse_ternary", MACS * 6 / 8, 0),
+        ("tequila", MACS, 0),
+        ("ttq", MACS, 5 * (16 + 8)),
+        ("dlt", MACS + 5 * (8 + 16), 5 * (16 + 8)),
+    ],
+)
+def test_zeros_by_rule_cost_nothing_planes_and_shifts_their_own(
+    preset: str, added: float, multiplied: int, make_quantizer: Any
+) -> None:
+    model = Net().eval()
+    quantize(model, make_quantizer(preset), ["*"], ["head"])
+    found = operations(model, torch.randn(1, 5, 8), BODY)
+    assert (found["int8_add"], found["int8_mul"]) == (added, 0)
+    assert found["fp32_mul"] == REST + 5 * (8 + 16) + 5 * (16 + 8) + multiplied
+    assert found["total_macs"] == MACS + REST
+
+
 def test_float_activations_need_float_additions(make_quantizer: Any) -> None:
     model = Net().eval()
     quantize(model, make_quantizer("ternary_mean", activations="none"), ["*"], ["head"])

@@ -17,7 +17,7 @@ from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
 from tests.support.kernels import AVAILABLE, every_kernel
 from tests.support.layers import small, values
 from tests.support.quantizers import MakeQuantizer as Make
-from tests.support.quantizers import fitting
+from tests.support.quantizers import fits, fitting
 
 QUANTIZING = [name for name, quantizer in QUANTIZERS.items() if quantizer.quantizes]
 GROUPED = [
@@ -27,6 +27,8 @@ GROUPED = [
     and QUANTIZERS[name].options.bias == "plain"
 ]
 PRESETS = st.sampled_from(QUANTIZING)
+EXAMPLES = settings(max_examples=250)
+"""Enough that each name has its share."""
 REFERENCE = KERNELS.get("reference")
 
 BATCHES = st.sampled_from([0, 1, 2, 3, 63, 64, 65])
@@ -64,7 +66,7 @@ def assert_frozen_is_exact(layer: QuantizedLayer, x: Tensor, kernel: str) -> Non
 
 
 @every_kernel
-@settings(max_examples=150)
+@EXAMPLES
 @given(
     name=PRESETS,
     batch=BATCHES,
@@ -96,6 +98,7 @@ def test_a_frozen_linear_gives_the_bits_of_training(
 
 
 @every_kernel
+@EXAMPLES
 @given(
     name=st.sampled_from(GROUPED),
     batch=BATCHES,
@@ -108,13 +111,15 @@ def test_a_frozen_linear_with_groups_gives_the_bits_of_training(
     make_quantizer: Make, name: str, kernel: str, batch: int, size: int, groups: int, kind: str, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    quantizer = make_quantizer(name, weights={"granularity": "group", "group_size": size})
+    weights = {"granularity": "group", "group_size": size}
+    assume(fits(name, {"weights": weights}))
+    quantizer = make_quantizer(name, weights=weights)
     layer = BitLinear(nn.Linear(size * groups, 11), quantizer)
     assert_frozen_is_exact(layer, values(kind, (batch, size * groups), seed), kernel)
 
 
 @every_kernel
-@settings(max_examples=150)
+@EXAMPLES
 @given(
     name=PRESETS,
     batch=st.sampled_from([0, 1, 2, 17]),

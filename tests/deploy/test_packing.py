@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,11 +25,15 @@ GROUPS = {
     "pack2": (4, 1),
     "pack3": (8, 3),
     "pack4": (2, 1),
+    "pack8in5": (8, 5),
+    "pack4in3": (4, 3),
+    "pack8in7": (8, 7),
     "pack8": (1, 1),
 }
 """Codes and the bytes that they take together."""
 BYTES_PER_CODE = {name: size / codes for name, (codes, size) in GROUPS.items()}
-DIGITS = {"pack1": 2, "pack5": 3, "pack2": 4, "pack3": 8, "pack4": 16, "pack8": 256}
+DIGITS = {"pack1": 2, "pack5": 3, "pack2": 4, "pack3": 8, "pack4": 16}
+DIGITS |= {"pack8in5": 32, "pack4in3": 64, "pack8in7": 128, "pack8": 256}
 
 Codes = NDArray[np.int8]
 Digits = NDArray[np.uint8]
@@ -48,9 +53,9 @@ def numpy_pack2(digits: Digits) -> Digits:
     return np.bitwise_or.reduce(grouped(digits, 4) << np.array([0, 2, 4, 6], np.uint8), axis=2)
 
 
-def numpy_pack3(digits: Digits) -> Digits:
-    """The bits of all digits in a row, the lowest first, eight to a byte."""
-    bits = np.unpackbits(grouped(digits, 8)[..., None], axis=3, count=3, bitorder="little")
+def numpy_bits(digits: Digits, size: int, count: int) -> Digits:
+    """The `count` bits of each digit in a row, the lowest first, eight to a byte."""
+    bits = np.unpackbits(grouped(digits, size)[..., None], axis=3, count=count, bitorder="little")
     return np.packbits(bits.reshape(len(digits), math.prod(bits.shape[1:])), axis=1, bitorder="little")
 
 
@@ -67,7 +72,10 @@ def numpy_pack5(digits: Digits) -> Digits:
 NUMPY: dict[str, Callable[[Digits], Digits]] = {
     "pack1": numpy_pack1,
     "pack2": numpy_pack2,
-    "pack3": numpy_pack3,
+    "pack3": lambda digits: numpy_bits(digits, 8, 3),
+    "pack8in5": lambda digits: numpy_bits(digits, 8, 5),
+    "pack4in3": lambda digits: numpy_bits(digits, 4, 6),
+    "pack8in7": lambda digits: numpy_bits(digits, 8, 7),
     "pack4": numpy_pack4,
     "pack5": numpy_pack5,
     "pack8": lambda digits: digits,
@@ -193,6 +201,50 @@ def test_four_levels_take_two_bits_wherever_they_lie(levels: Levels) -> None:
 def test_codes_of_the_full_range_choose_their_own_layout(name: str) -> None:
     low = -DIGITS[name] // 2
     assert choose_layout("auto", Levels(low, low + DIGITS[name] - 1)) == name
+
+
+SIGNS_AND_A_ZERO = Levels.of_words(
+    (*signs[:zero], 0, *signs[zero:]) for zero in range(4) for signs in itertools.product((-1, 1), repeat=3)
+)
+WORDS = [
+    (SIGNS_AND_A_ZERO, "pack8in5", 1.25, math.log2(32) / 4),
+    (Levels.of_words([(0, 0), (1, 0), (0, -1)], planes=2), "pack5", 1.6, math.log2(3)),
+    (Levels.of_words([(-7,), (0,), (1,), (5,), (100,)]), "pack3", 3.0, math.log2(5)),
+]
+
+
+@pytest.mark.parametrize(("levels", "name", "stored", "information"), WORDS)
+@given(rows=st.integers(0, 4), inputs=st.integers(0, 70), seed=st.integers(0, 99))
+def test_words_of_codes_are_the_digits(
+    levels: Levels, name: str, stored: float, information: float, rows: int, inputs: int, seed: int
+) -> None:
+    assert choose_layout("auto", levels) == name
+    layout = layout_of(name, levels)
+    assert (levels.bits, layout.bits) == (pytest.approx(information), stored)
+    assert levels.words is not None
+    words = torch.tensor(levels.words, dtype=torch.int8)
+    draw = torch.Generator().manual_seed(seed)
+    digits = torch.randint(len(words), (rows, layout.row_digits(inputs)), generator=draw)
+    codes = words[digits].flatten(1)[:, : inputs * levels.planes]
+    if levels.planes > 1:
+        codes = codes.unflatten(1, (-1, levels.planes)).movedim(-1, 0)
+    packed = layout.pack(codes)
+    assert packed.shape == layout.packed_shape(rows, inputs)
+    assert torch.equal(layout.unpack(packed, inputs), codes)
+    if inputs % layout.length == 0:
+        assert np.array_equal(packed.numpy(), NUMPY[name](digits.numpy().astype(np.uint8)))
+
+
+def test_codes_that_are_no_word_and_digits_without_one_are_refused() -> None:
+    layout = layout_of("auto", SIGNS_AND_A_ZERO)
+    for wrong in ([1, 1, 1, 1], [1, 0, 0, 1], [1, 2, 0, 1], [1, 0, 1, 1, 0, 0]):
+        with pytest.raises(ValueError, match="do not fit a layout for 32 words of 4 codes"):
+            layout.pack(torch.tensor([wrong], dtype=torch.int8))
+    few = Levels.of_words([(0,), (3,), (100,)])
+    with pytest.raises(ValueError, match="damaged"):
+        layout_of("pack2", few).unpack(torch.tensor([[3]], dtype=torch.uint8), 1)
+    with pytest.raises(ValueError, match=r"the 32 words of 4 codes -1\.\.1 do not fit the layout pack5"):
+        choose_layout("pack5", SIGNS_AND_A_ZERO)
 
 
 BYTES_OF_FORMAT_1 = [

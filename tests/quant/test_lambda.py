@@ -6,10 +6,13 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
 from bitexp.quant.layers import BitLinear, QuantizedLayer, set_lambda
+from bitexp.quant.options import LayerOptions
+from bitexp.quant.spec import Part
 from tests.support.layers import (
     LINEAR,
     NORMS,
@@ -92,3 +95,16 @@ def test_set_lambda_reaches_every_layer_of_a_model(make_quantizer: Make) -> None
     set_lambda(model, 0.25)
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
     assert [(float(layer.mix), layer.phasing) for layer in layers] == [(0.25, True)] * 2
+
+
+def test_what_weights_add_to_the_outputs_is_phased_in_with_them() -> None:
+    torch.manual_seed(0)
+    weights = Part("tequila", {"share": 10.0})
+    layer, x = BitLinear(nn.Linear(32, 8), LayerOptions(weights, norm="layer")), torch.randn(5, 32)
+    layer.set_lambda(0.0)
+    full = F.linear(F.layer_norm(x, (32,)), layer.weight, layer.bias)
+    assert_close(layer(x), full, rtol=1e-5, atol=1e-5)
+    layer.set_lambda(1.0)
+    whole = layer(x)
+    layer.set_lambda(0.25)
+    assert_close(layer(x), 0.75 * full + 0.25 * whole, rtol=1e-4, atol=1e-4)

@@ -72,3 +72,20 @@ def test_what_is_no_whole_number_of_strides_is_refused(low: int, high: int, stri
         return
     with pytest.raises(ValueError, match=f"low={low}, high={high}, stride={stride} are no levels"):
         Levels(low, high, stride)
+
+
+def test_words_are_of_known_codes_of_one_length_and_no_two_the_same() -> None:
+    levels = Levels.of_words([(0, 0), (1, 0), (0, -1)], planes=2)
+    assert (levels.low, levels.high, levels.count, levels.length) == (-1, 1, 3, 2)
+    assert levels.bits == pytest.approx(math.log2(3))
+    assert levels.to_json() == {
+        "low": -1, "high": 1, "stride": 1, "words": ((0, 0), (1, 0), (0, -1)), "planes": 2,
+    }  # fmt: skip
+    assert TERNARY.to_json() == {"low": -1, "high": 1, "stride": 1}
+    for wrong in ([(0,), (1, 0)], [(0,), (1,), (0,)], [(), ()]):
+        with pytest.raises(ValueError, match=r"words|no levels"):
+            Levels.of_words(wrong)
+    with pytest.raises(ValueError, match="too long to tell apart"):
+        Levels.of_words([[-127] * 8, [127] * 8])
+    with pytest.raises(ValueError, match="must be made of the codes"):
+        Levels(-1, 1, 2, words=((0,), (1,)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from bitexp.kernels import KERNELS
 from bitexp.quant import BitConv2d, BitLinear, quantize, set_backend, set_lambda
 from bitexp.quant.options import LayerOptions
 from bitexp.quant.spec import Part
+from tests.support.pareto import pareto
 
 KERNEL_NAMES = [name for name in ("reference", "int8", "cpu") if not KERNELS.get(name).unavailable("cpu")]
 every_kernel = pytest.mark.parametrize("kernel", KERNEL_NAMES)
@@ -25,20 +24,6 @@ every_kernel = pytest.mark.parametrize("kernel", KERNEL_NAMES)
 def options(bits: int, activations: str = "int8", **changes: Any) -> LayerOptions:
     weights = Part("lsq", {"bits": bits, **changes})
     return LayerOptions(weights, Part.of(activations), norm="layer")
-
-
-def pareto() -> Any:
-    """ParetoQ's file out of the package torchao, without importing the rest of that."""
-    spec = importlib.util.find_spec("torchao")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    path = Path(spec.submodule_search_locations[0]) / "prototype" / "paretoq" / "models" / "utils_quant.py"
-    own = importlib.util.spec_from_file_location("pareto_utils_quant", path)
-    assert own is not None
-    assert own.loader is not None
-    module = importlib.util.module_from_spec(own)
-    own.loader.exec_module(module)
-    return module
 
 
 def rounded(x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import yaml
 from torch import nn
 
 from bitexp.common.registry import UnknownName
+from bitexp.common.signatures import keywords
 from bitexp.quant import QUANTIZERS, Part, Quantizer, quantize
 from bitexp.quant.layers import quantized_layers
 from bitexp.quant.options import REGISTRIES, LayerOptions, complete
@@ -231,7 +232,9 @@ def test_a_preset_is_called_like_its_file_and_says_its_options_in_full(path: Any
         if part is None:
             continue
         said = {"name": written[key]} if isinstance(written[key], str) else written[key]
-        assert said == part.to_json(), f"{path.stem}: {key} leaves an option out"
+        target = REGISTRIES[key].get(part.name)
+        later = {option: keywords(target)[option].default for option in getattr(target, "later", ())}
+        assert said == {**later, **part.to_json()}, f"{path.stem}: {key} leaves an option out"
         if key == "weights" and part.name == path.stem:  # others are there to say something else
             assert part == complete(key, part.name)
 

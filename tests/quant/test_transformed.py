@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.func import functional_call, grad, vmap
 from torch.testing import assert_close
 
@@ -53,6 +54,18 @@ def test_a_layer_is_traced_as_one_graph_with_the_same_bits(
     for a, e in zip(torch.autograd.grad(y.square().sum(), leaves), theirs, strict=True):
         assert torch.equal(a, e)
     assert torch.equal(x, before)
+
+
+@pytest.mark.usefixtures("dynamo")
+@pytest.mark.filterwarnings(INSTANTIATES)
+def test_what_changes_in_time_is_no_reason_to_compile_again(make_quantizer: Make) -> None:
+    layer, x = small(make_quantizer("sherry"), conv=False)
+    graphs = CompileCounterWithBackend("aot_eager")
+    traced = torch.compile(layer, fullgraph=True, backend=graphs)
+    for share in (0.01, 0.02, 0.3, 0.7):
+        layer.set_progress(share)
+        assert torch.equal(traced(x), layer(x))
+    assert graphs.frame_count == 1
 
 
 @pytest.mark.slow

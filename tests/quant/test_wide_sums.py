@@ -16,7 +16,7 @@ from tests.support.kernels import every_kernel
 from tests.support.layers import assert_equals_textbook
 from tests.support.quantizers import MakeQuantizer as Make
 
-PRESETS = [name for name, quantizer in QUANTIZERS.items() if quantizer.quantizes]
+PRESETS = [name for name, quantizer in QUANTIZERS.items() if quantizer.options.activations]
 EIGHT_BITS = {"weights": {"bits": 8}}
 
 

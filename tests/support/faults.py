@@ -49,6 +49,12 @@ VARIANTS = {
     ),
     "progressive": ("quantizer=irnet", "optimizer=cage", "optimizer.silent=0.3"),
     "levels": ("quantizer=dqt", "optimizer=dqt", "optimizer.lr=0.01"),
+    "methods": (  # a latent for each bit, two scales, codes that are drawn, what follows the time
+        "model.hidden=[12,12,12,12]",
+        "optimizer.lr=0.01",
+        "quantizer.layers=[{match: layers.0, weights: bit_planes}, {match: layers.1, weights: ttq}, "
+        "{match: layers.2, weights: stochastic_ternary}, {match: layers.3, weights: sherry}]",
+    ),
     "text": ("model.dropout=0.1",),
     "text_continual": ("+recipe=continual_reset",),
     "text_bf16": ("+recipe=bf16_latents_stochastic", "data.workers=1"),

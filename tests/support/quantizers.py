@@ -50,6 +50,12 @@ def fits(preset: str, changes: Mapping[str, Any]) -> bool:
     return True
 
 
+FITTING: dict[str, st.SearchStrategy[Mapping[str, Any]]] = {}
+
+
 def fitting(preset: str, changes: Sequence[Mapping[str, Any]]) -> st.SearchStrategy[Mapping[str, Any]]:
-    """Those of some changes that go together with a preset."""
-    return st.sampled_from([change for change in changes if fits(preset, change)])
+    """Those of some changes that go together with a preset; found out once, since every example asks."""
+    key = f"{preset} {changes}"
+    if key not in FITTING:
+        FITTING[key] = st.sampled_from([change for change in changes if fits(preset, change)])
+    return FITTING[key]

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from bitexp.quant.levels import Levels
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
+from bitexp.quant.per_row import spread, summed
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
-from bitexp.quant.sums import row_means, row_sums
+from bitexp.quant.sums import row_means
 
 
 @WEIGHTS.register("lsq")
@@ -57,13 +58,15 @@ class LSQ(WeightQuantizer):
     def gradients(
         self, grad: Tensor, weight: Tensor, quantized: Quantized, *learned: Tensor
     ) -> tuple[Tensor, ...]:
-        codes, scale = quantized.codes, quantized.scale
-        per_row = scale.reshape(-1, *[1] * (weight.dim() - 1)) if scale.dim() else scale
-        ratio = (
-            weight.detach() / per_row
-        )  # of second order nothing is left: that of w/s cancels that of round
-        inside = (ratio >= self.levels.low) & (ratio <= self.levels.high)
-        slope = torch.where(inside, codes - ratio, codes.to(ratio.dtype))
-        per_scale = (grad * slope).flatten(1) if scale.dim() else (grad * slope).reshape(1, -1)
-        of_step = row_sums(per_scale).reshape(scale.shape)
-        return grad * inside, of_step / (weight.numel() * self.levels.high) ** 0.5
+        return step_size_gradients(grad, weight, quantized, self.levels)
+
+
+def step_size_gradients(
+    grad: Tensor, weight: Tensor, quantized: Quantized, levels: Levels
+) -> tuple[Tensor, Tensor]:
+    """With respect to the latent weights, and to the step sizes that are the scales."""
+    # of second order nothing is left: that of w/s cancels that of round
+    ratio = weight.detach() / spread(quantized.scale, weight)
+    inside = (ratio >= levels.low) & (ratio <= levels.high)
+    slope = torch.where(inside, quantized.codes - ratio, quantized.codes.to(ratio.dtype))
+    return grad * inside, summed(grad * slope, quantized.scale) / (weight.numel() * levels.high) ** 0.5
