@@ -118,6 +118,8 @@ class Recorder:
             )
         if spec.absmax is None or not layer.kernel_makes_codes or spec.transform or spec.sparsifier:
             raise CannotCompileError(f"the kernel does not make the activation codes of {self.name(layer)}")
+        if spec.output_norm != "none":
+            raise CannotCompileError(f"the layer {self.name(layer)} has a norm of its output")
         x = self.own_norm(spec, x)
         out = self.slot(x.rows, prepared.outputs)
         self.keep.append(prepared)

@@ -23,14 +23,28 @@ from bitexp.models import build_model
 from bitexp.models.decoder import Cache, Decoder
 from bitexp.models.generation import Sampling, generate, generate_together
 from bitexp.quant import QUANTIZERS, quantize
+from bitexp.quant.options import LayerOptions
 
 if missing():
     pytest.skip(str(missing()), allow_module_level=True)
 
 MARGIN = 0.01
 WORDS = 61
-NOT_PACKED = {"ternary_int4", "ternary_hadamard"}
-"""Presets whose activation codes the kernel does not make."""
+
+
+def is_packed(options: LayerOptions) -> bool:
+    """Whether the kernel makes the activation codes of such layers, and multiplies the weights as packed."""
+    if options.weights is None:
+        return True
+    parts = options.parts(torch.ones(1, 1))
+    if parts.activations is None or parts.activations.spec.absmax is None or parts.weights.has_shift:
+        return False
+    levels = parts.weights.levels
+    known = parts.transform is None and parts.sparsifier is None and options.output_norm == "none"
+    return known and levels.planes == 1 and levels.low >= -8 and levels.high <= 7
+
+
+PACKED = {name for name, quantizer in QUANTIZERS.items() if all(map(is_packed, quantizer.variants()))}
 
 
 def decoder(
@@ -54,7 +68,7 @@ def decoder(
 def assert_equal_at_margin(ours: Tensor, theirs: Tensor) -> None:
     """Logits `[..., vocabulary]` that choose the same wherever that is no matter of rounding."""
     assert (ours - theirs).abs().median() < 1e-5
-    assert (ours - theirs).abs().max() < 0.1
+    assert (ours - theirs).abs().max() < max(0.1, 0.02 * float(theirs.abs().max()))
     best = theirs.topk(2, -1).values
     clear = best[..., 0] - best[..., 1] > MARGIN
     assert clear.float().mean() > 0.5
@@ -79,7 +93,7 @@ def check_decoder(model: Decoder) -> None:
         assert_equal_at_margin(ours, theirs)
 
 
-@pytest.mark.parametrize("quantizer", sorted(set(QUANTIZERS) - NOT_PACKED))
+@pytest.mark.parametrize("quantizer", sorted(PACKED))
 def test_a_token_has_the_logits_of_the_ordinary_way_with_every_quantizer(quantizer: str) -> None:
     check_decoder(decoder(quantizer))
 
@@ -111,10 +125,18 @@ def test_a_norm_is_rms_where_the_quantizer_says_so() -> None:
     check_decoder(decoder({**preset, "norm": "rms"}))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("quantizer", sorted(NOT_PACKED))
+@pytest.mark.parametrize("quantizer", sorted(set(QUANTIZERS) - PACKED))
 def test_what_cannot_be_compiled_is_told_with_the_layer(quantizer: str) -> None:
-    with pytest.raises(CannotCompileError, match=r"blocks\.0\.attn\.q"):
+    with pytest.raises(CannotCompileError, match=r"blocks\.0\.(attn\.q|mlp\.)"):
         CompiledDecoder(decoder(quantizer))
+
+
+def test_a_norm_of_the_output_cannot_be_compiled() -> None:
+    from bitexp.quant.presets import as_quantizer
+
+    section = {**as_quantizer("ternary_mean").to_json(), "output_norm": "layer"}
+    with pytest.raises(CannotCompileError, match=r"blocks\.0\.attn\.q has a norm of its output"):
+        CompiledDecoder(decoder(section))  # type: ignore[arg-type]
 
 
 def test_another_kernel_training_and_other_networks_cannot_be_compiled() -> None:
@@ -204,7 +226,7 @@ def classifier(name: str, quantizer: str, exclude: list[str], **sizes: Any) -> n
     return model
 
 
-@pytest.mark.parametrize("quantizer", sorted(set(QUANTIZERS) - NOT_PACKED))
+@pytest.mark.parametrize("quantizer", sorted(PACKED))
 @pytest.mark.parametrize(
     ("name", "exclude", "sizes"),
     [
