@@ -37,6 +37,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
         ("cnn", describe("cnn", "binary"), "auto"),
         ("vit", describe("vit", "lsq"), "auto"),
         ("int4", describe("mlp", "ternary_int4"), "auto"),
+        ("words", describe("mlp", "sherry"), "auto"),
+        ("planes", describe("mlp", "ttq"), "auto"),
     ):
         write(path, description, layout)
         contents[name] = path.read_bytes()
@@ -64,6 +66,7 @@ def put(name: str, value: float, place: int = 0) -> Callable[[dict[str, Any], di
         ("mlp", "head.weight", -INF, r"head\.weight holds"),
         ("mlp", "layers.0.packed", 243, "bytes that this layout never writes"),
         ("pack2", "layers.0.packed", 0b00_11_00_00, "bytes that this layout never writes"),
+        ("planes", "layers.0.packed", 243, "bytes that this layout never writes"),
     ],
 )
 def test_values_that_no_training_leaves_are_refused(
@@ -82,9 +85,24 @@ def test_a_variance_below_zero_is_refused(good: Good, spoiled: Path) -> None:
     assert_refused(spoiled, "a variance below 0")
 
 
-def test_codes_beyond_the_end_of_a_row_are_refused(good: Good, spoiled: Path) -> None:
-    rewrite(spoiled, good["mlp"], put("layers.0.packed", 3**4, place=12))  # of 64 codes 4 are in byte 12
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "place"),
+    [
+        ("mlp", "layers.0.packed", 3**4, 12),  # of 64 codes 4 are in byte 12
+        ("words", "layers.1.packed", 0b1000_0000, 4),  # of 24 codes 6 words are in 5 bytes
+        ("planes", "layers.0.packed", 3**4, 12),  # 64 pairs of codes
+    ],
+)
+def test_codes_beyond_the_end_of_a_row_are_refused(
+    good: Good, spoiled: Path, kind: str, name: str, value: int, place: int
+) -> None:
+    rewrite(spoiled, good[kind], put(name, value, place))
     assert_refused(spoiled, "beyond the end of a row")
+
+
+def test_scales_of_other_planes_are_refused(good: Good, spoiled: Path) -> None:
+    rewrite(spoiled, good["planes"], lambda _, tensors: tensors.update({"layers.0.scale": torch.ones(3)}))
+    assert_refused(spoiled, "size mismatch|layers.0.scale")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32])

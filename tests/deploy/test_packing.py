@@ -235,6 +235,22 @@ def test_words_of_codes_are_the_digits(
         assert np.array_equal(packed.numpy(), NUMPY[name](digits.numpy().astype(np.uint8)))
 
 
+def test_a_word_that_is_cut_short_is_written_in_one_way() -> None:
+    layout = layout_of("auto", SIGNS_AND_A_ZERO)
+    assert SIGNS_AND_A_ZERO.words is not None
+    (packed,) = layout.pack(torch.tensor([[1, 1, 0, 1, -1]], dtype=torch.int8))
+    others = [d for d, word in enumerate(SIGNS_AND_A_ZERO.words) if word[0] == -1]
+    first = int(packed[0] & 31)
+    for digit in others:
+        number = first + 32 * digit
+        written = torch.tensor([[number % 256, number // 256, 0, 0, 0]], dtype=torch.uint8)
+        if digit == others[0]:
+            assert torch.equal(written[0], packed)
+            continue
+        with pytest.raises(ValueError, match="beyond the end of a row"):
+            layout.unpack(written, 5)
+
+
 def test_codes_that_are_no_word_and_digits_without_one_are_refused() -> None:
     layout = layout_of("auto", SIGNS_AND_A_ZERO)
     for wrong in ([1, 1, 1, 1], [1, 0, 0, 1], [1, 2, 0, 1], [1, 0, 1, 1, 0, 0]):
