@@ -22,6 +22,7 @@ from bitexp.common.files import write_json
 from bitexp.common.ranks import FOLLOW, global_rank
 from bitexp.config.composition_errors import explain
 from bitexp.config.schema import Settings, read_settings
+from bitexp.sweep.live_view import LiveView
 from bitexp.sweep.processes import JOB, end_with_parent
 from bitexp.sweep.trial_reporter import reporter_of
 from bitexp.sweep.tuned import apply_tuned
@@ -79,7 +80,8 @@ def make(config: DictConfig) -> float | None:
         failure = describe_failure(problem, overrides)
         if not multirun and failure["kind"] == "crash":
             raise
-        print_failure(failure, overrides if multirun else [])
+        if LiveView.here is None or failure["kind"] == "crash":  # else it tells of every job
+            print_failure(failure, overrides if multirun else [])
         mendable = failure["kind"] in ("config", "damaged", "surroundings")
         Progress.note(2 if mendable and not multirun else 1)
         if multirun:
@@ -117,7 +119,8 @@ def run(settings: Settings, overrides: list[str], number: int | None) -> Outcome
         number: of the job in its multirun, None in a single run.
     """
     multirun = number is not None
-    report = Report(quiet=global_rank() > 0, brief=multirun)
+    place = None if LiveView.here is None else LiveView.here.place
+    report = Report(quiet=global_rank() > 0, brief=multirun, place=place)
     with report.console.status("loading torch and Lightning"):
         from bitexp.run.road import run as take_the_road
     reporter = None if number is None else reporter_of(number, report.line)

@@ -65,14 +65,14 @@ def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:
         report.line(f"Stopped by {result['reason']} after a checkpoint. Folder: {where}")
         report.line("The same command continues the run.")
     elif status == "pruned":
-        report.line(f"{which}: pruned at {result['reason']}. Folder: {where}")
+        report.detail(f"{which}: pruned at {result['reason']}. Folder: {where}")
     elif status == "failed":
         reason = str(result["reason"]).rstrip(".")
-        report.line(f"Failed{'' if trained else ' before'}: {reason}. Folder: {where}")
-        report.line(f"{HINTS.get(result['kind'], HINTS['crash'])}.")
+        report.detail(f"Failed{'' if trained else ' before'}: {reason}. Folder: {where}")
+        report.detail(f"{HINTS.get(result['kind'], HINTS['crash'])}.")
     elif not trained and report.brief:
         accuracy = ", ".join(f"{n} {v:.4f}" for n, v in tested(result["metrics"]).items())
-        report.line(f"{which}: finished before, {accuracy}, {where}")
+        report.detail(f"{which}: finished before, {accuracy}, {where}")
     else:
         done = f"finished in {duration(result['seconds'])}"
         if not trained:
