@@ -49,8 +49,11 @@ def summarize(sweep: Path, report: Report) -> None:
     if runs:
         report.line(f"Plots and all settings: python -m bitexp report {shlex.quote(os.path.relpath(sweep))}")
     trained = sum(bool(job.get("trained")) for job in finished)
-    report.sentences(f"{counted(len(jobs), 'job')}: {trained} trained, {len(finished) - trained} finished before, "
-                f"{len(jobs) - len(finished)} not finished. Index: {path_text(sweep)}")  # fmt: skip
+    before, missing = len(finished) - trained, len(jobs) - len(finished)
+    report.sentences(
+        f"{counted(len(jobs), 'job')}: {trained} trained, {before} finished before, {missing} not finished. "
+        f"Index: {path_text(sweep)}"
+    )
     for line in unfinished_jobs(jobs):
         report.sentences(f"  {line}")
 

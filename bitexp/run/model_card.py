@@ -68,7 +68,12 @@ def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
     if (alone := command_of(attempt.overrides)) != record["command"]:
         again += ["", "This run alone, outside of any sweep:", "", *fenced(alone)]
     if use:
-        again += ["", "## How to use it", "", *fenced(use.format(folder=path_text(folder.path)))]
+        again += [
+            "",
+            "## How to use it",
+            "",
+            *fenced(use.format(folder=path_text(folder.path), prompt=attempt.parts.data.prompt)),
+        ]
     return "\n".join([*lines, *again, ""])
 
 

@@ -39,7 +39,9 @@ class GridSweeper(Sweeper):
         from bitexp.common.console import Report
         from bitexp.common.format import counted
         from bitexp.sweep.finished_cells import FinishedCells
+        from bitexp.sweep.options import check_folder
 
+        check_folder(self.config.hydra)
         words = [f"{key}={value}" for key, value in self.params.items()] + arguments
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = {o.get_key_element(): choices(o) for o in parser.parse_overrides(words)}
