@@ -27,7 +27,7 @@ from bitexp.bench.output import save_rows
 from bitexp.bench.timing import measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.common.format import size
+from bitexp.common.format import counted, size
 from bitexp.deploy.compiled import CompiledDecoder
 from bitexp.deploy.frozen import freeze
 from bitexp.deploy.tape import CannotCompileError
@@ -63,7 +63,9 @@ def run(options: argparse.Namespace, report: Report) -> None:
         raise UserError(f"nothing can be compiled here: {reason}")
     if options.tokens >= options.context:
         raise UserError(f"--tokens={options.tokens} must be below --context={options.context}")
-    report.line(f"one thread, CPU time, median of {options.rounds} rounds, torch {torch.__version__}")
+    report.line(
+        f"one thread, CPU time, median of {counted(options.rounds, 'round')}, torch {torch.__version__}"
+    )
     rows = []
     for name in options.models:
         model = composed_model(name, options.quantizer, options).eval()

@@ -28,6 +28,7 @@ from torch import Tensor
 from bitexp.bench.gpu_layers import BASE, CANDIDATES, check_gpu
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
+from bitexp.common.format import counted
 from bitexp.quant.absmax import absmax_codes
 
 LAYERS = ("2560x6912", "13824x2560", "4096x4096", "1024x1024")
@@ -181,7 +182,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     check_gpu()
     speed = bandwidth()
     report.line(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {options.rounds} rounds; "
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {counted(options.rounds, 'round')}; "
         f"copying reaches {speed / 1e12:.2f} TB/s"
     )
     rows: list[GpuTiming] = []

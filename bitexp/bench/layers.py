@@ -27,6 +27,7 @@ from bitexp.bench.roofline import DOTS, READ, LayerTiming, plot_roofline
 from bitexp.bench.timing import Call, measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
+from bitexp.common.format import counted
 from bitexp.common.spelling import nearest
 from bitexp.kernels.cpu.jit import missing
 
@@ -81,8 +82,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
     peers, rows = chosen(options.only), []
     clock = "CPU time" if options.threads == 1 else "wall time"
     report.line(
-        f"ternary layers, {options.threads} thread(s), {clock}, median of {options.rounds} rounds, "
-        f"torch {torch.__version__}"
+        f"ternary layers, {counted(options.threads, 'thread')}, {clock}, median of "
+        f"{counted(options.rounds, 'round')}, torch {torch.__version__}"
     )
     announced: set[str] = set()
     with torch.inference_mode():
@@ -127,13 +128,14 @@ def prepare(
             passed.add(f"{name} is skipped: {error} (package: {peer.package})")
             continue
         except ValueError as error:
-            passed.add(f"{name} is skipped for {outputs}x{inputs}, {tokens} token(s): {error}")
+            passed.add(f"{name} is skipped for {outputs}x{inputs}, {counted(tokens, 'token')}: {error}")
             continue
         got = torch.as_tensor(calls[0]())
         off = float((got - expected).norm() / expected.norm())
         if not off < TOLERANCE:
             raise RuntimeError(
-                f"{name} computes different numbers at {outputs}x{inputs}, {tokens} token(s): {off:.3f}"
+                f"{name} computes different numbers at {outputs}x{inputs}, "
+                f"{counted(tokens, 'token')}: {off:.3f}"
             )
         candidates[name] = list(calls)
     return {**candidates, **floors(cache, outputs, inputs, tokens)}, passed
@@ -189,7 +191,7 @@ def layers_table(rows: list[LayerTiming]) -> Table:
     out.add_column("layer in")
     counts = list(dict.fromkeys(row.tokens for row in rows))
     for tokens in counts:
-        for name in (f"{tokens} token{'s' * (tokens > 1)}, us", "x floor", "x fp32"):
+        for name in (f"{counted(tokens, 'token')}, us", "x floor", "x fp32"):
             out.add_column(name, justify="right")
     cells = {(row.name, row.tokens): row for row in rows}
     by_speed = sorted(cells.values(), key=lambda row: (row.tokens, row.seconds))

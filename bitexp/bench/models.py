@@ -29,7 +29,7 @@ from bitexp.bench.output import save_rows
 from bitexp.bench.timing import Call, measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.common.format import amount, size
+from bitexp.common.format import amount, counted, size
 from bitexp.common.spelling import nearest
 from bitexp.config.paths import CONF
 from bitexp.deploy.compiled import CompiledClassifier, CompiledDecoder
@@ -105,7 +105,8 @@ def run(options: argparse.Namespace, report: Report) -> None:
             raise UserError(f"--quantizers {name} leaves the weights as they are: there is nothing to freeze")
     clock = "CPU time" if options.threads == 1 else "wall time"
     report.line(
-        f"{options.threads} thread(s), {clock}, median of {options.rounds} rounds, torch {torch.__version__}"
+        f"{counted(options.threads, 'thread')}, {clock}, median of "
+        f"{counted(options.rounds, 'round')}, torch {torch.__version__}"
     )
     rows: list[ModelTiming] = []
     for name in options.models:

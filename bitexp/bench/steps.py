@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bitexp.bench.candidates import CONTROL, FULL, Cost, candidates, measure
 from bitexp.common.console import Report
-from bitexp.common.format import size
+from bitexp.common.format import counted, size
 
 PRECISIONS = ("binary", "ternary_mean", "ternary_median", "b158", "reloaded")
 """What is measured beside `full` and `full_norm` where nothing else is asked for."""
@@ -78,6 +78,7 @@ def run(options: argparse.Namespace, report: Report) -> None:
     competitors = candidates(options)
     report.line(
         f"{options.model} on {' x '.join(map(str, competitors[0].inputs.shape))}, "
-        f"{options.rounds} rounds, {options.threads} thread(s), AdamW, torch {torch.__version__}"
+        f"{counted(options.rounds, 'round')}, {counted(options.threads, 'thread')}, AdamW, "
+        f"torch {torch.__version__}"
     )
     report.table(steps_table(measure(competitors, options.rounds)))

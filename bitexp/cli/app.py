@@ -12,7 +12,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
-from bitexp.cli.commands import command_lines
+from bitexp.cli.commands import command_lines, group_lines
 from bitexp.common.errors import UserError, describe_crash
 from bitexp.common.exit import Progress, guarded
 from bitexp.config.composition_errors import explain
@@ -37,6 +37,7 @@ def run() -> int:
     sys.argv[1:] = switches_first(sys.argv[1:])
     register_plugins()
     OmegaConf.register_new_resolver("bitexp.commands", command_lines, replace=True)  # of the help in conf/
+    OmegaConf.register_new_resolver("bitexp.groups", group_lines, replace=True)
     return with_errors_in_words(job)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
+
+from bitexp.common.format import wrapped
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,20 @@ def command_lines() -> str:
     """The commands as lines of `--help`, between those of the run."""
     starts = {f"python -m bitexp {word} {command.usage}": command.help for word, command in COMMANDS.items()}
     return "\n".join(f"  {start:<67}  {text}" for start, text in starts.items())
+
+
+UNTYPED = ("base", "hydra", "tuning")
+"""Groups that other YAML is made of, or that Hydra lists."""
+
+
+def group_lines() -> str:
+    """The groups that are typed with their options as lines of `--help`, broken between words."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    loader = GlobalHydra.instance().config_loader()
+    listed = []
+    for group in sorted(loader.list_groups("")):
+        if group not in UNTYPED:
+            line = f"{group}: {', '.join(sorted(loader.get_group_options(group)))}"
+            listed += wrapped(line, shutil.get_terminal_size((110, 24)).columns, "  ")
+    return "\n".join(listed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from bitexp.common.files import write_json
 from bitexp.common.ranks import FOLLOW, global_rank
 from bitexp.config.composition_errors import explain
 from bitexp.config.schema import Settings, read_settings
+from bitexp.sweep.live_view import LiveView
+from bitexp.sweep.options import check_folder
 from bitexp.sweep.processes import JOB, end_with_parent
 from bitexp.sweep.trial_reporter import reporter_of
 from bitexp.sweep.tuned import apply_tuned
@@ -79,7 +82,8 @@ def make(config: DictConfig) -> float | None:
         failure = describe_failure(problem, overrides)
         if not multirun and failure["kind"] == "crash":
             raise
-        print_failure(failure, overrides if multirun else [])
+        if LiveView.here is None or failure["kind"] == "crash":  # else it tells of every job
+            print_failure(failure, overrides if multirun else [])
         mendable = failure["kind"] in ("config", "damaged", "surroundings")
         Progress.note(2 if mendable and not multirun else 1)
         if multirun:
@@ -99,15 +103,25 @@ def resolve(config: DictConfig, hydra: Any, overrides: list[str]) -> Settings:
     Raises:
         UserError: what cannot be, before torch is imported: a typo costs no seconds.
     """
-    if hydra.job.chdir:
+    check_folder(hydra)
+    swept = [key for key in hydra.sweeper.get("params") or {} if not chosen(key, overrides)]
+    if hydra.mode == RunMode.RUN and JOB not in os.environ and swept:
+        sweep = hydra.runtime.choices.get("sweeps")
+        names = f"+sweeps={sweep}" if sweep else "hydra.sweeper.params"
         raise UserError(
-            "hydra.job.chdir=true would put every run's outputs into another folder. Runs have folders of "
-            "their own, under outputs/ or where the variable BITEXP_OUTPUTS says"
+            f"{names} names many runs, and without -m there is one. Type -m: python -m bitexp -m "
+            f"{' '.join(overrides)}. A single run of them needs a value "
+            f"for {' and '.join(swept)}"
         )
     apply_tuned(config, hydra, overrides)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return read_settings({str(key): value for key, value in plain.items()})
+
+
+def chosen(key: str, overrides: Sequence[str]) -> bool:
+    """Whether a value was typed for a key."""
+    return any(word.lstrip("+").partition("=")[0] == key.lstrip("+") for word in overrides)
 
 
 def run(settings: Settings, overrides: list[str], number: int | None) -> Outcome:
@@ -117,7 +131,8 @@ def run(settings: Settings, overrides: list[str], number: int | None) -> Outcome
         number: of the job in its multirun, None in a single run.
     """
     multirun = number is not None
-    report = Report(quiet=global_rank() > 0, brief=multirun)
+    place = None if LiveView.here is None else LiveView.here.place
+    report = Report(quiet=global_rank() > 0, brief=multirun, place=place)
     with report.console.status("loading torch and Lightning"):
         from bitexp.run.road import run as take_the_road
     reporter = None if number is None else reporter_of(number, report.line)

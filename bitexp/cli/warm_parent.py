@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bitexp.common.errors import UserError
+from bitexp.common.format import counted
 from bitexp.sweep.processes import JOB
 from bitexp.sweep.trial_reporter import STUDY
 
@@ -79,7 +80,7 @@ def unsafe() -> str | None:
     """Why a fork of this process would not be like a fresh one, or None."""
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
-        return f"importing started {threads - 1} threads"
+        return f"importing started {counted(threads - 1, 'thread')}"
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "importing initialized CUDA"

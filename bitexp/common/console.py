@@ -7,7 +7,7 @@ import io
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,21 +16,25 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from bitexp.common.files import open_for_appending
+from bitexp.common.format import wrapped
+from bitexp.common.narrow import UNLIMITED, fitted
 from bitexp.common.screen import loss
 from bitexp.common.secrets import redacted
 
 LIBRARIES = ("pytorch_lightning", "lightning_fabric", "lightning", "wandb", "py.warnings")
 
 
-UNLIMITED = 10_000  # columns of what is no terminal: a table in a file keeps its cells whole
-
-
 class Report:
     """Prints calm lines for people, and keeps them in a file once the run has a folder."""
 
-    def __init__(self, quiet: bool = False, brief: bool = False, stderr: bool = False) -> None:
-        """`quiet` prints nothing; `brief` has a line for what was done before, and not a block."""
-        self.brief = brief
+    def __init__(
+        self, quiet: bool = False, brief: bool = False, stderr: bool = False, place: str | None = None
+    ) -> None:
+        """`quiet` prints nothing; `brief` has a line for what was done before, and not a block.
+
+        `place` is that of a job among those that another tells of: its details go to its file alone.
+        """
+        self.brief, self.place = brief, place
         self.console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=stderr)
         if not self.console.is_terminal:
             self.console.width = UNLIMITED
@@ -57,12 +61,32 @@ class Report:
         """One line, to the screen and to the file, without secrets."""
         text = redacted(text)
         self.console.print(text, markup=False)
+        self._keep(text)
+
+    def _keep(self, text: str) -> None:
         if not self._lost and (lost := loss()) and self._file is not None:
             self._lost = True
             self._log(
                 f"the screen is gone ({lost.strerror}): from here on, this file alone has what the run says"
             )
         self._log(text)
+
+    def detail(self, text: str) -> None:
+        """One line, which the screen has where this run is alone on it."""
+        self.line(text) if self.place is None else self._keep(redacted(text))
+
+    def sentences(self, text: str) -> None:
+        """A line that a terminal shows in several where it is long, broken between words."""
+        self._lines(text, "")
+
+    def _lines(self, text: str, indent: str) -> None:
+        text = redacted(text)
+        if self.place is not None:
+            return self._keep(text)
+        width = self.console.width if self.console.is_terminal else UNLIMITED
+        for line in wrapped(text, width, indent) if len(text) > width else [text]:
+            self.console.print(line, markup=False)
+        self._keep(text)
 
     def _log(self, text: str) -> None:
         if self._file is not None:
@@ -71,14 +95,25 @@ class Report:
 
     def rows(self, title: str, rows: dict[str, str]) -> None:
         """A title and a block of `name  text` lines, aligned."""
-        self.line(title)
+        self.detail(title)
         width = max((len(name) for name in rows), default=0)
         for name, text in rows.items():
-            self.line(f"  {name:<{width}}  {text}")
+            line = f"  {name:<{width}}  {text}"
+            if text.startswith("python"):  # to be copied
+                self.detail(line)
+            else:
+                self._lines(line, " " * (width + 4))
 
-    def table(self, table: Table) -> None:
-        """A table, to the screen."""
+    def table(self, table: Table, optional: Sequence[str] = (), rest: str = "") -> None:
+        """A table, to the screen; where that is narrow without some columns, which are named.
+
+        Args:
+            optional: headings that may be left out, the least important first; rest: where they are.
+        """
+        table, left_out = fitted(table, self.console, optional)
         self.console.print(table)
+        if left_out:
+            self.sentences(f"For a wider screen{rest}: {', '.join(left_out)}.")
 
 
 class WithoutSecrets(logging.Formatter):

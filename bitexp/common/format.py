@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,15 @@ from typing import Any
 def amount(number: float) -> str:
     """A count for people: 136,010 or 5.36 M."""
     return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number:,.0f}"
+
+
+def counted(number: int, unit: str) -> str:
+    """So many of something: 1 step, 1,293 steps."""
+    return f"{number:,} {unit if number == 1 else UNUSUAL.get(unit, f'{unit}s')}"
+
+
+UNUSUAL = {"batch": "batches", "process": "processes"}
+"""Plurals that take more than an s."""
 
 
 def size(number: float) -> str:
@@ -36,6 +46,13 @@ def path_text(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    """A text in lines of a width, broken between words alone; `indent` begins all but the first."""
+    return textwrap.wrap(
+        text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    ) or [""]
 
 
 def value_text(value: Any, digits: int | None = None) -> str:

@@ -64,6 +64,11 @@ class Data(pl.LightningDataModule):
         """How to prepare an input for a network that was trained on these data, as JSON."""
         raise NotImplementedError
 
+    @property
+    def prompt(self) -> str:
+        """Words with which a text like these may begin; empty where there are none."""
+        return ""
+
     def remarks(self) -> str:
         """What else to know about the data before training; may be empty."""
         return ""

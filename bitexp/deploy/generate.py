@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 
 from bitexp.common.console import Report, write
 from bitexp.common.errors import UserError
+from bitexp.common.format import counted
 from bitexp.common.program import run_program
 
 T = TypeVar("T")
@@ -89,18 +90,18 @@ def run(options: argparse.Namespace) -> None:
         except CannotCompileError as error:
             report.line(f"tokens are computed layer by layer: {error}")
     if len(prompts) == 1:
-        counted: Counted[Any] = Counted(itertools.islice(generate(writer, ids[0], sampling), options.tokens))
+        stream: Counted[Any] = Counted(itertools.islice(generate(writer, ids[0], sampling), options.tokens))
         write(options.prompt[0] if options.prompt else "")
-        for piece in tokenizer.stream(counted):
+        for piece in tokenizer.stream(stream):
             write(piece)
         write("\n")
     else:
         together = generate_together(writer, ids, sampling, tokenizer.end)
-        counted = Counted(itertools.islice(together, options.tokens), len(ids))
-        for prompt, text in zip(prompts, zip(*counted, strict=True), strict=True):
+        stream = Counted(itertools.islice(together, options.tokens), len(ids))
+        for prompt, text in zip(prompts, zip(*stream, strict=True), strict=True):
             tokens = itertools.takewhile(lambda token: token is not None, text)
             write("".join([prompt, *tokenizer.stream(tokens), "\n"]))
-    speed = f"{counted.count:,} tokens, {counted.rate:,.0f} per second after the first"
+    speed = f"{counted(stream.count, 'token')}, {stream.rate:,.0f} per second after the first"
     report.line(f"{speed}; {options.weights} weights, kernel {kernel_name}, {path}")
 
 

@@ -72,6 +72,7 @@ def state(paths: list[Path]) -> list[tuple[str, float]]:
 def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None:
     """Reads the runs, writes the report, and says the short table and where the page is."""
     with report.console.status("reading runs"):
+        from bitexp.common.format import counted
         from bitexp.report.columns import one_line
         from bitexp.report.compare import compare
         from bitexp.report.runs import read_runs
@@ -92,7 +93,9 @@ def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None
     unfinished = sum(not one.finished for one in runs)
     for problem in (*problems, *damaged):
         report.line(one_line(f"not read: {problem.path}: {problem.reason}"))
-    report.line(one_line(f"{len(runs)} runs, {unfinished} of them not finished. Report: {written}"))
+    report.line(
+        one_line(f"{counted(len(runs), 'run')}, {unfinished} of them not finished. Report: {written}")
+    )
 
 
 def place(path: Path) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from bitexp.common.format import counted
 from bitexp.report import figure
 from bitexp.report.columns import LONG, SHORT, Table, cell_text, word
 from bitexp.report.compare import Comparison
@@ -90,11 +91,11 @@ def page(
         out: the folder of the page, from which links lead to the runs.
         refresh: seconds after which a browser reads the page again.
     """
-    counted = sum(len(section.comparison.runs) for section in sections)
+    finished = sum(len(section.comparison.runs) for section in sections)
     link = linker(out)
     body = [
         "<h1>Which precision wins, and at what cost?</h1>",
-        f"<p class=lead>{counted} finished runs in {len(sections)} experiment{'s' * (len(sections) != 1)}"
+        f"<p class=lead>{counted(finished, 'finished run')} in {counted(len(sections), 'experiment')}"
         f"{f', {len(unfinished)} not finished' if unfinished else ''}. Every number comes from the files "
         "of the runs that its row links to.</p>",
     ]
@@ -177,9 +178,10 @@ def reproduce(runs: Sequence[Run], link: Callable[[Run], str]) -> str:
         commit = "" if git is None else str(git.get("commit", ""))[:10] + "+" * bool(git.get("dirty"))
         torch = run.attempt.get("versions", {}).get("torch")
         place = ", ".join(map(str, run.attempt.get("gpus") or [run.attempt.get("processor", "")]))
-        threads = f"{run.attempt.get('threads', '?')} thread(s)"
+        threads = run.attempt.get("threads")
+        on = counted(threads, "thread") if isinstance(threads, int) else "? threads"
         environment = (
-            f"torch {cell_text(torch)}, Python {cell_text(run.attempt.get('python'))}, {place}, {threads}"
+            f"torch {cell_text(torch)}, Python {cell_text(run.attempt.get('python'))}, {place}, {on}"
         )
         rows.append(
             f'<tr><td><a href="{escape(link(run))}">{escape(run.id)}</a></td>'

@@ -13,16 +13,30 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from bitexp.common.console import Report
+from bitexp.common.format import counted, path_text
+from bitexp.common.narrow import fits
 from bitexp.report.columns import SHORT, Table, one_line
 from bitexp.report.compare import Comparison, compare
 from bitexp.report.runs import Run, job_records, job_run, read_run, words_of
-from bitexp.report.tables import precision_table, setting_table
+from bitexp.report.tables import LR_DECAY, precision_table, setting_table
 from bitexp.report.wording import verdict
 
 SCREEN = 100
 """Rows of a table that are printed."""
 LISTED = 24
 """Up to so many settings are listed one by one; the report has all of them."""
+
+
+OPTIONAL = (
+    "ms per step", "bits per weight", "weight decay", LR_DECAY, "settings", "parameters", "lr", "seeds",
+    "body", "p (Holm)", "total",
+)  # fmt: skip
+"""Columns that a narrow screen does without, the first ones first."""
+REST = " or in the report"
+
+
+ALIKE = 4
+"""Jobs that are named for one reason."""
 
 
 def summarize(sweep: Path, report: Report) -> None:
@@ -35,21 +49,28 @@ def summarize(sweep: Path, report: Report) -> None:
     if runs:
         report.line(f"Plots and all settings: python -m bitexp report {shlex.quote(os.path.relpath(sweep))}")
     trained = sum(bool(job.get("trained")) for job in finished)
-    report.line(f"{len(jobs)} jobs: {trained} trained, {len(finished) - trained} finished before, "
-                f"{len(jobs) - len(finished)} not finished. Index: {sweep}")  # fmt: skip
+    before, missing = len(finished) - trained, len(jobs) - len(finished)
+    report.sentences(
+        f"{counted(len(jobs), 'job')}: {trained} trained, {before} finished before, {missing} not finished. "
+        f"Index: {path_text(sweep)}"
+    )
     for line in unfinished_jobs(jobs):
-        report.line(f"  {line}")
+        report.sentences(f"  {line}")
 
 
 def unfinished_jobs(jobs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What did not end well: a line for each such job, with the words that tell it from the others."""
+    """What did not end well: a line for each reason, with the words that tell its jobs from the others."""
     words = [words_of(job) for job in jobs]
     common = set.intersection(*map(set, words)) if len(jobs) > 1 else set()
+    alike: dict[tuple[Any, Any], list[tuple[str, str]]] = {}
     for job, own in zip(jobs, words, strict=True):
         if job["status"] != "finished":
             what = ", ".join(word for word in own if word not in common) or ", ".join(own)
             where = f" ({job['run']})" if job.get("run") else ""
-            yield f"{job['status']}: {what}: {job.get('reason')}{where}"
+            alike.setdefault((job["status"], job.get("reason")), []).append((what, where))
+    for (status, reason), named in alike.items():
+        more = f" and {len(named) - ALIKE} more" if len(named) > ALIKE else ""
+        yield f"{status}: {'; '.join(what for what, _ in named[:ALIKE])}{more}: {reason}{named[0][1]}"
 
 
 def print_comparisons(report: Report, comparisons: Sequence[Comparison]) -> None:
@@ -57,10 +78,13 @@ def print_comparisons(report: Report, comparisons: Sequence[Comparison]) -> None
     for comparison in comparisons:
         report.line()
         if len(comparison.rows) < len(comparison.cells) <= LISTED:
-            report.table(rich_table(setting_table(comparison).up_to(SHORT)))
+            report.table(rich_table(setting_table(comparison).up_to(SHORT)), OPTIONAL, REST)
         table = precision_table(comparison).up_to(SHORT).first(SCREEN, "the report")
-        report.table(rich_table(table))
-        report.line(one_line(f"{verdict(comparison)} {table.caption}"))
+        if not fits(rich_table(table), report.console):
+            table = table.condensed()
+        energy = [column.title for column in table.columns if column.title.startswith("energy")]
+        report.table(rich_table(table), [*energy, *OPTIONAL], REST)
+        report.sentences(one_line(f"{verdict(comparison)} {table.caption}"))
 
 
 def rich_table(table: Table) -> RichTable:

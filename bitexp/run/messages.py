@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bitexp.common.format import duration, path_text, size
-from bitexp.config.paths import CONF
+from bitexp.config.paths import conf_folders
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
 from bitexp.tasks import TASKS
@@ -65,14 +66,14 @@ def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:
         report.line(f"Stopped by {result['reason']} after a checkpoint. Folder: {where}")
         report.line("The same command continues the run.")
     elif status == "pruned":
-        report.line(f"{which}: pruned at {result['reason']}. Folder: {where}")
+        report.detail(f"{which}: pruned at {result['reason']}. Folder: {where}")
     elif status == "failed":
         reason = str(result["reason"]).rstrip(".")
-        report.line(f"Failed{'' if trained else ' before'}: {reason}. Folder: {where}")
-        report.line(f"{HINTS.get(result['kind'], HINTS['crash'])}.")
+        report.detail(f"Failed{'' if trained else ' before'}: {reason}. Folder: {where}")
+        report.detail(f"{HINTS.get(result['kind'], HINTS['crash'])}.")
     elif not trained and report.brief:
         accuracy = ", ".join(f"{n} {v:.4f}" for n, v in tested(result["metrics"]).items())
-        report.line(f"{which}: finished before, {accuracy}, {where}")
+        report.detail(f"{which}: finished before, {accuracy}, {where}")
     else:
         done = f"finished in {duration(result['seconds'])}"
         if not trained:
@@ -80,11 +81,15 @@ def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:
         rows = answer(result["metrics"]) | {"folder": where}
         if not report.brief:
             if use := TASKS.get(settings.task.name).use:
-                rows["use"] = use.format(folder=where)
-            rows["next"] = next_command(settings)
+                rows["use"] = use.format(folder=where, prompt=attempt.parts.data.prompt)
+            rows["next"] = next_command(settings, attempt.overrides)
         report.rows(f"{which}: {done}", rows)
 
 
+VARIED = ("quantizer", "seed", "sweeps", "rerun", "tuned")
+"""What the comparison after a run varies, or says itself."""
+SETTING = ("model", "data", "task", "optimizer", "quantizer.")
+"""Keys of what tuned settings are for, or are: where they were typed, there are none."""
 HINTS = {
     "diverged": "A smaller optimizer.lr or trainer.gradient_clip=1 may help; use rerun=true to try again",
     "out_of_memory": "A smaller data.batch_size with trainer.accumulate keeps the same step",
@@ -116,11 +121,14 @@ def answer(metrics: Mapping[str, float]) -> dict[str, str]:
     return rows
 
 
-def next_command(settings: Settings) -> str:
-    """A comparison of this experiment with other precisions, as one would type it."""
-    words = ["python -m bitexp -m"]
-    if (CONF / "experiment" / f"{settings.name}.yaml").is_file():
-        words.append(f"+experiment={settings.name}")
-    if (CONF / "tuning" / f"{settings.name}.yaml").is_file():
-        return " ".join([*words, "+sweeps=precisions"])
-    return " ".join([*words, "quantizer=full,ternary_mean seed=0,1,2"])
+def next_command(settings: Settings, overrides: Sequence[str]) -> str:
+    """A comparison of this very run with other precisions, as one would type it."""
+    keys = [word.lstrip("+~").partition("=")[0] for word in overrides]
+    own = [word for word, key in zip(overrides, keys, strict=True) if key not in VARIED]
+    tuned = any((folder / "tuning" / f"{settings.name}.yaml").is_file() for folder in conf_folders())
+    if tuned and not any(key.startswith(SETTING) for key in keys):
+        varied = "+sweeps=precisions"
+    else:
+        other = "ternary_mean" if settings.quantizer.name == "full" else settings.quantizer.name
+        varied = f"quantizer=full,{other} seed=0,1,2"
+    return " ".join(["python -m bitexp -m", *map(shlex.quote, own), varied])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitexp.common.files import write_atomic
-from bitexp.common.format import amount, duration, path_text, size
+from bitexp.common.format import amount, counted, duration, path_text, size
 from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
@@ -39,7 +39,7 @@ def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
         "Task and data": [f"{settings.task.name.replace('_', ' ')} on {rows['data']}"],
         "Training": [
             rows["train"],
-            f"seed {settings.seed}; {result['steps']:,} steps in {duration(result['seconds'])}; "
+            f"seed {settings.seed}; {counted(result['steps'], 'step')} in {duration(result['seconds'])}; "
             f"tested weights: {result['weights']}",
         ],
         "Metrics": table(metrics),
@@ -53,7 +53,7 @@ def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
         ]
         + ["norms, biases, embeddings and products between activations"],
         "Hardware and software": [
-            f"{', '.join(record['gpus']) or record['processor']}, {record['threads']} thread(s), "
+            f"{', '.join(record['gpus']) or record['processor']}, {counted(record['threads'], 'thread')}, "
             f"{record['platform']}",
             ", ".join(f"{name} {number}" for name, number in record["versions"].items() if number),
             source(record),
@@ -68,7 +68,12 @@ def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
     if (alone := command_of(attempt.overrides)) != record["command"]:
         again += ["", "This run alone, outside of any sweep:", "", *fenced(alone)]
     if use:
-        again += ["", "## How to use it", "", *fenced(use.format(folder=path_text(folder.path)))]
+        again += [
+            "",
+            "## How to use it",
+            "",
+            *fenced(use.format(folder=path_text(folder.path), prompt=attempt.parts.data.prompt)),
+        ]
     return "\n".join([*lines, *again, ""])
 
 

@@ -135,6 +135,8 @@ def others_unfinished(settings: Settings, data: str) -> list[str]:
     """
     remarks = []
     for other in unfinished_runs(settings):
+        if not any(other.checkpoints.glob("*")):
+            continue  # it made no step that was kept: there is nothing to continue
         if other.attempts()[-1].get("data") != data:
             raise UserError(
                 f"the data have changed since this run was started in {path_text(other.path)}, and it is not "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from bitexp.common.format import amount, size
+from bitexp.common.format import amount, counted, size
 from bitexp.config.schema import Settings
 from bitexp.deploy.frozen import Packing
 from bitexp.deploy.packing import Layout
@@ -32,7 +32,7 @@ def model_line(settings: Settings, parts: Parts) -> str:
     scales = f", {amount(learned)} learned by the quantizer" if learned else ""
     return (
         f"{settings.model.name}, {amount(total)} parameters: body {amount(body)} in "
-        f"{len(parts.conversion.body)} layers ({body / total:.1%}){scales}, head {head} "
+        f"{counted(len(parts.conversion.body), 'layer')} ({body / total:.1%}){scales}, head {head} "
         f"(full precision: {kept}, norms, biases)"
     )
 
@@ -52,7 +52,7 @@ def quantizer_line(settings: Settings, parts: Parts) -> str:
     chosen = Counter(label(layer) for layer in layers.values())
     mixture = ""
     if len(chosen) > 1:
-        counts = (f"{what} in {number} layer{'s' * (number != 1)}" for what, number in chosen.items())
+        counts = (f"{what} in {counted(number, 'layer')}" for what, number in chosen.items())
         mixture = f" ({', '.join(counts)})"
     activations = {
         s.activations.part.name if s.activations else "none"
@@ -109,7 +109,7 @@ def data_line(settings: Settings, parts: Parts, batches: int) -> str:
     """Sizes of the parts, and the arithmetic of batches; `batches` is how many there are in an epoch."""
     data = parts.data
     counts = " / ".join(f"{count:,} {part}" for part, count in data.sizes.items())
-    epoch = f"batch {data.batch_size} = {batches:,} batches an epoch"
+    epoch = f"batch {data.batch_size} = {counted(batches, 'batch')} an epoch"
     return "; ".join([f"{settings.data.name}, {counts} {data.unit}", epoch, *filter(None, [data.remarks()])])
 
 
@@ -118,8 +118,9 @@ def train_line(settings: Settings, steps: int, lr_decay_sum: float) -> str:
     options, optimizer, scheduler = settings.trainer, settings.optimizer, settings.scheduler
     return (
         f"{optimizer.name} lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g} "
-        f"(lr x decay sums to {lr_decay_sum:.3g}), {scheduler.name}; {options.epochs} "
-        f"epoch{'s' * (options.epochs != 1)} = {steps:,} steps, "
-        f"{options.precision}, {options.devices} x {options.accelerator}, "
-        f"{options.threads} thread{'s' * (options.threads != 1)}"
+        f"(lr x decay sums to {lr_decay_sum:.3g}), {scheduler.name}; {counted(options.epochs, 'epoch')} "
+        f"= {counted(steps, 'step')}, "
+        f"{'fp32' if options.precision == '32' else options.precision}, "
+        f"{options.devices} x {options.accelerator}, "
+        f"{counted(options.threads, 'thread')}"
     )

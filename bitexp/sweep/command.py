@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from bitexp.common.console import Report
 from bitexp.common.exit import Progress
 from bitexp.common.files import read_json, write_json
+from bitexp.common.format import counted
 from bitexp.sweep.findings import StudySummary, print_findings
 from bitexp.sweep.live_view import LiveView
 from bitexp.sweep.options import SweeperOptions
@@ -130,7 +131,7 @@ def work_off(study: Study, jobs: Jobs, spec: StudySpec, report: Report) -> None:
         Progress.note(2)
     elif study.given_up:
         report.line(
-            f"{study.failures} trials failed here, more than hydra.sweeper.max_failures="
+            f"{counted(study.failures, 'trial')} failed here, more than hydra.sweeper.max_failures="
             f"{spec.limits.max_failures}: the sweep stops here. The same command tries again"
         )
         Progress.note(1)
@@ -141,7 +142,9 @@ def announce(study: Study, spec: StudySpec, before: Sequence[FrozenTrial], repor
     done = sum(trial.state.is_finished() for trial in latest(before))
     pairs = zip(spec.definition.directions, spec.definition.objectives, strict=True)
     goal = " and ".join(f"{direction} {objective}" for direction, objective in pairs)
-    state = f"{done} of {spec.limits.n_trials} trials done" if before else f"{spec.limits.n_trials} trials"
+    state = counted(spec.limits.n_trials, "trial")
+    if before:
+        state = f"{done} of {state} done"
     retried = f"; retrying {study.retried} that failed" if study.retried else ""
     report.line(f"Study {spec.name}: {goal} by {spec.definition.sampler['name']}; {state}{retried}")
 
@@ -190,16 +193,16 @@ class LastReports:
         self._trials: list[FrozenTrial] = []
         self._at = -math.inf
 
-    def __call__(self, number: int) -> str:
+    def __call__(self, number: int) -> tuple[str, float]:
         if time.monotonic() - self._at > self.EVERY:
             self._at = time.monotonic()
             with contextlib.suppress(Exception):  # a view is not worth an end: the storage may be away
                 self._trials = self.study.trials()
         reports = self._trials[number].intermediate_values if number < len(self._trials) else {}
         if not reports:
-            return ""
+            return "", 0.0
         permille = max(reports)
-        return f"{reports[permille]:.4f} at {permille / 1000:.0%}"
+        return f"{reports[permille]:.4f} at {permille / 1000:.0%}", permille / 1000
 
 
 def status(trial: FrozenTrial) -> str:

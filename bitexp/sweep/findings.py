@@ -22,6 +22,9 @@ from bitexp.sweep.definition import Direction
 from bitexp.sweep.samplers import latest
 from bitexp.sweep.workers import described
 
+OPTIONAL = (LR_DECAY, "pruned", "trials", "body", "trial", "total", "run", "test")
+"""Columns that a narrow screen does without, the first ones first."""
+
 
 @dataclass(frozen=True)
 class StudySummary:
@@ -64,13 +67,13 @@ def print_findings(summaries: Sequence[StudySummary], report: Report) -> None:
     """Prints the answer, and an account of the trials."""
     report.line()
     if any(study.complete for study in summaries):
-        report.table(best_trials(summaries))
+        report.table(best_trials(summaries), OPTIONAL, " or in the report")
         if len(summaries[0].objectives) > 1:
-            report.line(
+            report.sentences(
                 "The Pareto front: no other trial is better in one objective without being worse in another."
             )
         else:
-            report.line(
+            report.sentences(
                 f"The best trial of each study by {summaries[0].objectives[0]}; "
                 "the test set was not used to choose."
             )
@@ -83,13 +86,13 @@ def print_findings(summaries: Sequence[StudySummary], report: Report) -> None:
             f"{states[TrialState.RUNNING] + states[TrialState.WAITING]} open",
         ]
         account = ", ".join(part for part in parts if not part.startswith("0 "))
-        report.line(
+        report.sentences(
             f"{study.study}: {account or 'nothing done'}; budget {study.budget}. {redacted(study.storage)}"
         )
         for trial in latest(study.trials):
             if trial.state == TrialState.FAIL:
                 reason = trial.user_attrs.get("reason")
-                report.line(f"  failed: {trial.number}: {described(trial.params)}: {reason}")
+                report.sentences(f"  failed: {trial.number}: {described(trial.params)}: {reason}")
     places = [study.storage for study in summaries if "://" not in study.storage]
     if places:
         report.line(f"Open it with: optuna-dashboard {places[0]}")

@@ -6,12 +6,15 @@ On a terminal a table that renews itself; elsewhere one calm line for each job t
 from __future__ import annotations
 
 import math
+import os
+import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Group
 from rich.live import Live
@@ -21,7 +24,32 @@ from rich.text import Text
 from bitexp.common.console import Report
 from bitexp.common.format import duration
 
+Look = Callable[[int], tuple[str, float]]
+
+LAST = 4096  # bytes of a log's end that are looked at
 ROWS = 12  # running jobs that the table shows
+
+
+class LastLines:
+    """What jobs have last said of their training, from their logs (`train.progress`)."""
+
+    PROGRESS = re.compile(r"(epoch \d+/\d+)  step ([\d,]+)/([\d,]+)  (.*?)  lr ")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, number: int) -> tuple[str, float]:
+        try:
+            with (self.folder / f"{number}.log").open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - LAST))
+                found = self.PROGRESS.findall(log.read().decode("utf-8", "replace"))
+        except OSError:
+            return "", 0.0
+        if not found:
+            return "", 0.0
+        epoch, step, steps, metrics = found[-1]
+        share = int(step.replace(",", "")) / max(1, int(steps.replace(",", "")))
+        return f"{epoch}  {metrics}", share
 
 
 class LiveView:
@@ -31,7 +59,11 @@ class LiveView:
         total: how many there will be, None where nobody knows; workers: how many run at once;
         better: `min` or `max` of the value that is shown, where there is one; live: whether a table may
             renew itself (not while a job prints to the same terminal).
+        look: what the run of a job says of itself, and the share of it that is done, 0 where unknown.
     """
+
+    here: ClassVar[LiveView | None] = None
+    """The one that tells of jobs in this very process, which then say nothing themselves."""
 
     def __init__(
         self,
@@ -40,7 +72,7 @@ class LiveView:
         workers: int,
         better: str | None = None,
         live: bool = True,
-        look: Callable[[int], str] = lambda number: "",
+        look: Look = lambda number: ("", 0.0),
     ) -> None:
         self.report, self.total, self.workers, self.better = report, total, workers, better
         self.done = 0
@@ -49,6 +81,8 @@ class LiveView:
         self._look = look
         self._running: dict[int, tuple[str, float]] = {}
         self._seconds: list[float] = []
+        self._reasons: dict[str, int] = {}
+        self._in_this_process = not live
         self._lock = threading.RLock()
         show = live and report.console.is_terminal
         self._live = (
@@ -60,6 +94,8 @@ class LiveView:
     def __enter__(self) -> LiveView:
         if self._live is not None:
             self._live.start()
+        if self._in_this_process:
+            LiveView.here = self
         return self
 
     def __exit__(
@@ -67,6 +103,8 @@ class LiveView:
     ) -> None:
         if self._live is not None:
             self._live.stop()
+        if self._in_this_process:
+            LiveView.here = None
 
     def skip(self, statuses: Mapping[str, int]) -> None:
         """Counts what was done before this sweep began."""
@@ -79,6 +117,12 @@ class LiveView:
         with self._lock:
             self._running[number] = (what, time.monotonic())
 
+    @property
+    def place(self) -> str:
+        """Where the job stands that runs now, and what it is."""
+        number, (what, _) = next(iter(self._running.items()), (self.done, ("", 0.0)))
+        return f"{self.done + 1}/{self.total or '?'}  {what or number}"
+
     def ended(
         self, number: int, status: str, reason: str | None = None, values: Sequence[float] = ()
     ) -> None:
@@ -90,10 +134,15 @@ class LiveView:
             self.done += 1
             self.counts[status] += 1
             self.note_best(number, what, values)
-            outcome = ", ".join(f"{value:.4f}" for value in values) or (reason or "")
+            outcome = ", ".join(f"{value:.4f}" for value in values) or self._told(number, reason)
             place = f"{self.done}/{self.total}" if self.total else str(self.done)
             parts = [f"[{place}] {number}: {status}", outcome, what, duration(seconds)]
             self.report.line(" · ".join([*filter(None, parts), *self.outlook()]))
+
+    def _told(self, number: int, reason: str | None) -> str:
+        """A reason, or where it was told before."""
+        first = self._reasons.setdefault(reason, number) if reason else number
+        return (reason or "") if first == number else f"as {first}"
 
     def line(self, text: str) -> None:
         """A line above the table."""
@@ -109,11 +158,18 @@ class LiveView:
             self.best = (values[0], number, what)
 
     def left(self) -> float | None:
-        """Seconds until the end, from what jobs took so far."""
-        if self.total is None or not self._seconds:
+        """Seconds until the end, from what jobs took so far and how far those are that run."""
+        now = time.monotonic()
+        spent = {number: now - since for number, (_, since) in self._running.items()}
+        shares = {number: self._look(number)[1] for number in spent}
+        whole = {number: spent[number] / share for number, share in shares.items() if share > 0}
+        known = self._seconds or list(whole.values())
+        if self.total is None or not known:
             return None
-        mean = sum(self._seconds) / len(self._seconds)
-        return max(0.0, mean * (self.total - self.done) / self.workers)
+        mean = sum(known) / len(known)
+        running = [max(0.0, whole.get(number, mean) - seconds) for number, seconds in spent.items()]
+        waiting = max(0, self.total - self.done - len(running))
+        return max([(sum(running) + mean * waiting) / self.workers, *running])
 
     def outlook(self) -> list[str]:
         """The best so far and the time left, in words."""
@@ -126,10 +182,14 @@ class LiveView:
 
     def _table(self) -> Any:
         with self._lock:
-            running = Table(box=None, pad_edge=False, show_header=False)
+            running = Table.grid(padding=(0, 1))
+            for _ in range(3):
+                running.add_column(no_wrap=True)
+            running.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
             for number, (what, since) in list(self._running.items())[:ROWS]:
                 spent = duration(time.monotonic() - since)
-                running.add_row(f"{number}:", "running", spent, self._look(number), Text(what))
+                words = "  ".join(filter(None, (self._look(number)[0], what)))
+                running.add_row(f"{number}:", "running", spent, Text(words))
             place = f"{self.done} of {self.total}" if self.total else str(self.done)
             counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
             best = [f"best {self.best[0]:.4f} by {self.best[1]} ({self.best[2]})"] if self.best else []

@@ -77,3 +77,12 @@ def read_launcher(options: Mapping[str, Any]) -> LauncherOptions:
             "once needs one (the same GPU may be named twice)"
         )
     return read
+
+
+def check_folder(hydra: Any) -> None:
+    """Raises `UserError` where Hydra is to change the folder in which jobs run."""
+    if hydra.job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true would put every run's outputs into another folder. Runs have folders of "
+            "their own, under outputs/ or where the variable BITEXP_OUTPUTS says"
+        )

@@ -32,7 +32,7 @@ class LanguageModelling(Task):
     )
     headline = "bits_per_byte"
     unit = "tokens"
-    use = 'python -m bitexp generate {folder} --prompt "def "'
+    use = 'python -m bitexp generate {folder} --prompt "{prompt}"'
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, *, vocabulary: int, **options: Any) -> None:
         super().__init__(model, optimizer, **options)

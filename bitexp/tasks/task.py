@@ -33,7 +33,8 @@ class Task(pl.LightningModule):
     unit: ClassVar[str] = "samples"
     """What `amount` counts: `time/UNIT_per_second` is measured."""
     use: ClassVar[str] = ""
-    """The command that uses a trained network, with `{folder}` for its run; nothing where there is none."""
+    """The command that uses a trained network, with `{folder}` for its run and `{prompt}` for that of the
+    data; nothing where there is none."""
 
     label_smoothing: float = 0.0
     """Share of a target that the training spreads over all classes."""
@@ -76,7 +77,9 @@ class Task(pl.LightningModule):
 
     def with_model(self, model: nn.Module) -> Self:
         """This task around another network; metrics and settings are shared with this one."""
-        return with_child(self, "model", model)
+        twin = with_child(self, "model", model)
+        vars(twin).pop("forward", None)  # DDP leaves the bound method there, of the task that it trained
+        return twin
 
     def log(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's, but for the loggers, which get the value from the callback `Throughput`."""

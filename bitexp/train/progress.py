@@ -122,7 +122,7 @@ class ProgressLines(pl.Callback):
         self._next = step + total / LINES
         where = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  step {step:,}/{total:,}"
         text = self.throughput.summary(trainer, self.schedule, validation_metrics(trainer))
-        self.report.line(f"{where}  {text}")
+        self.report.detail(f"{where}  {text}")
 
 
 class ProgressBar(pl.Callback):
@@ -148,7 +148,8 @@ class ProgressBar(pl.Callback):
     ) -> None:
         if self.task is not None and (trainer.global_step % 10 == 0 or batch_idx == 0):
             text = self.throughput.summary(trainer, self.schedule, validation_metrics(trainer))
-            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            place = "" if self.report.place is None else f"{self.report.place}  "
+            epoch = f"{place}epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             self.bar.update(self.task, completed=trainer.global_step, description=epoch, text=text)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

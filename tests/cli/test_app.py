@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -332,7 +333,7 @@ def test_describe_crash(crash: Exception, kind: str, reason: str) -> None:
     assert described["reason"].startswith(reason)
 
 
-@pytest.mark.parametrize(("words", "code"), [([], 2), (["-m", "seed=0,1"], 1)])
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["-m", "seed=0,1"], 2)])
 def test_a_file_in_place_of_a_folder_is_a_sentence(
     words: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Any
 ) -> None:
@@ -344,10 +345,27 @@ def test_a_file_in_place_of_a_folder_is_a_sentence(
     assert "Traceback" not in ended.err + ended.out
 
 
-def test_a_job_stays_in_its_folder(command: Any) -> None:
-    ended = command("hydra.job.chdir=true")
+@pytest.mark.parametrize("words", [(), ("-m", "seed=0,1"), ("-m", "+sweeps=tune")])
+def test_a_job_stays_in_its_folder(words: tuple[str, ...], command: Any) -> None:
+    """A multirun is refused as a whole."""
+    ended = command(*words, "hydra.job.chdir=true")
     assert ended.code == 2
-    assert "BITEXP_OUTPUTS" in ended.err
+    assert ended.err.count("BITEXP_OUTPUTS") == 1
+    assert "jobs: " not in ended.out
+
+
+def test_a_set_of_runs_needs_its_flag(command: Any) -> None:
+    ended = command("+experiment=vit_ternary", "+sweeps=precisions", "seed=1")
+    assert ended.code == 2
+    assert "Type -m: python -m bitexp -m +experiment=vit_ternary +sweeps=precisions seed=1." in ended.err
+    assert "A single run of them needs a value for quantizer\n" in ended.err
+
+
+def test_the_help_lists_what_is_typed(command: Any) -> None:
+    lines = command("--help").out.splitlines()
+    groups = {line.partition(":")[0] for line in lines if re.match(r"\w+: ", line)}
+    assert {"data", "experiment", "recipe", "sweeps"} < groups
+    assert not groups & {"base", "tuning", "hydra"}
 
 
 def test_what_came_before_a_crash_explains_it() -> None:

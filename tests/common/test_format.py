@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bitexp.common.format import amount, duration, path_text, size, value_text
+from bitexp.common.format import amount, counted, duration, path_text, size, value_text
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,8 @@ def test_a_path_below_the_current_folder_is_relative(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert path_text(tmp_path / "outputs" / "a") == "outputs/a"
     assert path_text(Path("/elsewhere")) == "/elsewhere"
+
+
+def test_one_of_a_thing_has_no_plural() -> None:
+    assert [counted(n, "step") for n in (0, 1, 1293)] == ["0 steps", "1 step", "1,293 steps"]
+    assert [counted(n, "batch") for n in (1, 2)] == ["1 batch", "2 batches"]

@@ -49,6 +49,19 @@ def test_a_language_model_killed_at_any_step_continues_to_the_bit(
     assert_same(outcome.folder, undisturbed("text_continual"))
 
 
+def test_data_that_changed_before_the_first_checkpoint_are_no_matter(
+    command: Command, train: Train, tmp_path: Path
+) -> None:
+    """As after a damaged file was mended: nothing is lost."""
+    text = tmp_path / "book.txt"
+    text.write_text("It was the best of times, it was the worst of times. " * 100)
+    words = ("data=text", f"data.files=[{text}]")
+    ended = command(*base("text"), *words, first=at("on_train_batch_end", 1, signal.SIGKILL))
+    assert ended.code == -signal.SIGKILL, ended.err
+    text.write_text(text.read_text().replace("best", "Best"))
+    assert train(*words, base=base("text")).status == "finished"
+
+
 def test_text_that_changed_meanwhile_is_told_and_nothing_is_lost(
     command: Command, train: Train, tmp_path: Path, outputs: Path
 ) -> None:

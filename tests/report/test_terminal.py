@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import scipy.stats
 import yaml
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
@@ -204,8 +206,33 @@ def test_the_summary_of_real_runs_is_that_of_their_files(command: Any, small: An
         assert table[quantizer][1] == f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
     again = command("-m", *small, "quantizer=full,binary", "seed=0,1")
     lines = again.out.splitlines()
-    assert sum("finished before, test/accuracy" in line for line in lines) == 4
-    assert len([line for line in lines if line.strip()]) == 4 + 4 + 3
+    assert lines[0] == "4 of 4 cells were finished before"
+    assert len([line for line in lines if line.strip()]) == 1 + 4 + 3
+
+
+def test_a_reason_of_several_jobs_is_told_once(record: Any, said: Any) -> None:
+    for seed in range(6):
+        record("trainer.epochs=0", f"seed={seed}", reason="epochs=0 is too few")
+    assert said()[1:] == ["failed: seed=0; seed=1; seed=2; seed=3 and 2 more: epochs=0 is too few"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_table_reads_on_a_narrow_screen(record: Any, tmp_path: Path, width: int) -> None:
+    """Every cell whole, every line within the screen, sentences broken between words."""
+    for precision in ("full", "ternary_mean", "ternary_median"):
+        for seed in (0, 1):
+            record(f"quantizer={precision}", f"seed={seed}", accuracy=0.5 + seed / 10)
+    report, screen = Report(), io.StringIO()
+    report.console = Console(file=screen, force_terminal=True, width=width, soft_wrap=True, color_system=None)
+    summarize(tmp_path, report)
+    lines = screen.getvalue().splitlines()
+    assert max(len(line) for line in lines if tmp_path.name not in line) <= width
+    rows = [cells(line.strip())[:3] for line in lines if "±" in line and "0." in line]
+    assert rows[1:3] == [[name, "0.5500 ± 0.0707", "+0.0000"] for name in ("ternary_mean", "ternary_median")]
+    text = " ".join(screen.getvalue().split())
+    assert "Mean ± standard deviation over seeds; all precisions at one shared setting." in text
+    if width == 80:
+        assert "For a wider screen or in the report: " in text
 
 
 # tuned settings

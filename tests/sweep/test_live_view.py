@@ -89,9 +89,9 @@ def test_a_terminal_has_a_table_that_renews_itself_below_the_lines(clock: list[f
     report, screen = terminal()
     looked: list[int] = []
 
-    def look(number: int) -> str:
+    def look(number: int) -> tuple[str, float]:
         looked.append(number)
-        return "0.4321 at 50%"
+        return "0.4321 at 50%", 0.5
 
     with LiveView(report, 3, 2, "max", look=look) as view:
         view.began(0, "model.hidden=[8]")

@@ -145,3 +145,12 @@ def test_amounts_are_tokens_and_metrics_are_better_when_they_are_less() -> None:
     assert set(LanguageModelling.measures) == set(measured(make(), Text(), "val"))
     assert set(LanguageModelling.measures.values()) == {"min"}
     assert f"test/{LanguageModelling.headline}" in measured(make(), Text(), "test")
+
+
+def test_a_twin_runs_its_own_network_whatever_the_training_left_behind() -> None:
+    """DDP leaves the bound `forward` of the trained task on it, as an attribute of its own."""
+    task, other = make(), make(scale=0.0)
+    task.forward = task.forward
+    tokens = Text().batches["val"][0][0]
+    assert torch.equal(task.with_model(other.model)(tokens), other.model(tokens))
+    assert torch.equal(task(tokens), task.model(tokens))

@@ -72,31 +72,44 @@ class ImageFolder(ImageData):
             )
         root = Path(self.data_dir).expanduser().absolute()
         base = root / "train" if _folders(root / "train") else root
-        if not any(True for folder in _folders(base) for _ in _images(folder)):
+        classes = _classes(base)
+        if not classes:
             raise UserError(
                 f"No images in folders of {base}: looked for CLASS/*{{{','.join(ENDINGS)}}}. "
                 f"data.data_dir is {_LAYOUT}. Without images of your own: data=digits is embedded."
+            )
+        if len(classes) == 1:
+            raise UserError(
+                f"All images of {base} are in one folder, '{classes[0].name}', and a single class leaves "
+                f"nothing to tell apart. data.data_dir is {_LAYOUT}, with a folder for each class"
             )
         return root
 
     @property
     def class_names(self) -> list[str]:
-        return [folder.name for folder in _folders(self._base("train") or self.root)]
+        return [folder.name for folder in _classes(self._base("train") or self.root)]
 
     @property
     def classes(self) -> int:  # type: ignore[override]
-        """The number of class folders."""
+        """The number of folders with images."""
         return len(self.class_names)
 
     def remarks(self) -> str:
-        """Which files are left out."""
+        """Which files and folders are left out."""
         bases = filter(None, map(self._base, PARTS))
         folders = [folder for base in bases for folder in _folders(base)]
+        empty = [folder.name for folder in folders if not any(True for _ in _images(folder))]
+        hidden = sum(path.name[0] == "." for folder in folders for path in _pictures(folder))
         others = Counter(path.suffix.lower() for folder in folders for path in _others(folder))
         listed = ", ".join(
             f"{count:,} {ending or 'without ending'}" for ending, count in sorted(others.items())
         )
-        return f"files left out: {listed}" if others else ""
+        remarks = {
+            "files left out": listed,
+            "hidden files left out": f"{hidden:,}" if hidden else "",
+            "folders without images left out": ", ".join(dict.fromkeys(empty)),
+        }
+        return "; ".join(f"{what}: {which}" for what, which in remarks.items() if which)
 
     def read(self, part: Part) -> ImagesOnDisk | None:
         base = self._base(part)
@@ -133,7 +146,7 @@ class ImageFolder(ImageData):
         classes = self.class_names
         names: list[str] = []
         labels: list[int] = []
-        for folder in _folders(base):
+        for folder in _classes(base):
             if folder.name not in classes:
                 raise UserError(
                     f"{folder} is a class that the training images do not have; "
@@ -157,7 +170,17 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
 
 
+def _classes(root: Path) -> list[Path]:
+    """The folders in a folder that hold images, at any depth."""
+    return [folder for folder in _folders(root) if any(True for _ in _images(folder))]
+
+
 def _images(folder: Path) -> Iterator[Path]:
+    """Visible images: macOS puts a file `._NAME` beside each on a foreign disk, and it is none."""
+    return (path for path in _pictures(folder) if path.name[0] != ".")
+
+
+def _pictures(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,13 @@ from bitexp.data.base import PARTS, Data, Part
 from bitexp.data.cache import cache_folder
 from bitexp.data.loader import Batches, ResumableLoader
 from bitexp.data.text.corpus import Corpus, check_length, open_corpus
-from bitexp.data.text.tokenizers import ByteTokenizer, Tokenizer, read_tokenizer, train_bpe
+from bitexp.data.text.tokenizers import (
+    ByteTokenizer,
+    Tokenizer,
+    load_tokenizer,
+    read_tokenizer,
+    train_bpe,
+)
 
 
 class Windows(Batches):
@@ -168,6 +175,15 @@ class TextData(Data):
         """The corpus in words, and its tokenizer as text for `load_tokenizer`."""
         about = self.corpus.about
         return {"corpus": about["title"], "documents": about["documents"], "tokenizer": about["tokenizer"]}
+
+    @property
+    def prompt(self) -> str:
+        """The first two words of the held-out text: letters alone, so that a shell takes them as they are."""
+        tokenizer = load_tokenizer(self.corpus.about["tokenizer"], self.corpus.folder)
+        tokens = self.corpus.tokens("test")
+        begin = "".join(tokenizer.stream(tokens[tokens != tokenizer.end][:64].tolist()))
+        words = re.search(r"[^\W\d_]{2,}( [^\W\d_]+)?", begin)
+        return f"{words[0]} " if words else ""
 
     def bytes_per_token(self, part: Part) -> float:
         """UTF-8 bytes that a token stands for, on average over a part."""

@@ -17,6 +17,7 @@ class StandardLibrary(TextData):
     """About 470 files and 9 MB of Python, without tests; what it is exactly depends on Python's version."""
 
     title = "Python standard library"
+    prompt = "def "
 
     def locate(self) -> str:
         if len(files := standard_library()) < 100:

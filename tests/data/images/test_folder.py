@@ -75,6 +75,24 @@ def test_files_that_are_not_taken_for_images_are_told(tmp_path, folder):
     assert folder(tmp_path / "test").remarks() == "files left out: 1 without ending, 2 .heic, 1 .txt"
 
 
+def test_hidden_images_and_empty_folders_are_left_out_and_told(tmp_path, folder):
+    pets(tmp_path)
+    (tmp_path / "dog" / "notes.txt").unlink()
+    (tmp_path / "cat" / "._0.png").write_bytes(b"of macOS")
+    (tmp_path / "bird").mkdir()
+    data = folder(tmp_path)
+    assert (data.classes, data.class_names) == (2, ["cat", "dog"])
+    assert len(data.read("train").names) + len(data.read("test").names) == 16
+    assert data.remarks() == "hidden files left out: 1; folders without images left out: bird"
+
+
+def test_a_single_class_is_a_sentence(tmp_path, folder):
+    paint(tmp_path / "cat" / "0.png", 0)
+    (tmp_path / "dog").mkdir()
+    with pytest.raises(UserError, match="are in one folder, 'cat', and a single class leaves nothing"):
+        folder(tmp_path).locate()
+
+
 def test_train_may_be_a_class_of_its_own(tmp_path, folder):
     paint(tmp_path / "train" / "0.png", 0)
     paint(tmp_path / "plane" / "0.png", 0)

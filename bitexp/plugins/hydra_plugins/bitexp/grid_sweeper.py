@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra_plugins.bitexp.launcher import headline
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -35,8 +37,11 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from bitexp.common.console import Report
+        from bitexp.common.format import counted
         from bitexp.sweep.finished_cells import FinishedCells
+        from bitexp.sweep.options import check_folder
 
+        check_folder(self.config.hydra)
         words = [f"{key}={value}" for key, value in self.params.items()] + arguments
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         overrides = {o.get_key_element(): choices(o) for o in parser.parse_overrides(words)}
@@ -55,17 +60,49 @@ class GridSweeper(Sweeper):
                 (folder / "jobs" / f"{number}.json").write_text(json.dumps(record), encoding="utf-8")
             other = f", {known.of_other_source} by a different version of bitexp (rerun=true repeats them)"
             remark = other if known.of_other_source else ""
-            Report().line(f"{done} of {len(cells)} cells were finished before{remark}")
+            were = f"{counted(len(cells), 'cell')} {'was' if done == 1 else 'were'}"
+            Report().line(f"{done} of {were} finished before{remark}")
+        in_turn = type(self.launcher).__name__ == "BasicLauncher"
+        launch = self.one_by_one(len(cells), missing) if in_turn else self.launcher.launch
         returns, size = [], self.max_batch_size or len(missing) or 1
         try:
             for start in range(0, len(missing), size):
                 batch = missing[start : start + size]
-                returns.append(self.launcher.launch(batch, initial_job_idx=done + start))
+                returns.append(launch(batch, initial_job_idx=done + start))
                 for job in returns[-1]:
                     _ = job.return_value  # raises what a job has raised
         finally:
             known.note(records(folder / "jobs", range(done, len(cells))))
         return returns
+
+    def one_by_one(self, total: int, cells: Sequence[Sequence[str]]) -> Callable[..., list[JobReturn]]:
+        """A launcher of jobs in this very process, with a line for each that ends and the time left.
+
+        Args:
+            total: of all cells; cells: those that are to be made.
+        """
+        from bitexp.common.console import Report
+        from bitexp.common.files import read_json
+        from bitexp.sweep.live_view import LiveView
+
+        folder = Path(self.config.hydra.sweep.dir) / "jobs"
+        common = set.intersection(*map(set, cells)) if len(cells) > 1 else set()
+
+        def launch(batch: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+            returned: list[JobReturn] = []
+            with LiveView(Report(), total, 1, live=False) as view:
+                view.done = initial_job_idx
+                for number, words in enumerate(batch, start=initial_job_idx):
+                    view.began(number, " ".join(word for word in words if word not in common))
+                    returned += self.launcher.launch([list(words)], initial_job_idx=number)
+                    _ = returned[-1].return_value  # raises what a job has raised
+                    record = read_json(folder / f"{number}.json") or {}
+                    status = str(record.get("status", "ended"))
+                    before = " before" * (status == "finished" and not record.get("trained"))
+                    view.ended(number, status + before, record.get("reason"), headline(record))
+            return returned
+
+        return launch
 
 
 def choices(override: Override) -> list[str]:

@@ -53,14 +53,16 @@ class ProcessLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from bitexp.common.console import Report
-        from bitexp.sweep.live_view import LiveView
+        from bitexp.sweep.live_view import LastLines, LiveView
         from bitexp.sweep.processes import STOPPING
 
         setup_globals()
         jobs = list(enumerate(job_overrides, start=initial_job_idx))
         common = set.intersection(*(set(words) for _, words in jobs)) if len(jobs) > 1 else set()
-        workers = min(len(self.slots), len(jobs))
-        with LiveView(Report(quiet=not self.watched), len(jobs), workers, live=self.watched) as view:
+        workers, logs = min(len(self.slots), len(jobs)), Path(self.config.hydra.sweep.dir) / "logs"
+        with LiveView(
+            Report(quiet=not self.watched), len(jobs), workers, live=self.watched, look=LastLines(logs)
+        ) as view:
             self.say = view.line if self.watched else Report().line
 
             def make(job: tuple[int, Sequence[str]]) -> JobReturn:

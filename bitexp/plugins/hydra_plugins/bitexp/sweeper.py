@@ -44,8 +44,9 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from bitexp.sweep.command import make_studies
-        from bitexp.sweep.options import read_sweeper
+        from bitexp.sweep.options import check_folder, read_sweeper
 
+        check_folder(self.config.hydra)
         chosen = read_sweeper(plain(self.raw))
         words = [f"{key}={value}" for key, value in chosen.params.items()] + arguments
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
