@@ -8,6 +8,7 @@ YAML, the variables that YAML reads, and the data, whose fingerprint is taken on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -85,11 +86,11 @@ class FinishedCells:
                 new[key(record["overrides"])] = cell
         if not new:
             return
-        with FileLock(self.file.with_suffix(".lock")):
-            del self.cells  # others may have added theirs
+        with contextlib.suppress(OSError), FileLock(self.file.with_suffix(".lock")):  # it only saves time
+            self.__dict__.pop("cells", None)  # others may have added theirs
             text = json.dumps({"context": self.context, "cells": {**self.cells, **new}})
             write_atomic(self.file, text.encode())
-        del self.cells
+        self.__dict__.pop("cells", None)
 
     def _fingerprint(self, text: str, seed: int) -> str | None:
         """That of the data as they are now; None where they cannot be read."""
