@@ -34,6 +34,8 @@ from tests.support.readmes import ROOT, Block, anchors, blocks, commands, links,
 TINY = ("logger=csv", "trainer.epochs=1", "trainer.train_batches=1", "trainer.eval_batches=1")
 TINY += ("data.batch_size=4", "data.eval_batch_size=4")
 INTERPRETERS = ("hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra.launcher.gpus=")
+CLUSTER = ("hydra/launcher=slurm", "hydra/launcher=cluster")
+"""What only a cluster can run, and tests/sweep/test_slurm.py does where there is one."""
 EXAMPLES = [block for block in blocks("python") if block.file is None]
 OLD_WORDS = {
     r"set_product": (), r"act_qmax": ("bitexp/deploy/README.md",), r"bitexp\.generate": (),
@@ -102,11 +104,15 @@ def interrupt(seconds: float) -> None:
 
 def is_slow(line: str) -> bool:
     """Whether a command starts interpreter after interpreter; tests/sweep/test_launchers.py starts fewer."""
-    return any(words in line for words in INTERPRETERS)
+    return any(words in line for words in (*INTERPRETERS, *CLUSTER))
 
 
 @pytest.mark.parametrize("line", [c for c in commands() if is_slow(c)])
-def test_a_command_that_starts_interpreters_composes(line: str, command: Command) -> None:
+def test_a_command_that_starts_interpreters_composes(
+    line: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_shown(tmp_path, "my_configs")
     words = shlex.split(line)[3:]
     words.remove("-m")  # does not go with --cfg
     launcher = next(word for word in words if word.startswith("hydra/launcher=")).partition("=")[2]
@@ -134,7 +140,11 @@ def overlay(line: str, words: list[str]) -> list[str]:
 
 @pytest.mark.parametrize(
     "line",
-    [pytest.param(c, marks=[pytest.mark.slow] * is_slow(c)) for c in commands() if "ddp" not in c],
+    [
+        pytest.param(c, marks=[pytest.mark.slow] * is_slow(c))
+        for c in commands()
+        if not any(word in c for word in ("ddp", *CLUSTER))
+    ],
 )
 def test_a_command_runs(
     line: str,

@@ -53,9 +53,10 @@ def register_plugins() -> None:
         sys.path.append(PLUGINS)
     from hydra_plugins.bitexp.grid_sweeper import GridSweeper
     from hydra_plugins.bitexp.launcher import ProcessLauncher
+    from hydra_plugins.bitexp.slurm_launcher import SlurmLauncher
     from hydra_plugins.bitexp.sweeper import OptunaSweeper
 
-    for plugin in (PluginConfigs, GridSweeper, OptunaSweeper, ProcessLauncher):
+    for plugin in (PluginConfigs, GridSweeper, OptunaSweeper, ProcessLauncher, SlurmLauncher):
         Plugins.instance().register(plugin)
     # in the place of Hydra's own, which is what there is without any `hydra/sweeper=`
     grid = {"_target_": f"{GridSweeper.__module__}.GridSweeper", "max_batch_size": None, "params": None}

@@ -93,7 +93,9 @@ def make(config: DictConfig) -> float | None:
     if multirun and global_rank() == 0:
         JobRecord.of(outcome, overrides, tuned).write(hydra)
         if outcome.status == "stopped":
-            raise KeyboardInterrupt  # the signal was for all jobs: Hydra begins no other
+            from bitexp.run.slurm import hand_on
+
+            hand_on(outcome.result["signal"])  # else Hydra begins no other job
     return (outcome.result.get("metrics") or {}).get(validation_of(str(outcome.result.get("headline"))))
 
 

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import stat
+import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -98,6 +99,18 @@ def write_atomic(path: Path, content: bytes) -> None:
     except BaseException:
         scrap.unlink(missing_ok=True)
         raise
+
+
+def remove_scraps(folder: Path, age: float = 60.0) -> None:
+    """Removes what killed processes have left of files in a folder, by `write_atomic`.
+
+    Args:
+        age: seconds since the last byte; what is younger may be of a process that writes it now.
+    """
+    for scrap in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - scrap.lstat().st_mtime > age:
+                scrap.unlink()
 
 
 def create_unused(path: Path) -> Path:

@@ -14,8 +14,8 @@ NOISE = (
     r".*does not have many workers.*",
     # Lightning: a few batches an epoch are what small data sets have
     r".*The number of training batches \(\d+\) is smaller than the logging interval.*",
-    # Lightning, on a machine of a cluster: one process needs no srun
-    r"The `srun` command is available on your system but is not used.*",
+    # Lightning, on the login node of a cluster: what is started there runs there
+    r"The `srun` command is available.*",
     # Lightning asks torch for tree specs in a way that torch deprecates
     r".*isinstance\(treespec, LeafSpec\).*",
 )

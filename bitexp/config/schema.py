@@ -239,6 +239,7 @@ class Checkpoint(Section):
     every_steps: Count | None
     every_minutes: Positive
     requeue: bool = False
+    keep: Literal["all", "best", "none"] = "all"
 
 
 class EarlyStopping(Section):

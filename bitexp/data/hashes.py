@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from bitexp.common.console import counting
 from bitexp.common.errors import UserError
-from bitexp.common.files import read_json, write_atomic
+from bitexp.common.files import read_json, remove_scraps, write_atomic
 from bitexp.data.cache import cache_folder, is_whole, sealed
 
 FRESH = 2_000_000_000  # ns: some file systems count in steps of two seconds, so a second change may not show
@@ -112,4 +112,5 @@ def keep(place: Path, root: Path, kept: dict[str, list[Any]]) -> None:
     """Writes the hashes of those files that are still there, where that can be done."""
     present = {name: values for name, values in kept.items() if (root / name).exists()}
     with contextlib.suppress(OSError):
+        remove_scraps(place.parent)
         write_atomic(place, json.dumps(sealed({"files": present})).encode())

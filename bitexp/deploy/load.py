@@ -56,6 +56,8 @@ def load_from_checkpoint(
     from bitexp.track.checkpoint_files import damage, load_checkpoint
 
     if reason := damage(checkpoint):
+        if not checkpoint.exists() and (folder.result() or {}).get("status") == "finished":
+            reason += " (of finished runs those are kept that callbacks.checkpoint.keep said)"
         raise UserError(f"{checkpoint} cannot be used: {reason}")
     try:
         description = Description.of(read_json(folder.model) or {})

@@ -60,11 +60,15 @@ def run(options: argparse.Namespace) -> None:
 
 
 def state(paths: list[Path]) -> list[tuple[str, float]]:
-    """Changes whenever a run begins or ends."""
-    files = (file for path in paths for name in ("result.json", "config.yaml") for file in path.rglob(name))
+    """Changes whenever a run begins or ends, or a job of the index of a multirun."""
+    from bitexp.report.runs import places
+
+    folders = [place for path in paths for place in places(path, [])]
+    files = [folder / name for folder in folders for name in ("result.json", "config.yaml")]
+    files += [file for path in paths for file in path.glob("jobs/*.json")]
     changed = []
     for file in files:
-        with contextlib.suppress(OSError):  # a rerun may have moved it aside
+        with contextlib.suppress(OSError):  # it is not there, or a rerun has moved it aside
             changed.append((str(file), file.stat().st_mtime))
     return sorted(changed)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from bitexp.common.files import write_atomic
+from bitexp.common.files import remove_scraps, write_atomic
 from bitexp.report import figure, plots, sweep_plots, tables
 from bitexp.report.columns import LONG, SHORT
 from bitexp.report.compare import Comparison
@@ -51,6 +51,8 @@ def write_report(
         if folder.is_symlink():
             raise OSError(f"{folder} is a link, and what it leads to may be another's")
         folder.mkdir(parents=True, exist_ok=True)
+    for folder in (out, out / "plots", out / "tables"):
+        remove_scraps(folder)  # the names of files change with what is compared
     names = distinct([comparison.name for comparison in comparisons])
     with figure.style():
         sections = [

@@ -10,7 +10,7 @@ from bitexp.common.errors import Damaged
 from bitexp.common.format import path_text
 from bitexp.run.attempt import Attempt
 from bitexp.run.messages import closing
-from bitexp.track.checkpoint_files import LAST, PREVIOUS, latest_checkpoint
+from bitexp.track.checkpoint_files import BEST, LAST, PREVIOUS, latest_checkpoint
 from bitexp.track.folder import is_over
 from bitexp.track.provenance import source_fingerprint, version
 
@@ -50,7 +50,7 @@ class Earlier:
     @property
     def can_be_mended(self) -> bool:
         """Whether there is a checkpoint to make the files from again."""
-        return any((self.attempt.folder.checkpoints / name).exists() for name in (LAST, PREVIOUS))
+        return any((self.attempt.folder.checkpoints / name).exists() for name in (LAST, PREVIOUS, BEST))
 
     def tell(self) -> dict[str, Any]:
         """Says that it stands, and what is to be known about it; returns its result."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
+from collections.abc import Collection
 
 from bitexp.common.console import Report
 
@@ -25,3 +28,41 @@ def requeue(report: Report) -> None:
         report.line(f"Slurm was asked to start job {job} again, which continues this run")
     else:
         report.line(f"Slurm could not be asked to start job {job} again: {problem}")
+
+
+def hand_on(signum: int) -> None:
+    """Gives a signal that has stopped a run to who caught it before: submitit, which queues its job again.
+
+    Does not return where it is queued again.
+
+    Raises:
+        KeyboardInterrupt: nobody else caught it, so that it was meant for all jobs of this process.
+    """
+    handler = signal.getsignal(signum)
+    if signum != signal.SIGUSR2 or not callable(handler):
+        raise KeyboardInterrupt
+    try:
+        handler(signum, None)
+    except Exception:  # it was queued again too often: the record of the job says that it was stopped
+        return
+
+
+def queued(jobs: Collection[str]) -> set[str] | None:
+    """Which jobs and members of arrays (`17_3`) Slurm has not ended yet; None where it does not answer."""
+    command = ["squeue", "--noheader", "--array", "--format=%i", f"--jobs={','.join(sorted(jobs))}"]
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode:  # what ended some time ago is not known any more
+        return set() if "Invalid job id" in done.stderr else None
+    return set(done.stdout.split())
+
+
+def cancel(jobs: Collection[str], kind: str | None) -> None:
+    """Ends jobs, or sends them the signal of that name (`INT`), as far as Slurm still has them."""
+    if not jobs:
+        return
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        command = ["scancel", "--quiet", *([] if kind is None else [f"--signal={kind}"]), *sorted(jobs)]
+        subprocess.run(command, capture_output=True, timeout=60)

@@ -49,7 +49,10 @@ class FinishedCells:
     @cached_property
     def cells(self) -> dict[str, Any]:
         """By the key of its words, the run of each cell and its data."""
-        known = read_json(self.file)
+        try:
+            known = read_json(self.file)
+        except OSError:  # the runs will say what is wrong with the place
+            return {}
         if not isinstance(known, dict) or known.get("context") != self.context:
             return {}
         return dict(known["cells"])
@@ -86,11 +89,11 @@ class FinishedCells:
                 new[key(record["overrides"])] = cell
         if not new:
             return
-        with contextlib.suppress(OSError), FileLock(self.file.with_suffix(".lock")):  # it only saves time
-            self.__dict__.pop("cells", None)  # others may have added theirs
+        with contextlib.suppress(OSError), FileLock(self.file.with_suffix(".lock")):
+            vars(self).pop("cells", None)  # others may have added theirs
             text = json.dumps({"context": self.context, "cells": {**self.cells, **new}})
             write_atomic(self.file, text.encode())
-        self.__dict__.pop("cells", None)
+        vars(self).pop("cells", None)
 
     def _fingerprint(self, text: str, seed: int) -> str | None:
         """That of the data as they are now; None where they cannot be read."""

@@ -26,8 +26,8 @@ class Summary(Callback):
                 take_folder(config)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        if is_study(config):
-            return  # it has said what its studies found
+        if is_study(config) or config.hydra.launcher.get("wait") is False:
+            return  # it has said what its studies found, or its jobs are only begun
         from bitexp.common.console import Report
         from bitexp.report.terminal import summarize
 

@@ -156,7 +156,7 @@ def signal_group(pid: int, kind: int) -> None:
 
 def account(code: int, log: Path) -> dict[str, Any]:
     """What became of a job that left no record."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    lines = printed(log)
     if code == 2:  # composing its config failed
         return {"status": "failed", "kind": "config", "reason": lines[-1] if lines else "bad input"}
     if code in (129, 130, 143):
@@ -167,8 +167,21 @@ def account(code: int, log: Path) -> dict[str, Any]:
         reason = f"its process was killed by {name}{hint}"
     else:
         reason = f"its process ended with exit code {code} and no result"
-    quote = " | ".join(lines[-TAIL:])
-    return {"status": "failed", "kind": "died", "reason": f"{reason}. {log}: {quote}".rstrip(": ")}
+    return {"status": "failed", "kind": "died", "reason": f"{reason}. {log}: {last_lines(log)}".rstrip(": ")}
+
+
+def printed(log: Path) -> list[str]:
+    """The lines of a log that are not empty; none where there is no log."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def last_lines(log: Path) -> str:
+    """The end of a log in one line."""
+    return " | ".join(printed(log)[-TAIL:])
 
 
 def end_with_parent() -> None:

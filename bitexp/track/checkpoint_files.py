@@ -48,11 +48,13 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
         Damaged: there are checkpoints, and all of them are damaged: never a silent restart.
     """
     remarks: list[str] = []
-    for path in (folder / LAST, folder / PREVIOUS):
+    for path in (folder / LAST, folder / PREVIOUS, folder / BEST):
         if not path.exists():
             continue
         if (reason := damage(path)) is None:
-            if remarks:  # else the next checkpoint would take the place of the good one
+            if (
+                remarks and (folder / LAST).exists()
+            ):  # it would become the previous one, and push a good one out
                 os.replace(folder / LAST, folder / DAMAGED)
             return path, remarks
         remarks.append(f"{path.name} is damaged: {reason}")
@@ -95,6 +97,18 @@ def other_than(best: Path, checkpoint: Path, state: dict[str, Any]) -> str | Non
     if step <= step_of(checkpoint) and f"{step} {found['best']}" != f"{state['best_step']} {state['best']}":
         return f"it is of step {step} with {found['best']}"
     return None
+
+
+def surplus(folder: Path, keep: str) -> list[Path]:
+    """The checkpoints of a finished run that go when all, its best one or none of them are to be kept.
+
+    The best is the one that holds the tested weights: the best validation's where one is monitored, else the
+    last. Further training goes on from it as from any other.
+    """
+    if keep == "all":
+        return []
+    tested = BEST if (folder / BEST).exists() else LAST
+    return [path for path in sorted(folder.glob("*.ckpt")) if keep == "none" or path.name != tested]
 
 
 def state_of(path: Path) -> dict[str, Any]:

@@ -27,7 +27,7 @@ UNIMPORTANT = (
     "data.data_dir", "data.download", "data.workers",
     "trainer.log_every",
     "callbacks.progress", "callbacks.checkpoint.every_steps", "callbacks.checkpoint.every_minutes",
-    "callbacks.checkpoint.requeue",
+    "callbacks.checkpoint.requeue", "callbacks.checkpoint.keep",
 )  # fmt: skip
 """The keys that cannot change a result, and so are no part of a run's identity."""
 

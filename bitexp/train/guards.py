@@ -40,14 +40,15 @@ class FiniteLoss(pl.Callback):
 
 
 class Signals:
-    """Within `with Signals() as signals`, SIGHUP, SIGINT, SIGTERM, SIGUSR1 are noted in `signals.received`.
+    """Within `with Signals() as signals`, SIGHUP, SIGINT, SIGTERM and the warnings are noted in `received`.
 
     A second one ends the process at once; but a SIGTERM within a second of the first is the same one, sent
-    again (as by the threads of a parent that die one after the other), and SIGUSR1 is a warning, which Slurm
-    sends before the SIGTERM of its time limit. Outside the main thread nothing is caught.
+    again (as by the threads of a parent that die one after the other). SIGUSR1 and SIGUSR2 are warnings,
+    which Slurm sends before the SIGTERM of its time limit. Outside the main thread nothing is caught.
     """
 
-    KINDS = (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+    KINDS = (*WARNINGS, signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     ECHO = 1.0  # seconds
 
     def __init__(self) -> None:
@@ -74,7 +75,7 @@ class Signals:
             raise Stopped(self.received)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received in (None, signal.SIGUSR1):
+        if self.received in (None, *self.WARNINGS):
             self.received, self._at = signum, time.monotonic()
         elif signum != signal.SIGTERM or time.monotonic() - self._at > self.ECHO:
             signal.signal(signum, signal.SIG_DFL)

@@ -13,6 +13,7 @@ from bitexp.common.files import (
     read_bytes,
     read_json,
     read_yaml,
+    remove_scraps,
     write_atomic,
     write_json,
     write_yaml,
@@ -99,3 +100,17 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
             read_bytes(path)
         assert read_json(path) is None
         assert read_yaml(path) is None
+
+
+def test_what_killed_processes_have_left_goes_and_nothing_else(tmp_path: Path) -> None:
+    names = (".old.json.part", ".young.json.part", ".link.part", "mine.part", ".hidden")
+    (tmp_path / "target").write_text("kept")
+    for name in names:
+        path = tmp_path / name
+        path.symlink_to(tmp_path / "target") if name == ".link.part" else path.touch()
+        if "young" not in name:
+            os.utime(path, (0, 0), follow_symlinks=False)
+    remove_scraps(tmp_path)
+    remove_scraps(tmp_path / "nowhere")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".young.json.part", "mine.part", ".hidden", "target"}

@@ -16,7 +16,7 @@ from tests.support.processes import Command
 from tests.support.training import Train
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 @pytest.mark.parametrize(
     ("hook", "count"),
     [("setup", 1), ("on_train_batch_start", 4), ("on_train_batch_start", 6), ("on_validation_start", 2)],

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import itertools
+import json
 import re
 import shlex
 import sys
@@ -253,6 +254,32 @@ def test_watching_writes_again_when_a_run_ends(
     assert ended.code == 0
     assert [int(n) for n in re.findall(r"(\d+) runs, ", ended.out)] == [1, 2]
     assert 'http-equiv="refresh" content="14"' in (outputs / "report" / "index.html").read_text()
+
+
+def test_watching_the_index_of_a_multirun_follows_its_jobs(
+    write_run: Write, outputs: Path, report: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (jobs := outputs / "made_up" / "sweeps" / "today" / "jobs").mkdir(parents=True)
+
+    def end(number: int, run: Path | None) -> None:
+        record = {"overrides": [f"seed={number}"], "status": "finished" if run else "failed", "reason": "nan"}
+        (jobs / f"{number}.json").write_text(json.dumps(record | ({"run": str(run)} if run else {})))
+
+    steps = iter(
+        [lambda: None, lambda: end(0, write_run("full", 0, 0.9)), lambda: None, lambda: end(1, None)]
+    )
+
+    def sleep(seconds: float) -> None:
+        try:
+            next(steps)()
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr("time.sleep", sleep)
+    ended = report(jobs.parent, "--watch")
+    assert (ended.code, ended.err) == (0, "")
+    assert re.findall(r"(\d+) runs, ", ended.out) == ["1", "1"]
+    assert ended.out.count("seed=1: failed: nan") == 1
 
 
 def test_the_tolerance_holds_on_the_page_and_in_the_terminal(

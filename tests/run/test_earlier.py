@@ -13,6 +13,7 @@ import pytest
 
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
+from bitexp.deploy import load_run
 from bitexp.track.folder import RunFolder
 from tests.support.configs import SMALL
 from tests.support.faults import EVERY_STEP, at
@@ -170,6 +171,74 @@ def test_without_a_checkpoint_the_result_stands_and_what_is_missing_is_said(
     )
 
 
+# whose checkpoints are not kept
+
+
+def names(folder: Path) -> list[str]:
+    """The checkpoints of a run."""
+    return sorted(path.name for path in folder.glob("checkpoints/*"))
+
+
+MONITOR = "callbacks.checkpoint.monitor=val/loss"
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [
+        (("callbacks.checkpoint.keep=best",), ["last.ckpt"]),
+        (("callbacks.checkpoint.keep=best", MONITOR), ["best.ckpt"]),
+        (("callbacks.checkpoint.keep=none", MONITOR), []),
+    ],
+)
+def test_a_finished_run_keeps_the_checkpoints_it_was_told_to(
+    words: tuple[str, ...], kept: list[str], train: Train
+) -> None:
+    """And is the same run otherwise, so that one that kept them all is thinned when it is asked for again."""
+    first = train(*words)
+    assert names(first.folder) == kept
+    whole = train("rerun=true", *words[1:])
+    assert (whole.folder, len(names(whole.folder))) == (first.folder, len(words) + 1)
+    assert whole.result["files"].keys() == first.result["files"].keys()
+    again = train(*words)
+    assert (again.trained, again.result) == (False, whole.result)
+    assert names(first.folder) == kept
+
+
+def test_from_the_best_checkpoint_alone_all_files_are_made_again(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("callbacks.checkpoint.keep=best", MONITOR, "optimizer.lr=1.0", "trainer.epochs=4")
+    first = train(*words)
+    before = files(first.folder)
+    for name in ("packed.safetensors", "metrics.csv"):
+        (first.folder / name).unlink()
+    again = train(*words, report=Report())
+    assert "resumes from best.ckpt" in " ".join(capsys.readouterr().out.split())
+    assert (again.trained, again.result["status"]) == (True, "finished")
+    assert again.result["files"] == first.result["files"] | {
+        "metrics.csv": again.result["files"]["metrics.csv"]
+    }
+    assert files(first.folder)["packed.safetensors"] == before["packed.safetensors"]
+    assert names(first.folder) == ["best.ckpt"]
+
+
+def test_without_any_what_is_missing_is_said(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    first = train("callbacks.checkpoint.keep=none")
+    (first.folder / "packed.safetensors").unlink()
+    assert not train("callbacks.checkpoint.keep=none", report=Report()).trained
+    said = " ".join(capsys.readouterr().out.split())
+    assert "packed.safetensors is missing; no checkpoint is left to make it from again" in said
+    with pytest.raises(UserError, match=r"it is missing \(of finished runs those are kept that .*keep said"):
+        load_run(first.folder, weights="last")
+
+
+def test_an_unfinished_run_keeps_all(command: Command) -> None:
+    stop = at("on_train_batch_end", 6, signal.SIGTERM)
+    assert command(*SMALL, "callbacks.checkpoint.keep=none", EVERY_STEP, first=stop).code == 143
+    (last,) = Path(os.environ["BITEXP_OUTPUTS"]).glob("*/*/checkpoints/last.ckpt")
+    assert names(last.parent.parent) == ["last.ckpt", "previous.ckpt"]
+
+
 # a tree that cannot be written
 
 
@@ -177,10 +246,12 @@ def test_without_a_checkpoint_the_result_stands_and_what_is_missing_is_said(
 def read_only(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes everything that writes below a folder fail as on a read-only file system."""
 
+    opens = os.open
+
     def lock(folder: Path) -> None:
         def guarded(function: Any) -> Any:
             def call(path: Any, *args: Any, **options: Any) -> Any:
-                writes = function is not os.open or (args[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+                writes = function is not opens or (args[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
                 if writes and str(path).startswith(str(folder)):
                     raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
                 return function(path, *args, **options)

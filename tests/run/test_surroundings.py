@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning_fabric.plugins.environments import SLURMEnvironment as LightningSlurm
 
+from bitexp.common.logs import quiet_libraries
 from bitexp.track.checkpoint_files import LAST
 from tests.support.configs import SMALL
 from tests.support.faults import at
@@ -45,6 +48,16 @@ def test_a_foreign_checkpoint_in_the_current_folder_is_not_read(around: Path, tr
     outcome = train("quantizer=full")
     assert outcome.status == "finished"
     assert (outcome.folder / "packed.safetensors").read_bytes() == around.read_bytes()
+
+
+def test_a_login_node_of_a_cluster_is_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (srun := tmp_path / "srun").touch(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert shutil.which("srun") == str(srun)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quiet_libraries(1)
+        LightningSlurm.detect()
 
 
 @pytest.mark.parametrize("answer", ["exit 0", "echo 'Invalid job id' >&2; exit 1"])

@@ -105,3 +105,19 @@ def test_words_mean_something_else_when_what_they_depend_on_has_changed(
     seen.append(context([tmp_path], ()))
     assert len(set(seen)) == len(seen)
     assert context([tmp_path], ()) == seen[-1]
+
+
+def test_a_place_that_cannot_be_used_ends_no_sweep(
+    known: FinishedCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = json.loads(known.file.read_text())["context"]
+    monkeypatch.setattr(finished_cells, "context", lambda *_: kept)
+    known.context = kept
+    record = known.record(CELL)
+    known.file.unlink()
+    known.file.mkdir()  # for root, whom no permission keeps from writing
+    unusable = FinishedCells([], ())
+    assert unusable.record(CELL) is None
+    assert record is not None
+    unusable.note([record])
+    assert known.file.is_dir()

@@ -18,6 +18,7 @@ from bitexp.track.checkpoint_files import (
     damage,
     latest_checkpoint,
     load_checkpoint,
+    surplus,
 )
 from bitexp.train import checkpoints as ours
 
@@ -33,7 +34,7 @@ def spoil(path: Path) -> None:
 
 def test_no_folder_and_no_file_is_a_fresh_start(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "nowhere") == (None, [])
-    save(tmp_path / BEST)
+    tmp_path.joinpath(DAMAGED).touch()
     assert latest_checkpoint(tmp_path) == (None, [])
 
 
@@ -54,6 +55,37 @@ def test_a_damaged_one_is_put_aside_for_the_one_before(tmp_path: Path) -> None:
     assert path == tmp_path / PREVIOUS
     assert remark.startswith("last.ckpt is damaged: it cannot be read (")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [DAMAGED, PREVIOUS]
+
+
+def test_the_best_is_taken_where_no_other_can_be(tmp_path: Path) -> None:
+    save(tmp_path / BEST)
+    assert latest_checkpoint(tmp_path) == (tmp_path / BEST, [])
+    for name in (LAST, PREVIOUS):
+        save(tmp_path / name)
+        spoil(tmp_path / name)
+    path, remarks = latest_checkpoint(tmp_path)
+    assert path == tmp_path / BEST
+    assert len(remarks) == 2
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [BEST, DAMAGED, PREVIOUS]
+
+
+@pytest.mark.parametrize(
+    ("keep", "names", "kept"),
+    [
+        ("all", [LAST, PREVIOUS, BEST, DAMAGED], [LAST, PREVIOUS, BEST, DAMAGED]),
+        ("best", [LAST, PREVIOUS, BEST, DAMAGED], [BEST]),
+        ("best", [LAST, PREVIOUS], [LAST]),
+        ("none", [LAST, PREVIOUS, BEST, DAMAGED], []),
+        ("none", [], []),
+    ],
+)
+def test_what_is_kept_of_a_finished_run(keep: str, names: list[str], kept: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "mine.txt").touch()
+    for path in surplus(tmp_path, keep):
+        path.unlink()
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "mine.txt"}
 
 
 @pytest.mark.parametrize("names", [[LAST], [PREVIOUS], [LAST, PREVIOUS]])

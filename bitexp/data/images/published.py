@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import ClassVar
+
+from filelock import FileLock
 
 from bitexp.common.errors import UserError
 from bitexp.data.base import Part
@@ -47,14 +50,30 @@ class PublishedDataset(ImageData):
         if not self.download:
             raise UserError(self._missing(""))
         root = self._roots()[0]
+        name = self.folders[0].replace("/", "-")
         try:
             root.mkdir(parents=True, exist_ok=True)
-            self.fetch(root)
+            with FileLock(root / f".{name}.lock"):
+                if self._find() is None:  # another process may have fetched it meanwhile
+                    self._fetch_whole(root, root / f".{name}.part")
         except (OSError, RuntimeError) as error:
             raise UserError(self._missing(f" The download failed: {error}")) from error
         if (folder := self._find()) is None:
             raise UserError(self._missing(" The download is incomplete."))
         return folder
+
+    def _fetch_whole(self, root: Path, scrap: Path) -> None:
+        """Downloads beside the place, so that a process that is killed leaves no half of a file there."""
+        shutil.rmtree(scrap, ignore_errors=True)
+        scrap.mkdir()
+        try:
+            self.fetch(scrap)
+            for path in sorted(path for path in scrap.rglob("*") if path.is_file()):
+                place = root / path.relative_to(scrap)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+        finally:
+            shutil.rmtree(scrap, ignore_errors=True)
 
     def read(self, part: Part) -> ImagesInMemory | None:
         if part not in self.files:

@@ -9,6 +9,7 @@ A document is held out as a whole; a corpus of few documents is cut by position 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from bitexp.common.console import counting
 from bitexp.common.errors import UserError
@@ -90,9 +91,10 @@ def open_corpus(
     with FileLock(root / f"{key}.lock"):
         if (corpus := existing(folder)) is not None:  # another process made it while this one waited
             return replace(corpus, mended=damaged)
-        scrap = root / f"{key}.part"  # of a process that was killed, or damaged since
-        for old in (scrap, folder):
+        scrap = root / f"{key}.part"
+        for old in (scrap, folder):  # of a process that was killed, or damaged since
             shutil.rmtree(old, ignore_errors=True)
+        remove_scraps(root)
         scrap.mkdir()
         try:
             write_corpus(scrap, documents, tokenizer, shares, title)
@@ -102,6 +104,13 @@ def open_corpus(
     corpus = existing(folder)
     assert corpus is not None
     return replace(corpus, mended=damaged)
+
+
+def remove_scraps(root: Path) -> None:
+    """Removes what killed processes have left of other corpora, which may be large and never be asked for."""
+    for scrap in root.glob("*.part"):
+        with contextlib.suppress(Timeout, OSError), FileLock(scrap.with_suffix(".lock"), timeout=0):
+            shutil.rmtree(scrap, ignore_errors=True)
 
 
 def existing(folder: Path) -> Corpus | None:

@@ -8,11 +8,13 @@ the source of this folder. The file begins with a digest of the rest. Importing 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import pickle
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,8 @@ from numba.core.caching import FunctionCache
 from numba.core.serialize import dumps
 
 DIGEST = hashlib.sha256().digest_size
+SCRAP = ".part"
+"""How a file is named that is not whole yet."""
 
 
 @functools.cache
@@ -68,7 +72,8 @@ class CodeFile:
     def save(self, key: object, data: object) -> None:
         """Writes it under another name first, so that nobody reads half of it."""
         content = dumps(data)
-        descriptor, name = tempfile.mkstemp(dir=self.folder, prefix=self.base)
+        self.remove_scraps()
+        descriptor, name = tempfile.mkstemp(SCRAP, self.base, self.folder)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(hashlib.sha256(content).digest() + content)
@@ -76,6 +81,13 @@ class CodeFile:
         except OSError:
             Path(name).unlink()
             raise
+
+    def remove_scraps(self) -> None:
+        """Removes what processes that were killed a while ago have left of this function."""
+        for path in Path(self.folder).glob(f"*{SCRAP}"):
+            with contextlib.suppress(OSError):
+                if path.name.startswith(self.base) and time.time() - path.stat().st_mtime > 60:
+                    path.unlink()
 
     def flush(self) -> None:
         """Nothing: there is no index."""

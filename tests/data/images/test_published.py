@@ -1,6 +1,7 @@
 """Where data are looked for, and what is said when they are not there."""
 
 import os
+import signal
 
 import pytest
 import torchvision.datasets
@@ -98,6 +99,24 @@ def test_downloads_when_asked(tmp_path, arguments, write_mnist, monkeypatch):
     assert FashionMnist(**arguments(download=True)).locate() == data.locate()
 
 
+def test_a_download_that_is_killed_leaves_no_half_of_a_file(
+    tmp_path, arguments, write_mnist, monkeypatch, start
+):
+    root = tmp_path / "home/.cache/bitexp"
+
+    def killed(root, download):
+        write_mnist(root / "MNIST" / "raw")
+        os.truncate(root / "MNIST" / "raw" / "train-images-idx3-ubyte", 100)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", killed)
+    assert start(lambda: Mnist(**arguments(download=True)).locate()).wait().code == -signal.SIGKILL
+    assert not (root / "MNIST").exists()
+    monkeypatch.setattr(torchvision.datasets, "MNIST", lambda root, download: write_mnist(root / "MNIST/raw"))
+    Mnist(**arguments(download=True)).setup()
+    assert not list(root.glob(".*.part"))
+
+
 def test_a_file_edited_in_place_is_read_again(tmp_path, arguments, write_mnist):
     write_mnist(tmp_path / "mine")
     first = Mnist(**arguments(data_dir=str(tmp_path / "mine"))).fingerprint()
@@ -131,4 +150,6 @@ def test_cifar_downloads_its_archive_and_unpickles_nothing(tmp_path, arguments, 
     with pytest.raises(UserError, match="The download is incomplete"):
         kind(**arguments(download=True, data_dir=str(tmp_path))).locate()
     name = f"cifar-{file}-python.tar.gz"
-    assert asked == [(f"https://www.cs.toronto.edu/~kriz/{name}", str(tmp_path), name, 32)]
+    assert asked == [
+        (f"https://www.cs.toronto.edu/~kriz/{name}", str(tmp_path / f".{kind.folders[0]}.part"), name, 32)
+    ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -262,6 +263,17 @@ def test_killed_in_the_middle_nothing_counts(tmp_path, start, monkeypatch, momen
     assert {part: texts_of(corpus, part) for part in ("train", "val", "test")} == by_part(
         source(POEMS), SHARES
     )
+
+
+def test_what_was_left_of_another_corpus_goes_unless_it_is_being_made(tmp_path):
+    for key in ("dead", "alive"):
+        (tmp_path / f"{key}.part").mkdir()
+        (tmp_path / f"{key}.part" / "train.tokens").write_bytes(b"half")
+    with FileLock(tmp_path / "alive.lock"):
+        make(tmp_path, source(POEMS))
+        assert {path.name for path in tmp_path.glob("*.part")} == {"alive.part"}
+    make(tmp_path, source(POEMS), key="another")
+    assert not list(tmp_path.glob("*.part"))
 
 
 def overwrite(path, change):

@@ -46,6 +46,17 @@ def test_code_is_kept_and_found(folder: Path) -> None:
     assert len(files(folder)) == 2
 
 
+def test_what_killed_processes_have_left_goes(folder: Path) -> None:
+    compiled(twice)(4)
+    (file,) = files(folder)
+    old, young = (file.with_name(f"{file.name[:-4]}{name}.part") for name in ("old", "young"))
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (0, 0))
+    compiled(twice)(0.5)
+    assert [path.name for path in folder.rglob("*.part")] == [young.name]
+
+
 @pytest.mark.parametrize("damage", [b"", b"damaged", None])
 def test_damaged_code_is_made_anew_and_said_once(folder: Path, damage: bytes | None) -> None:
     for value in (1, 0.5):

@@ -91,7 +91,6 @@ class ProcessLauncher(Launcher):
 
     def run(self, number: int, words: Sequence[str]) -> dict[str, Any]:
         """Makes one job; its record."""
-        from bitexp.common.exit import Progress
         from bitexp.config.words import quoted
         from bitexp.sweep.secret_words import without_secret
 
@@ -102,7 +101,7 @@ class ProcessLauncher(Launcher):
         command = [sys.executable, "-m", "bitexp", *self.flags(), *typed]
         task = [word for word in words if not word.lstrip("+~").startswith("hydra")]
         record = self.processes.run(command, folder, number, {"overrides": task, "tuned": False})
-        Progress.note({"finished": 0, "pruned": 0, "stopped": 130}.get(record["status"], 1))
+        note(record)
         return record
 
     def flags(self) -> list[str]:
@@ -128,6 +127,13 @@ def headline(record: dict[str, Any]) -> list[float]:
     """The value of a finished job that tables compare by."""
     value = (record.get("metrics") or {}).get(str(record.get("headline")))
     return [] if value is None else [value]
+
+
+def note(record: dict[str, Any]) -> None:
+    """Lets the exit code of this process say how a job in another one ended."""
+    from bitexp.common.exit import Progress
+
+    Progress.note({"finished": 0, "pruned": 0, "stopped": 130}.get(record["status"], 1))
 
 
 def returned(record: dict[str, Any]) -> JobReturn:
