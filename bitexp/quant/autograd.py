@@ -89,7 +89,10 @@ class QuantizedProduct(torch.autograd.Function):
         of_link, needed = others[-1], ctx.needs_input_grad
         if of_link is not None and needed[0]:
             grads = (of_link if grads[0] is None else grads[0] + of_link, *grads[1:])
-        cast = (None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True))
+        cast = (
+            g if g is None or g.dtype == dtype else g.to(dtype)
+            for g, dtype in zip(grads, ctx.dtypes, strict=True)
+        )
         return (*cast, None, None, None, None, None, None)
 
 

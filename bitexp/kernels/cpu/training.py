@@ -33,8 +33,13 @@ LONG = 4096
 
 
 def plain(x: Tensor) -> Tensor:
-    """Rows as contiguous fp32, themselves where they are it."""
+    """Contiguous fp32, the tensor itself where it is that."""
     return x if x.dtype is F32 and x.is_contiguous() else x.float().contiguous()
+
+
+def some_rows(x: Tensor, part: slice, whole: bool) -> Tensor:
+    """Some of the tokens as `plain` memory; all of them in whatever shape x has."""
+    return plain(x if whole else rows(x)[part])
 
 
 def share(
@@ -74,12 +79,12 @@ class CpuBackend(Int8Backend):
         spec = call.spec
         assert spec.absmax is not None
         (outputs, inputs), norm, same = w_codes.shape, NORMS[spec.norm], call.dtype is F32
-        y = torch.empty(*x.shape[:-1], outputs, dtype=call.dtype)
+        lead, tokens = x.shape[:-1], x.numel() // inputs
+        y = torch.empty(*lead, outputs, dtype=call.dtype)
         codes = torch.empty(x.shape, dtype=torch.int8)
-        kept = torch.empty(norm + 1, *x.shape[:-1], 1, dtype=F32).unbind()
+        kept = torch.empty(norm + 1, *lead, 1, dtype=F32).unbind()
         scale, rstd, mean = (*kept, None, None)[:3]
-        of_x, q, out = rows(x), rows(codes), rows(y)
-        tokens = len(q)
+        q, out = rows(codes), rows(y)
         result = out if same else torch.empty(min(tokens, width(inputs, outputs)), outputs, dtype=F32)
         sums, factors = result.view(torch.int32), w_scale.contiguous()
         weights = w_codes.t()
@@ -90,7 +95,7 @@ class CpuBackend(Int8Backend):
         for part in token_parts(tokens, inputs, outputs):
             start, count = part.start, part.stop - part.start
             whole = count == tokens
-            source, some = plain(of_x if whole else of_x[part]), q if whole else q[part]
+            source, some = some_rows(x, part, whole), q if whole else q[part]
             place = sums if whole else sums[part] if same else sums[:count]
             of_tokens = tuple(0 if t is None else t.data_ptr() + 4 * start for t in (scale, mean, rstd))
             given = source.data_ptr(), some.data_ptr(), *of_tokens, inputs, spec.absmax, norm
@@ -118,16 +123,16 @@ class CpuBackend(Int8Backend):
         assert scale is not None
         need_x, need_w, need_b = needed
         (outputs, inputs), dtype, scaled = w_codes.shape, call.grad_dtype, call.spec.bias == "scaled"
-        of_grad, q, of_x = rows(grad), rows(codes), None if x is None else rows(x)
-        tokens = len(q)
+        of_grad, tokens = rows(grad), codes.numel() // inputs
         weights = grad_x = grad_w = grad_b = of_grad_x = None
         if need_x:
             grad_x = torch.empty(codes.shape, dtype=F32)
             of_grad_x = rows(grad_x)
-            latent, factors = torch.empty(outputs, inputs, dtype=F32), w_scale.contiguous()
+            latent = torch.empty(outputs, inputs, dtype=F32)
+            w_codes, factors = w_codes.contiguous(), w_scale.contiguous()
             of_latent = factors.data_ptr(), factors.numel(), latent.data_ptr(), inputs, 0, outputs
             dequantize_rows()(w_codes.data_ptr(), *of_latent)
-            weights = latent.to(dtype)
+            weights = latent if dtype is F32 else latent.to(dtype)
         if need_w:
             grad_w = torch.empty(outputs, inputs, dtype=F32)
         scratch = torch.empty(min(tokens, width(inputs, outputs)), inputs, dtype=F32)
@@ -135,11 +140,11 @@ class CpuBackend(Int8Backend):
             start, count = part.start, part.stop - part.start
             whole = count == tokens
             g = some = of_grad if whole else of_grad[part]
-            if dtype != g.dtype or not g.is_contiguous():
+            if dtype is not g.dtype or not g.is_contiguous():
                 g = g.to(dtype).contiguous()
-            room = scratch if count == len(scratch) else scratch[:count]
+            room = scratch if whole else scratch[:count]
             if need_b:
-                of_bias = some.float()
+                of_bias = some if some.dtype is F32 else some.float()
                 if scaled:
                     of_bias = of_bias * (rows(scale)[part] * w_scale)
                 of_bias = of_bias.sum(0)
@@ -148,16 +153,16 @@ class CpuBackend(Int8Backend):
                 place = codes.data_ptr() + inputs * start, scale.data_ptr() + 4 * start
                 of_part = *place, count, room.data_ptr(), inputs
                 share(dequantize_rows(), of_part, count, room.numel(), saved, scratch)
-                add_product(grad_w, g, room.to(dtype), first=start == 0)
+                add_product(grad_w, g, room if dtype is F32 else room.to(dtype), first=start == 0)
             if of_grad_x is not None and weights is not None:
                 target = of_grad_x if whole else of_grad_x[part]
-                into = target if of_x is None else room
+                into = target if x is None else room
                 if dtype is F32:
                     torch.mm(g, weights, out=into)
                 else:
                     into.copy_(g @ weights)
-                if of_x is not None:
-                    source = plain(of_x if whole else of_x[part])
+                if x is not None:
+                    source = some_rows(x, part, whole)
                     of_tokens = (0 if t is None else t.data_ptr() + 4 * start for t in (mean, rstd))
                     given = room.data_ptr(), source.data_ptr(), *of_tokens, target.data_ptr(), inputs
                     share(norm_backward(), given, count, room.numel(), scratch, source, saved, grad_x)
