@@ -75,7 +75,8 @@ class QuantizedProduct(torch.autograd.Function):
         kept_x = x if link is None else link
         # of the weights only the graph is needed, so that they may change before the backward: torch would
         # refuse that of a saved tensor; functorch, on the other hand, knows saved tensors only
-        saved_weight, ctx.weight = (weight, None) if followed() else (None, weight)
+        followers = not call.fused and followed()
+        saved_weight, ctx.weight = (weight, None) if followers else (None, weight)
         ctx.save_for_backward(kept_x, codes, scale, w_codes, w_scale, w_shift, mean, rstd, saved_weight)
         ctx.call = call
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)

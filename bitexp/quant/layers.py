@@ -46,8 +46,8 @@ class Way(NamedTuple):
     """How a layer goes at one of its stages: asking its parts at every step would take as long as a norm.
 
     `inner` is the spec for input that is normed already. `carries` says whether the gradient of the latent
-    weights takes a carrier, `prepares` whether the layer takes the norm itself; `coder` makes the activation
-    codes that no backend makes.
+    weights takes a carrier, `rotates` whether they are mapped before they are quantized, `prepares` whether the
+    layer takes the norm itself; `coder` makes the activation codes that no backend makes.
     """
 
     spec: LayerSpec
@@ -56,6 +56,7 @@ class Way(NamedTuple):
     weights: WeightQuantizer
     coder: ActivationQuantizer | None
     carries: bool
+    rotates: bool
     prepares: bool
 
     @staticmethod
@@ -71,6 +72,7 @@ class Way(NamedTuple):
             weights,
             coder,
             carries=weights.has_rule or rotated,
+            rotates=rotated,
             prepares=not (coder is None and transform is None and parts.sparsifier is None),
         )
 
@@ -175,12 +177,14 @@ class QuantizedLayer(nn.Module):
 
     def _quantized_forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         way, weight = self.ways[self.stage], own(self, "weight")
-        quantized = self._quantize(weight)
+        latent = weight.detach()
+        quantized = way.weights.quantize(self._rotated(latent) if way.rotates else latent)
         grad_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         call = Call(way.spec, self.backend, dtype, grad_dtype, fused=True)
         if way.carries:
-            latent = self._rotated(weight)
-            weight = carried(latent, way.weights, quantized, self.mix if self.phasing else None)
+            weight = carried(
+                self._rotated(weight), way.weights, quantized, self.mix if self.phasing else None
+            )
         if self.phasing:
             return self._mixed(x, weight, quantized, call)
         codes = scale = None
@@ -189,7 +193,7 @@ class QuantizedLayer(nn.Module):
         if way.coder is not None:
             codes, scale = way.coder.codes(x.detach(), Geometry(way.spec.conv).scale_dims)
             x = carried(x, way.coder, Quantized(codes, scale))
-        return quantized_product(x, weight, self.bias, quantized, call, codes, scale)
+        return quantized_product(x, weight, own(self, "bias"), quantized, call, codes, scale)
 
     def _prepared(self, x: Tensor) -> Tensor:
         """The input after norm, transform and sparsifier, in fp32, with a graph."""
