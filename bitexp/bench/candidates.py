@@ -28,6 +28,9 @@ from bitexp.run.build import accepted
 FULL, CONTROL = "full", "full_norm"
 """What steps are measured by, and what the memory of layers is: no norm, and norms, without quantization."""
 
+DATA = ("classes", "context", "vocabulary")
+"""What of the options a model learns of its data, beside the shape of an image; other words are its own."""
+
 PEER = "bitlinear 2.4.6"
 BF16 = " bf16"
 
@@ -109,7 +112,7 @@ def build_model(settings: Settings, options: argparse.Namespace) -> nn.Module:
     """The same initial weights every time."""
     torch.manual_seed(0)
     target = MODELS.get(settings.model.name)
-    facts = {**vars(options), "shape": tuple(options.shape)}
+    facts = {name: getattr(options, name) for name in DATA} | {"shape": tuple(options.shape)}
     try:
         return target(**accepted(target, facts), **settings.model.arguments)
     except ValueError as error:

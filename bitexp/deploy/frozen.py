@@ -101,6 +101,8 @@ class FrozenLayer(nn.Module):
         self.prepared = kernel.prepare(self._codes(), self.scale, self.shift)
         activations = self.spec.activations
         self.kernel_makes_codes = activations is None or activations.absmax is not None
+        mapped = self.spec.transform is not None or self.spec.sparsifier is not None
+        self.kernel_takes_norm = not mapped and kernel.takes_norm(self.prepared, self.spec)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def kept(tensor: Tensor) -> Tensor:
@@ -128,6 +130,8 @@ class FrozenLayer(nn.Module):
     def _forward(self, x: Tensor) -> Tensor:
         spec = self.spec
         x = x.float()
+        if self.kernel_takes_norm and not recorded(x):
+            return self.kernel.forward(x, self.prepared, self.bias, spec, spec.norm)
         if spec.norm != "none":
             x = normed(x, spec.norm, Geometry(spec.conv).feature_dim, self.kernel.backend.normalize)
         added = (

@@ -10,7 +10,7 @@ from bitexp.kernels.registry import KERNELS
 from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.backend import TORCH, Backend
 from bitexp.quant.product import Quantized, scaled_product
-from bitexp.quant.spec import Geometry, LayerSpec
+from bitexp.quant.spec import Geometry, LayerSpec, Norm
 
 PLAIN = LayerSpec()
 
@@ -26,10 +26,18 @@ class Reference:
     def prepare(self, codes: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
         return Quantized(codes, scale, shift)
 
+    def takes_norm(self, prepared: Any, spec: LayerSpec) -> bool:
+        return False
+
     def forward(
-        self, x: Tensor, prepared: Any, bias: Tensor | None = None, spec: LayerSpec = PLAIN
+        self,
+        x: Tensor,
+        prepared: Any,
+        bias: Tensor | None = None,
+        spec: LayerSpec = PLAIN,
+        norm: Norm = "none",
     ) -> Tensor:
-        x_scale = None
+        x_scale, x = None, self.backend.normalize(x, norm, Geometry(spec.conv).feature_dim)[0]
         if spec.activations is not None:
             if spec.absmax is None:
                 raise ValueError(

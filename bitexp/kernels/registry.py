@@ -9,7 +9,7 @@ from torch import Tensor
 from bitexp.common.errors import Unusable
 from bitexp.common.registry import Registry
 from bitexp.quant.backend import Backend
-from bitexp.quant.spec import LayerSpec
+from bitexp.quant.spec import LayerSpec, Norm
 
 
 class Kernel(Protocol):
@@ -29,8 +29,18 @@ class Kernel(Protocol):
     def prepare(self, codes: Tensor, scale: Tensor, shift: Tensor | None = None) -> Any:
         """int8 codes `[out, ...]`, scale `[]`, `[out]` or `[out, groups]` -> prepared weights."""
 
-    def forward(self, x: Tensor, prepared: Any, bias: Tensor | None = None, spec: LayerSpec = ...) -> Tensor:
-        """Normed floats `[..., in]` or `[B, in, H, W]` -> `[..., out]` or `[B, out, H', W']` in fp32.
+    def takes_norm(self, prepared: Any, spec: LayerSpec) -> bool:
+        """Whether `forward` takes the norm in the same call, with the bits it has when taken before."""
+
+    def forward(
+        self,
+        x: Tensor,
+        prepared: Any,
+        bias: Tensor | None = None,
+        spec: LayerSpec = ...,
+        norm: Norm = "none",
+    ) -> Tensor:
+        """fp32 `[..., in]` or `[B, in, H, W]`, after a norm if any -> `[..., out]` or `[B, out, H', W']`.
 
         It makes the activation codes itself where `spec.activations` are by absmax; without activations the
         input stays floats.

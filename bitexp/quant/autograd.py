@@ -75,7 +75,8 @@ class QuantizedProduct(torch.autograd.Function):
         kept_x = x if link is None else link
         # of the weights only the graph is needed, so that they may change before the backward: torch would
         # refuse that of a saved tensor; functorch, on the other hand, knows saved tensors only
-        saved_weight, ctx.weight = (weight, None) if followed() else (None, weight)
+        followers = not call.fused and followed()
+        saved_weight, ctx.weight = (weight, None) if followers else (None, weight)
         ctx.save_for_backward(kept_x, codes, scale, w_codes, w_scale, w_shift, mean, rstd, saved_weight)
         ctx.call = call
         ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
@@ -89,7 +90,10 @@ class QuantizedProduct(torch.autograd.Function):
         of_link, needed = others[-1], ctx.needs_input_grad
         if of_link is not None and needed[0]:
             grads = (of_link if grads[0] is None else grads[0] + of_link, *grads[1:])
-        cast = (None if g is None else g.to(dtype) for g, dtype in zip(grads, ctx.dtypes, strict=True))
+        cast = (
+            g if g is None or g.dtype == dtype else g.to(dtype)
+            for g, dtype in zip(grads, ctx.dtypes, strict=True)
+        )
         return (*cast, None, None, None, None, None, None)
 
 

@@ -147,12 +147,13 @@ class QuantizedLayer(nn.Module):
 
     def output_bias(self, quantized: Quantized) -> Tensor | None:
         """The bias, and what the weights add to the outputs."""
-        if not self.parts.weights.has_output_offset:
-            return self.bias
-        offset = self.parts.weights.output_offset(self._rotated(own(self, "weight")), quantized.codes)
+        weights, bias = self.ways[self.stage].weights, own(self, "bias")
+        if not weights.has_output_offset:
+            return bias
+        offset = weights.output_offset(self._rotated(own(self, "weight")), quantized.codes)
         if self.phasing and offset is not None:
             offset = self.mix * offset
-        return offset if self.bias is None or offset is None else self.bias + offset
+        return offset if bias is None or offset is None else bias + offset
 
     def forward(self, input: Tensor) -> Tensor:
         check_input(input)
@@ -237,7 +238,8 @@ class QuantizedLayer(nn.Module):
         return rotated
 
     def _quantize(self, weight: Tensor, training: bool = False) -> Quantized:
-        return self.active.weights.quantize(self._rotated(weight.detach()), training)
+        way, latent = self.ways[self.stage], weight.detach()
+        return way.weights.quantize(self._rotated(latent) if way.rotates else latent, training)
 
     def _mixed(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, quantized: Quantized, call: Call

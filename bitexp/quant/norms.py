@@ -44,11 +44,11 @@ def normalize_backward(grad: Tensor, x: Tensor, mean: Tensor | None, rstd: Tenso
     if not x.is_cpu:
         return native_norm_backward(grad, x, mean, rstd, dim)
     share = 1 / x.shape[dim]
-    normed = (x if mean is None else x - mean) * rstd
+    normed = x * rstd if mean is None else (x - mean).mul_(rstd)
     along = ordered_sum(dim, grad, normed).mul_(share)
     if mean is not None:
         grad = grad - ordered_sum(dim, grad) * share
-    return (grad - normed * along) * rstd
+    return (grad - normed * along).mul_(rstd)
 
 
 def native_norm(x: Tensor, norm: Norm, dim: int) -> Normed:

@@ -179,4 +179,4 @@ class Geometry:
 
 def rows(x: Tensor) -> Tensor:
     """All tokens below each other, `[..., K] -> [tokens, K]`; one token may come as `[K]`."""
-    return x.reshape(-1, x.shape[-1])
+    return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bitexp.quant.modes import in_memory, readable
 
 LANES = 64
 """Numbers that are added side by side in a sum over features."""
@@ -13,28 +16,59 @@ BLOCK = 4096
 """Weights of a row that torch sums at once; it shares a longer row out to as many threads as it has."""
 
 
+FEW = 2**13
+"""Numbers up to which numpy, whose calls are shorter, is faster than torch."""
+
+
 def ordered_sum(dim: int, x: Tensor, y: Tensor | None = None) -> Tensor:
     """The sum of x, or of x times y, over `dim`, -1 or -3, of size 1 there.
 
     The numbers are cut into pieces of 64, the last filled up with -0.0, which adds nothing. The pieces are
     added one after the other, then the first half of what came of it and the second, down to one number.
     """
+    if y is not None:
+        x = x * y
     count = x.shape[dim]
-    lanes = min(LANES, 1 << (count - 1).bit_length())
-    total: Tensor | None = None
-    for start in range(0, count, lanes):
-        size = min(lanes, count - start)
-        piece = x.narrow(dim, start, size)
-        if y is not None:
-            piece = piece * y.narrow(dim, start, size)
-        if size < lanes:
-            piece = F.pad(piece, (*[0] * (-2 * dim - 2), 0, lanes - size), value=-0.0)
-        total = piece if total is None else total + piece
-    assert total is not None, "a sum of nothing"
+    few = dim == -1 and x.dtype is torch.float32 and 0 < x.numel() <= FEW and x.is_cpu
+    if few and in_memory(x) and readable(x):
+        return few_sums(x)
+    if count <= LANES:
+        lanes = 1 << (count - 1).bit_length()
+        total = x if lanes == count else F.pad(x, (*[0] * (-2 * dim - 2), 0, lanes - count), value=-0.0)
+    else:
+        lanes, pieces = LANES, count // LANES
+        first, *others = x.narrow(dim, 0, pieces * LANES).chunk(pieces, dim)
+        total = first.clone()
+        for piece in others:
+            total.add_(piece)
+        if rest := count % LANES:
+            total.narrow(dim, 0, rest).add_(x.narrow(dim, count - rest, rest))
     while lanes > 1:
         lanes //= 2
-        total = total.narrow(dim, 0, lanes) + total.narrow(dim, lanes, lanes)
+        low, high = total.chunk(2, dim)  # not split, which is Python, and as slow as all the rest
+        total = low + high
     return total
+
+
+def few_sums(x: Tensor) -> Tensor:
+    """`ordered_sum` of fp32 rows `[..., n]` by numpy, which adds along any axis but the last in order."""
+    count = x.shape[-1]
+    rows = x.clone(memory_format=torch.contiguous_format).numpy().reshape(-1, count)
+    if count <= LANES:
+        lanes, total = 1 << (count - 1).bit_length(), rows
+    else:
+        lanes, whole = LANES, count // LANES * LANES
+        total = np.add.reduce(rows[:, :whole].reshape(len(rows), -1, LANES), 1)
+        total[:, : count - whole] += rows[:, whole:]
+    while lanes > 1:
+        lanes //= 2
+        low, high = total[:, :lanes], total[:, lanes:]
+        if high.shape[1] == lanes:
+            total = low + high
+        else:
+            total = low
+            total[:, : high.shape[1]] += high
+    return torch.from_numpy(total).reshape(*x.shape[:-1], 1)
 
 
 def row_sums(x: Tensor) -> Tensor:

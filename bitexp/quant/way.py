@@ -16,8 +16,9 @@ class Way(NamedTuple):
     """How a layer goes at one of its stages: asking its parts at every step would take as long as a norm.
 
     `inner` is the spec for input that is normed already. `carries` says whether the gradient of the latent
-    weights takes a carrier, `prepares` whether the layer takes the norm itself, `ends` whether anything but
-    the bias comes after the product; `coder` makes the activation codes that no backend makes.
+    weights takes a carrier, `rotates` whether they are mapped before they are quantized, `prepares` whether the
+    layer takes the norm itself, `ends` whether anything but the bias comes after the product; `coder` makes
+    the activation codes that no backend makes.
     """
 
     spec: LayerSpec
@@ -26,6 +27,7 @@ class Way(NamedTuple):
     weights: WeightQuantizer
     coder: ActivationQuantizer | None
     carries: bool
+    rotates: bool
     prepares: bool
     ends: bool
 
@@ -42,6 +44,7 @@ class Way(NamedTuple):
             weights,
             coder,
             carries=weights.has_rule or rotated,
+            rotates=rotated,
             prepares=not (coder is None and transform is None and parts.sparsifier is None),
             ends=spec.output_norm != "none"
             or (act is not None and act.has_shift)

@@ -50,6 +50,11 @@ def test_the_layers_hold_at_most_35_percent_of_linear_and_layer_norm() -> None:
         assert layer_bytes(found[name]) <= 0.35 * control
 
 
+def test_a_model_with_arguments_that_the_command_has_as_well_takes_part() -> None:
+    found = candidates(options("cnn", batch=2, quantizers=["binary"]))
+    assert len(quantized_layers(next(c for c in found if c.name == "binary").model)) >= 2
+
+
 def test_other_quantizers_take_part_beside_the_two_that_they_are_measured_by() -> None:
     found = [c.name for c in candidates(options("reference_mlp", quantizers=["ternary_int4", "full"]))]
     assert [name for name in found if not name.startswith(PEER)] == [

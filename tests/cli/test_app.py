@@ -28,7 +28,11 @@ HINT = "Did you mean"
 LANGUAGE = "task=language_modelling data=stdlib model=decoder"
 CASES = {
     # choices
-    "quantizer=trenary_mean": ["unknown quantizer 'trenary_mean'", f"{HINT} 'ternary_mean'?", "ternary_mean, ternary_median"],
+    "quantizer=trenary_mean": [
+        "unknown quantizer 'trenary_mean'",
+        f"{HINT} 'ternary_mean'?",
+        "binary, bireal",
+    ],
     "+experiment=vit_ternari": ["unknown experiment 'vit_ternari'", f"{HINT} 'vit_ternary'?", "fashion_cnn"],
     "experiment=vit_ternary": ["'experiment' is not in the defaults list: write +experiment=vit_ternary"],
     "model=vti": ["unknown model 'vti'", f"{HINT} 'vit'?", "cnn"],

@@ -134,6 +134,16 @@ def test_a_sum_in_order_is_the_sum(size: int, dim: int, seed: int) -> None:
         torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@given(size=st.integers(1, 400), rows=st.integers(1, 3), seed=st.integers(0, 2**32 - 1))
+def test_sums_of_few_numbers_have_the_order_of_those_of_many(size: int, rows: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    x, y = torch.randn(2, rows, size)
+    few = ordered_sum(-1, x, y)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bitexp.quant.sums.FEW", 0)
+        assert torch.equal(ordered_sum(-1, x, y), few)
+
+
 def test_the_order_of_a_sum_is_what_it_says() -> None:
     x = torch.randn(100)
     lanes = [x[i] + x[64 + i] if 64 + i < 100 else x[i] for i in range(64)]

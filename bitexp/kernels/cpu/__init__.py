@@ -29,7 +29,7 @@ from bitexp.quant.backend import Backend
 from bitexp.quant.levels import BINARY
 from bitexp.quant.modes import has_vnni, readable
 from bitexp.quant.product import Quantized, scaled_product
-from bitexp.quant.spec import EXACT, LayerSpec
+from bitexp.quant.spec import EXACT, LayerSpec, Norm
 
 
 class Packed:
@@ -75,8 +75,13 @@ class Packed:
         """The int8 codes `[outputs, inputs]`."""
         return layout.unpack(self.weights, self.bits, self.outputs, self.inputs)
 
-    def forward(self, x: Tensor, bias: Tensor | None, absmax: int, scaled_bias: bool) -> Tensor:
-        """`[..., inputs]` floats -> `[..., outputs]`; `absmax` is the code of a token's largest value."""
+    def forward(
+        self, x: Tensor, bias: Tensor | None, absmax: int, scaled_bias: bool, norm: int = 0
+    ) -> Tensor:
+        """`[..., inputs]` floats -> `[..., outputs]`; `absmax` is the code of a token's largest value.
+
+        `norm` is a number of `bitexp.kernels.cpu.layout.NORMS`.
+        """
         *lead, inputs = x.shape
         x = x.contiguous()
         y = x.new_empty(*lead, self.outputs)  # not as one tuple, which takes torch half as long again
@@ -84,7 +89,7 @@ class Packed:
         if bias is not None:
             bias = bias.contiguous()  # alive by this name while its address is used
             address = bias.data_ptr()
-        given = absmax, address, scaled_bias, x.data_ptr(), y.data_ptr()
+        given = absmax, address, scaled_bias, norm, x.data_ptr(), y.data_ptr()
         tokens = x.numel() // inputs
         if tokens < self.worth or get_num_threads() == 1:
             self.run(*given, scratch(self.scratch), 0, tokens, 0, self.streams)
@@ -138,11 +143,19 @@ class Cpu(Reference):
         weights = layout.pack(digits, bits)
         return Packed(weights, scale, bits, outputs, inputs, self.isa or supported()[0])
 
+    def takes_norm(self, prepared: Any, spec: LayerSpec) -> bool:
+        return isinstance(prepared, Packed) and spec.absmax is not None
+
     def forward(
-        self, x: Tensor, prepared: Any, bias: Tensor | None = None, spec: LayerSpec = PLAIN
+        self,
+        x: Tensor,
+        prepared: Any,
+        bias: Tensor | None = None,
+        spec: LayerSpec = PLAIN,
+        norm: Norm = "none",
     ) -> Tensor:
         if not isinstance(prepared, Packed):
-            return self.other.forward(x, prepared, bias, spec)
+            return self.other.forward(x, prepared, bias, spec, norm)
         if (x.shape or [0])[-1] != prepared.inputs:
             raise ValueError(f"inputs of shape {list(x.shape)} do not end in {prepared.inputs} features")
         if bias is not None and bias.shape != (prepared.outputs,):
@@ -153,8 +166,8 @@ class Cpu(Reference):
             and (x.dtype is float32 and x.is_cpu and readable(x))
             and (bias is None or (bias.dtype is float32 and bias.is_cpu and readable(bias)))
         ):
-            return prepared.forward(x, bias, absmax, spec.bias == "scaled")
-        return self.other.forward(x, self.weights(prepared), bias, spec)
+            return prepared.forward(x, bias, absmax, spec.bias == "scaled", layout.NORMS[norm])
+        return self.other.forward(x, self.weights(prepared), bias, spec, norm)
 
     def forward_codes(
         self,

@@ -1,4 +1,4 @@
-"""A whole layer in one compiled call: activation codes, product, scales and bias, for a range of tokens."""
+"""A whole layer in one compiled call, from its norm to its bias, for a range of tokens."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numba import types
 
+from bitexp.kernels.cpu.addresses import floats
 from bitexp.kernels.cpu.dots import ISAS
 from bitexp.kernels.cpu.jit import compiled
+from bitexp.kernels.cpu.norm_quant import FLOOR, statistics
 from bitexp.kernels.cpu.tile import NAMES, clear, copy, quantize, tile
 
 ROWS = 80
@@ -20,8 +22,8 @@ SPARE = 4 * 64 * max(isa.tiles[0][0] for isa in ISAS.values())
 
 
 def scratch_bytes(inputs: int) -> int:
-    """What a layer needs for codes, their sums and scales, and for the outputs of an unfinished stream."""
-    return ROWS * (inputs + 31 + 8) + SPARE + 4 * 64
+    """What a layer needs for codes, their sums and scales, unfinished outputs, and a normed token."""
+    return ROWS * (inputs + 31 + 8) + SPARE + 4 * 64 + 4 * inputs
 
 
 @functools.cache
@@ -51,6 +53,7 @@ def overload(isa: str, bits: int) -> Any:
     inputs, outputs   of the layer
     qmax              the largest activation code
     bias, scaled      address of float32 bias (0: none), and whether it is added before the scales
+    norm              of each token, one of `bitexp.kernels.cpu.layout.NORMS`
     x, y              addresses of float32 `[tokens, inputs]` and `[tokens, outputs]`
     scratch           address of `scratch_bytes` of memory, for one call at a time
     token, tokens     the tokens to compute: the first, and the one behind the last
@@ -60,28 +63,30 @@ def overload(isa: str, bits: int) -> Any:
     (tokens_a, panels_a), (tokens_b, panels_b), (tokens_c, panels_c) = ISAS[isa].tiles
     groups = 8 // bits
 
-    def run(w, scale, inputs, outputs, qmax, bias, scaled, x, y, scratch, token, tokens, stream, streams):  # type: ignore[no-untyped-def]
+    def run(  # type: ignore[no-untyped-def]
+        w, scale, inputs, outputs, qmax, bias, scaled, norm, x, y, scratch, token, tokens, stream, streams
+    ):  # fmt: skip
         blocks = (inputs + 4 * groups - 1) // (4 * groups)
         filled = (inputs + 15) // 16 * 16
         ldq = max(blocks * 4 * groups, filled)
         rows = max(1, min(ROWS, tokens - token))
         q, sums, x_scales = scratch, scratch + rows * ldq, scratch + rows * (ldq + 4)
         spare, padded = scratch + rows * (ldq + 8), scratch + rows * (ldq + 8) + SPARE
+        normed = padded + 4 * 64
         nothing = scale + (outputs + 63) // 64 * 256
         if bias and outputs % 64:
             copy(bias + 4 * (outputs - outputs % 64), padded, 4 * (outputs % 64))
         for start in range(token, tokens, rows):
             end = min(start + rows, tokens)
             for r in range(end - start):
-                line = q + r * ldq
-                quantize(
-                    x + 4 * inputs * (start + r),
-                    inputs,
-                    line,
-                    np.float32(qmax),
-                    sums + 4 * r,
-                    x_scales + 4 * r,
-                )
+                line, source = q + r * ldq, x + 4 * inputs * (start + r)
+                if norm > 0:
+                    mean, rstd = statistics(source, inputs, norm == 2, FLOOR)
+                    given, target = floats(source, inputs), floats(normed, inputs)
+                    for j in range(inputs):
+                        target[j] = (given[j] - mean) * rstd
+                    source = normed
+                quantize(source, inputs, line, np.float32(qmax), sums + 4 * r, x_scales + 4 * r)
                 clear(line + filled, ldq - filled)
             for s in range(stream, streams):
                 codes, factors, whole = w + s * blocks * 256, scale + s * 256, 64 * (s + 1) <= outputs
@@ -119,6 +124,6 @@ def overload(isa: str, bits: int) -> Any:
                             copy(spare + 256 * i, place, 4 * (outputs - 64 * s))
                     m += size
 
-    function, nothing = compiled(run), (0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+    function, nothing = compiled(run), (0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     function(*nothing)
     return function.overloads[(types.int64,) * len(nothing)]  # type: ignore[attr-defined]

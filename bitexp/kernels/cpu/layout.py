@@ -17,6 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitexp.quant.spec import Norm
+
+NORMS: dict[Norm, int] = {"none": 0, "rms": 1, "layer": 2}
+"""The numbers of norms for compiled code."""
 STREAM, PANEL, BLOCK_BYTES = 64, 16, 256
 LOW = {1: -1, 2: -1, 4: -8}
 """The smallest code by bits: digit 0."""

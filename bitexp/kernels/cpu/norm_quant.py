@@ -1,7 +1,7 @@
 """Rows of a training step, compiled: norm and quantization in one pass, their backward, and the scales.
 
-All arrays are C-contiguous, `[tokens, features]` or `[tokens]`, fp32 where nothing else is said. Importing
-this module needs numba.
+Functions take addresses of contiguous memory, `[tokens, features]` or `[tokens]`, fp32 where nothing else is
+said, and work on the tokens from `start` to `end`. Importing this module needs numba.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from bitexp.kernels.cpu.jit import compiled
+from bitexp.kernels.cpu.addresses import bytes_at, floats, integers
+from bitexp.kernels.cpu.jit import compiled, of_integers
 from bitexp.kernels.cpu.lanes import along, squares, total
 from bitexp.quant.spec import EPS
 
@@ -45,93 +46,122 @@ def quantize_row(x: Array, qmax: Any, codes: Array) -> Any:
 
 
 @compiled
-def statistics(x: Array, share: Any, subtract: bool) -> Any:
-    """Mean and 1/std of a row as `bitexp.quant.norms.normalize` has them; `share` is 1 / features."""
-    mean = total(x.ctypes.data, x.size) * share if subtract else F32(0)
-    return mean, F32(1) / np.sqrt(squares(x.ctypes.data, x.size, mean) * share + FLOOR)
+def statistics(x: int, features: int, subtract: bool, eps: Any) -> Any:
+    """Mean and 1/std of the floats at an address, as `bitexp.quant.norms.normalize` has them."""
+    share = F32(1 / np.float64(features))
+    mean = total(x, features) * share if subtract else F32(0)
+    return mean, F32(1) / np.sqrt(F32(squares(x, features, mean) * share + eps))
 
 
-@compiled
+@of_integers
 def norm_quantize(
-    x: Array, codes: Array, scale: Array, mean: Array, rstd: Array, qmax: Any, subtract: bool
+    x: int, codes: int, scale: int, mean: int, rstd: int, features: int, qmax: int, norm: int,
+    start: int, end: int,
+) -> None:  # fmt: skip
+    """int8 codes and scales of the normed rows, and the mean and 1/std of x.
+
+    `norm` is a number of `bitexp.kernels.cpu.layout.NORMS`; what it does not have is not written.
+    """
+    largest, centered = F32(qmax), norm == 2
+    scales, means, rstds = floats(scale, end), floats(mean, end), floats(rstd, end)
+    normed = np.empty(features, np.float32)
+    for i in range(start, end):
+        row, out = floats(x + 4 * features * i, features), bytes_at(codes + features * i, features)
+        if norm == 0:
+            scales[i] = quantize_row(row, largest, out)
+        else:
+            m, r = statistics(x + 4 * features * i, features, centered, FLOOR)
+            for j in range(features):
+                normed[j] = (row[j] - m) * r
+            scales[i] = quantize_row(normed, largest, out)
+            rstds[i] = r
+            if centered:
+                means[i] = m
+
+
+@of_integers
+def normalize(
+    x: int, out: int, mean: int, rstd: int, features: int, centered: int, start: int, end: int
 ) -> None:
-    """Codes and scales of the normed rows, and the mean and 1/std of x; `subtract`: layer norm, else RMS."""
-    share = F32(1 / np.float64(x.shape[1]))
-    normed = np.empty(x.shape[1], np.float32)
-    for i in range(x.shape[0]):
-        row = x[i]
-        m, r = statistics(row, share, subtract)
-        for j in range(row.size):
-            normed[j] = (row[j] - m) * r
-        scale[i] = quantize_row(normed, qmax, codes[i])
-        mean[i], rstd[i] = m, r
-
-
-@compiled
-def normalize(x: Array, out: Array, mean: Array, rstd: Array, subtract: bool) -> None:
-    """The normed rows, and the mean and 1/std of x."""
-    share = F32(1 / np.float64(x.shape[1]))
-    for i in range(x.shape[0]):
-        row, result = x[i], out[i]
-        m, r = statistics(row, share, subtract)
-        for j in range(row.size):
+    """The normed rows, and the mean and 1/std of x; without `centered` (RMS norm) no mean is written."""
+    means, rstds = floats(mean, end), floats(rstd, end)
+    for i in range(start, end):
+        row, result = floats(x + 4 * features * i, features), floats(out + 4 * features * i, features)
+        m, r = statistics(x + 4 * features * i, features, centered > 0, FLOOR)
+        for j in range(features):
             result[j] = (row[j] - m) * r
-        mean[i], rstd[i] = m, r
+        rstds[i] = r
+        if centered > 0:
+            means[i] = m
 
 
-@compiled
-def quantize(x: Array, codes: Array, scale: Array, qmax: Any) -> None:
-    """Codes and scales of the rows as they are."""
-    for i in range(x.shape[0]):
-        scale[i] = quantize_row(x[i], qmax, codes[i])
-
-
-@compiled
-def norm_backward(grad: Array, x: Array, mean: Array, rstd: Array, out: Array, subtract: bool) -> None:
-    """The gradient with respect to x from the one with respect to the normed rows."""
-    share = F32(1 / np.float64(x.shape[1]))
-    for i in range(x.shape[0]):
-        g, row, result, m, r = grad[i], x[i], out[i], mean[i], rstd[i]
-        slope = along(g.ctypes.data, row.ctypes.data, row.size, m, r) * share
-        plain = total(g.ctypes.data, g.size) * share if subtract else F32(0)
-        for j in range(row.size):
+@of_integers
+def norm_backward(
+    grad: int, x: int, mean: int, rstd: int, out: int, features: int, start: int, end: int
+) -> None:
+    """The gradient with respect to x from the one with respect to the normed rows; `mean` 0: RMS norm."""
+    share = F32(1 / np.float64(features))
+    means, rstds = floats(mean, end), floats(rstd, end)
+    for i in range(start, end):
+        away = 4 * features * i
+        g, row, result = (
+            floats(grad + away, features),
+            floats(x + away, features),
+            floats(out + away, features),
+        )
+        m, r = means[i] if mean else F32(0), rstds[i]
+        slope = along(grad + away, x + away, features, m, r) * share
+        plain = total(grad + away, features) * share if mean else F32(0)
+        for j in range(features):
             result[j] = ((g[j] - plain) - ((row[j] - m) * r) * slope) * r
 
 
-@compiled
-def rescale(sums: Array, scale: Array, w_scale: Array, bias: Array, scaled_bias: bool) -> None:
-    """int32 sums become the bits of fp32 outputs where they lie: sum x (scale x weight scale) + bias.
+@of_integers
+def rescale(
+    sums: int, scale: int, w_scale: int, scales: int, bias: int, scaled_bias: int, outputs: int,
+    start: int, end: int,
+) -> None:  # fmt: skip
+    """int32 sums become fp32 outputs where they lie: sum x (scale x weight scale) + bias.
 
-    `w_scale` has a scale per output; `bias` is empty where there is none.
+    There are `scales` weight scales, one or as many as outputs; `bias` 0: there is none.
     """
-    for i in range(sums.shape[0]):
-        row, s = sums[i], scale[i]
-        if bias.size == 0:
-            for j in range(row.size):
-                row[j] = F32(F32(row[j]) * (s * w_scale[j])).view(np.int32)
-        elif scaled_bias:
-            for j in range(row.size):
-                row[j] = F32((F32(row[j]) + bias[j]) * (s * w_scale[j])).view(np.int32)
+    of_tokens, of_outputs = floats(scale, end), floats(w_scale, scales)
+    factors, offsets = np.empty(outputs, np.float32), floats(bias, outputs)
+    for j in range(outputs):
+        factors[j] = of_outputs[j if scales > 1 else 0]
+    for i in range(start, end):
+        row, s = integers(sums + 4 * outputs * i, outputs), of_tokens[i]
+        if bias == 0:
+            for j in range(outputs):
+                row[j] = F32(F32(row[j]) * (s * factors[j])).view(np.int32)
+        elif scaled_bias > 0:
+            for j in range(outputs):
+                row[j] = F32((F32(row[j]) + offsets[j]) * (s * factors[j])).view(np.int32)
         else:
-            for j in range(row.size):
-                row[j] = F32(F32(row[j]) * (s * w_scale[j]) + bias[j]).view(np.int32)
+            for j in range(outputs):
+                row[j] = F32(F32(row[j]) * (s * factors[j]) + offsets[j]).view(np.int32)
 
 
-@compiled
-def dequantize_rows(codes: Array, scale: Array, out: Array) -> None:
-    """codes x scales."""
-    for i in range(codes.shape[0]):
-        row, result, s = codes[i], out[i], scale[i]
-        for j in range(row.size):
+@of_integers
+def dequantize_rows(
+    codes: int, scale: int, scales: int, out: int, features: int, start: int, end: int
+) -> None:
+    """codes x scales, of which there is one for all rows or one for each."""
+    of_rows = floats(scale, scales)
+    for i in range(start, end):
+        row, result = bytes_at(codes + features * i, features), floats(out + 4 * features * i, features)
+        s = of_rows[i if scales > 1 else 0]
+        for j in range(features):
             result[j] = F32(row[j]) * s
 
 
-@compiled
-def round_rows(rows: Array, scale: Array, low: int, high: int, codes: Array) -> None:
-    """Codes of weights, row by row: rounded and clamped multiples of the row's scale."""
-    lowest, highest = F32(low), F32(high)
-    for i in range(rows.shape[0]):
-        row, result, factor = rows[i], codes[i], F32(1) / scale[i]
-        for j in range(row.size):
+@of_integers
+def round_rows(rows: int, scale: int, low: int, high: int, codes: int, features: int, count: int) -> None:
+    """int8 codes of `count` rows of weights: rounded and clamped multiples of the row's scale."""
+    lowest, highest, scales = F32(low), F32(high), floats(scale, count)
+    for i in range(count):
+        row, result = floats(rows + 4 * features * i, features), bytes_at(codes + features * i, features)
+        factor = F32(1) / scales[i]
+        for j in range(features):
             value = (min(max(row[j] * factor, lowest - F32(1)), highest + F32(1)) + ROUND) - ROUND
             result[j] = I8(I32(min(max(value, lowest), highest)))

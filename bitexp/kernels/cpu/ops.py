@@ -1,8 +1,8 @@
 """What stands between the layers of a network, compiled: norms, activations, attention, products with floats.
 
-All arrays are C-contiguous fp32, `[rows, features]` or one row of it. Sums of floats are added in the order
-of the machine's vectors, so the last bits are not torch's. The functions are parts of the program, which is
-kept on disk as a whole (`program.py`). Importing this module needs numba.
+All arrays are C-contiguous fp32, `[rows, features]` or one row of it. Except in norms, sums of floats are
+added in the order of the machine's vectors, so the last bits are not torch's. The functions are parts of the
+program, which is kept on disk as a whole (`program.py`). Importing this module needs numba.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+
+from bitexp.kernels.cpu.addresses import part
+from bitexp.kernels.cpu.norm_quant import statistics
 
 Array = Any
 
@@ -24,8 +27,6 @@ SILU, RELU2, RELU, GELU = range(4)
 ACTIVATIONS = {"silu": SILU, "relu2": RELU2, "relu": RELU, "gelu": GELU}
 """The numbers of activations by name."""
 
-part = njit(nogil=True, boundscheck=False, error_model="numpy")
-"""Compiled together with what calls it; floats are rounded after every operation."""
 fused = njit(nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract"})
 """The same where a product may be added without being rounded before."""
 summed = njit(nogil=True, boundscheck=False, error_model="numpy", fastmath={"contract", "reassoc"})
@@ -38,15 +39,6 @@ def total(x: Array) -> Any:
     out = F32(0)
     for j in range(x.size):
         out += x[j]
-    return out
-
-
-@summed
-def square_total(x: Array, mean: Any) -> Any:
-    """Sum of (x - mean)^2."""
-    out = F32(0)
-    for j in range(x.size):
-        out += (x[j] - mean) * (x[j] - mean)
     return out
 
 
@@ -131,10 +123,11 @@ def gated(kind: int, gate: Array, up: Array, out: Array) -> None:
 
 @part
 def norm(x: Array, subtract: bool, eps: Any, weight: Array, bias: Array, out: Array) -> None:
-    """Layer norm of a row (`subtract`) or RMS norm, then weight and bias where they are not empty."""
-    n = F32(x.size)
-    mean = total(x) / n if subtract else F32(0)
-    rstd = F32(1) / np.sqrt(F32(square_total(x, mean) / n + eps))
+    """Layer norm of a row (`subtract`) or RMS norm, then weight and bias where they are not empty.
+
+    Without these it has the bits of a quantized layer's own norm.
+    """
+    mean, rstd = statistics(x.ctypes.data, x.size, subtract, F32(eps))
     if weight.size == 0:
         for j in range(x.size):
             out[j] = (x[j] - mean) * rstd

@@ -19,9 +19,9 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from bitexp.kernels.cpu import ops
-from bitexp.kernels.cpu.dots import I8, Builder, Value
+from bitexp.kernels.cpu.addresses import floats, matrix, part, pointer
+from bitexp.kernels.cpu.dots import Builder, Value
 from bitexp.kernels.cpu.jit import compiled
-from bitexp.kernels.cpu.ops import part
 
 OPERATIONS = (
     "embed", "layer", "dense", "norm", "activate", "gated", "add",
@@ -48,41 +48,20 @@ STEP = np.dtype(
 
 
 @intrinsic
-def pointer(context, address):  # type: ignore[no-untyped-def]
-    """An address as a pointer."""
-
-    def emit(_: Any, b: Builder, __: Any, values: list[Value]) -> Value:
-        return b.inttoptr(values[0], I8.as_pointer())
-
-    return types.voidptr(types.int64), emit
-
-
-@intrinsic
 def call_layer(context, code, w, scale, inputs, outputs, qmax, bias, scaled, x, y, scratch, tokens, streams):  # type: ignore[no-untyped-def]
     """Calls the machine code of a layer (`bitexp.kernels.cpu.layer.address`) for all tokens and streams."""
-    kinds = (types.int64,) * 14
+    kinds = (types.int64,) * 15
 
     def emit(context: Any, b: Builder, __: Any, values: list[Value]) -> Value:
         convention, first = context.call_conv, ir.Constant(values[0].type, 0)
         kind = convention.get_function_type(types.none, kinds)
         function = b.inttoptr(values[0], kind.as_pointer())
-        arguments = [*values[1:11], first, values[11], first, values[12]]
+        none = first  # a norm is a step of its own, which layers share
+        arguments = [*values[1:8], none, *values[8:11], first, values[11], first, values[12]]
         convention.call_function(b, function, types.none, kinds, arguments)
         return context.get_dummy_value()
 
     return types.none(*(types.int64,) * 13), emit
-
-
-@part
-def floats(address, count):  # type: ignore[no-untyped-def]
-    """fp32 numbers at an address."""
-    return carray(pointer(address), count, np.float32)
-
-
-@part
-def matrix(address, rows, columns):  # type: ignore[no-untyped-def]
-    """fp32 numbers at an address."""
-    return carray(pointer(address), (rows, columns), np.float32)
 
 
 @part

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from bitexp.kernels.cpu.layout import NORMS
 from bitexp.kernels.cpu.memory import array
 from bitexp.kernels.cpu.threads import shares, together
 from bitexp.kernels.int8 import Int8Backend
@@ -33,41 +32,36 @@ LONG = 4096
 """Weights in a row from which on its median is found faster by the compiled way."""
 
 
-class Rows:
-    """A tensor `[tokens, features]`, and its parts as arrays of fp32, copied only where it is none."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        same = tensor.dtype == F32 and tensor.is_contiguous()
-        self._array: Any = array(tensor) if same else None
-
-    def array(self, part: slice) -> Any:
-        """Some of the rows."""
-        if self._array is not None:
-            return self._array[part]
-        return array(self.tensor[part].float().contiguous())
+def plain(x: Tensor) -> Tensor:
+    """Contiguous fp32, the tensor itself where it is that."""
+    return x if x.dtype is F32 and x.is_contiguous() else x.float().contiguous()
 
 
-def flat(x: Tensor | None) -> Any:
-    """Values per token as an array of one dimension."""
-    return None if x is None else x.reshape(-1).numpy()
+def some_rows(x: Tensor, part: slice, whole: bool) -> Tensor:
+    """Some of the tokens as `plain` memory; all of them in whatever shape x has."""
+    return plain(x if whole else rows(x)[part])
 
 
-def per_output(w_scale: Tensor, outputs: int) -> Any:
-    """The scale of each output as an array."""
-    return np.full(outputs, w_scale.numpy())
+def share(
+    function: Callable[..., None], given: tuple[int, ...], tokens: int, size: int, *alive: object
+) -> None:
+    """Calls a compiled function for ranges of tokens that make up all, each thread for some of them.
 
-
-def share(function: Callable[..., None], rows: tuple[Any, ...], *rest: Any) -> None:
-    """Calls a compiled function on arrays of as many rows, each thread on some of the rows."""
-    threads = torch.get_num_threads()
-    if threads == 1 or rows[0].size < WORTH:
-        function(*rows, *rest)
+    Args:
+        given: the arguments before the range; alive: whose memory they are addresses of.
+        size: how many numbers a call goes through.
+    """
+    if size < WORTH or (threads := torch.get_num_threads()) == 1:
+        function(*given, 0, tokens)
         return
-    together(
-        threads,
-        [partial(function, *(r[a:b] for r in rows), *rest) for a, b in shares(len(rows[0]), threads)],
-    )
+    together(threads, [partial(for_some, function, given, part, alive) for part in shares(tokens, threads)])
+
+
+def for_some(
+    function: Callable[..., None], given: tuple[int, ...], part: tuple[int, int], alive: object
+) -> None:
+    """One of the calls of `share`, which holds the memory as long as it runs."""
+    function(*given, *part)
 
 
 class CpuBackend(Int8Backend):
@@ -80,35 +74,38 @@ class CpuBackend(Int8Backend):
     def forward(
         self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, call: Call
     ) -> tuple[Tensor, *Saved]:
-        from bitexp.kernels.cpu.norm_quant import norm_quantize, quantize, rescale
+        from bitexp.kernels.cpu.norm_quant import norm_quantize, rescale
 
         spec = call.spec
         assert spec.absmax is not None
-        qmax, scaled = np.float32(spec.absmax), spec.bias == "scaled"
-        outputs, inputs = w_codes.shape
-        y = torch.empty(*x.shape[:-1], outputs, dtype=call.dtype)
+        (outputs, inputs), norm, same = w_codes.shape, NORMS[spec.norm], call.dtype is F32
+        lead, tokens = x.shape[:-1], x.numel() // inputs
+        y = torch.empty(*lead, outputs, dtype=call.dtype)
         codes = torch.empty(x.shape, dtype=torch.int8)
-        scale, mean, rstd = (torch.empty(*x.shape[:-1], 1, dtype=F32) for _ in range(3))
-        result = rows(y) if call.dtype == F32 else torch.empty(width(inputs, outputs), outputs, dtype=F32)
-        of_x, q, sums, out = Rows(rows(x.detach())), rows(codes), result.view(torch.int32), rows(y)
-        q_array, sums_array = q.numpy(), array(sums)
-        s, m, r = flat(scale), flat(mean), flat(rstd)
-        scales = per_output(w_scale, outputs)
-        offsets = array(torch.empty(0, dtype=F32) if bias is None else bias.detach().contiguous())
-        for part in token_parts(len(q), inputs, outputs):
-            if spec.norm == "none":
-                share(quantize, (of_x.array(part), q_array[part], s[part]), qmax)
-            else:
-                arrays = of_x.array(part), q_array[part], s[part], m[part], r[part]
-                share(norm_quantize, arrays, qmax, spec.norm == "layer")
-            place = part if out.dtype == result.dtype else slice(0, part.stop - part.start)
-            int_mm(q[part], w_codes.t(), out=sums[place])
-            share(rescale, (sums_array[place], s[part]), scales, offsets, scaled)
-            if out.dtype != result.dtype:
-                out[part] = result[place]
-        if spec.norm == "none":
-            return y, codes, scale, None, None
-        return y, codes, scale, mean if spec.norm == "layer" else None, rstd  # zeros are no mean, see Saved
+        kept = torch.empty(norm + 1, *lead, 1, dtype=F32).unbind()
+        scale, rstd, mean = (*kept, None, None)[:3]
+        q, out = rows(codes), rows(y)
+        result = out if same else torch.empty(min(tokens, width(inputs, outputs)), outputs, dtype=F32)
+        sums, factors = result.view(torch.int32), w_scale.contiguous()
+        weights = w_codes.t()
+        offsets = None if bias is None else bias.contiguous()
+        of_layer = (
+            factors.data_ptr(), factors.numel(), address(offsets), int(spec.bias == "scaled"), outputs,
+        )  # fmt: skip
+        for part in token_parts(tokens, inputs, outputs):
+            start, count = part.start, part.stop - part.start
+            whole = count == tokens
+            source, some = some_rows(x, part, whole), q if whole else q[part]
+            place = sums if whole else sums[part] if same else sums[:count]
+            of_tokens = tuple(0 if t is None else t.data_ptr() + 4 * start for t in (scale, mean, rstd))
+            given = source.data_ptr(), some.data_ptr(), *of_tokens, inputs, spec.absmax, norm
+            share(norm_quantize(), given, count, source.numel(), source, codes, kept)
+            int_mm(some, weights, out=place)
+            given = place.data_ptr(), of_tokens[0], *of_layer
+            share(rescale(), given, count, place.numel(), result, kept, factors, offsets)
+            if not same:
+                out[part] = result[:count]
+        return y, codes, scale, mean, rstd
 
     def backward(
         self,
@@ -122,47 +119,53 @@ class CpuBackend(Int8Backend):
     ) -> Grads:
         from bitexp.kernels.cpu.norm_quant import dequantize_rows, norm_backward
 
-        codes, (scale, mean, rstd) = rows(saved[0]).numpy(), (flat(t) for t in saved[1:])
-        saved_scale = rows(saved[1])  # type: ignore[arg-type]
-        if mean is None and rstd is not None:
-            mean = np.zeros_like(rstd)
+        codes, scale, mean, rstd = saved
+        assert scale is not None
         need_x, need_w, need_b = needed
-        outputs, inputs = w_codes.shape
-        dtype, latent = call.grad_dtype, torch.empty(outputs, inputs, dtype=F32)
-        dequantize_rows(w_codes.numpy(), per_output(w_scale, outputs), latent.numpy())
-        weights = latent.to(dtype)
-        of_grad, of_x = Rows(rows(grad)), None if x is None else Rows(rows(x.detach()))
-        grad_x = torch.empty(saved[0].shape, dtype=F32) if need_x else None
-        of_grad_x = None if grad_x is None else Rows(rows(grad_x))
-        grad_w = torch.empty(outputs, inputs, dtype=F32) if need_w else None
-        grad_b = None
-        tokens = min(len(codes), width(inputs, outputs))
-        scratch = Rows(torch.empty(tokens, inputs, dtype=F32))
-        for part in token_parts(len(codes), inputs, outputs):
-            g = of_grad.tensor[part]
-            if dtype != g.dtype or not g.is_contiguous():
+        (outputs, inputs), dtype, scaled = w_codes.shape, call.grad_dtype, call.spec.bias == "scaled"
+        of_grad, tokens = rows(grad), codes.numel() // inputs
+        weights = grad_x = grad_w = grad_b = of_grad_x = None
+        if need_x:
+            grad_x = torch.empty(codes.shape, dtype=F32)
+            of_grad_x = rows(grad_x)
+            latent = torch.empty(outputs, inputs, dtype=F32)
+            w_codes, factors = w_codes.contiguous(), w_scale.contiguous()
+            of_latent = factors.data_ptr(), factors.numel(), latent.data_ptr(), inputs, 0, outputs
+            dequantize_rows()(w_codes.data_ptr(), *of_latent)
+            weights = latent if dtype is F32 else latent.to(dtype)
+        if need_w:
+            grad_w = torch.empty(outputs, inputs, dtype=F32)
+        scratch = torch.empty(min(tokens, width(inputs, outputs)), inputs, dtype=F32)
+        for part in token_parts(tokens, inputs, outputs):
+            start, count = part.start, part.stop - part.start
+            whole = count == tokens
+            g = some = of_grad if whole else of_grad[part]
+            if dtype is not g.dtype or not g.is_contiguous():
                 g = g.to(dtype).contiguous()
-            here = slice(0, len(g))
+            room = scratch if whole else scratch[:count]
             if need_b:
-                of_bias = of_grad.tensor[part].float()
-                if call.spec.bias == "scaled":
-                    of_bias = of_bias * (saved_scale[part] * w_scale)
-                sums = of_bias.sum(0)
-                grad_b = sums if grad_b is None else grad_b.add_(sums)
+                of_bias = some if some.dtype is F32 else some.float()
+                if scaled:
+                    of_bias = of_bias * (rows(scale)[part] * w_scale)
+                of_bias = of_bias.sum(0)
+                grad_b = of_bias if grad_b is None else grad_b.add_(of_bias)
             if grad_w is not None:
-                share(dequantize_rows, (codes[part], scale[part], scratch.array(here)))
-                add_product(grad_w, g, scratch.tensor[here].to(dtype), first=part.start == 0)
-            if of_grad_x is not None:
-                if of_x is None:
-                    of_grad_x.tensor[part] = g @ weights
+                place = codes.data_ptr() + inputs * start, scale.data_ptr() + 4 * start
+                of_part = *place, count, room.data_ptr(), inputs
+                share(dequantize_rows(), of_part, count, room.numel(), saved, scratch)
+                add_product(grad_w, g, room if dtype is F32 else room.to(dtype), first=start == 0)
+            if of_grad_x is not None and weights is not None:
+                target = of_grad_x if whole else of_grad_x[part]
+                into = target if x is None else room
+                if dtype is F32:
+                    torch.mm(g, weights, out=into)
                 else:
-                    of_normed = scratch.array(here)
-                    if dtype == F32:
-                        torch.mm(g, weights, out=scratch.tensor[here])
-                    else:
-                        scratch.tensor[here] = g @ weights
-                    arrays = of_normed, of_x.array(part), mean[part], rstd[part], of_grad_x.array(part)
-                    share(norm_backward, arrays, call.spec.norm == "layer")
+                    into.copy_(g @ weights)
+                if x is not None:
+                    source = some_rows(x, part, whole)
+                    of_tokens = (0 if t is None else t.data_ptr() + 4 * start for t in (mean, rstd))
+                    given = room.data_ptr(), source.data_ptr(), *of_tokens, target.data_ptr(), inputs
+                    share(norm_backward(), given, count, room.numel(), scratch, source, saved, grad_x)
         return grad_x, grad_w, grad_b
 
     def normalize(self, x: Tensor, norm: Norm, dim: int) -> Normed:
@@ -170,11 +173,12 @@ class CpuBackend(Int8Backend):
             return super().normalize(x, norm, dim)
         from bitexp.kernels.cpu.norm_quant import normalize
 
-        y, shape = torch.empty_like(x), (-1, x.shape[-1])
-        kept = torch.empty(2, *x.shape[:-1], 1, dtype=F32)
-        mean, rstd = kept.numpy().reshape(2, -1)
-        share(normalize, (array(x).reshape(shape), y.numpy().reshape(shape), mean, rstd), norm == "layer")
-        return y, kept[0] if norm == "layer" else None, kept[1]
+        y, features, centered = torch.empty_like(x), x.shape[-1], norm == "layer"
+        kept = torch.empty(1 + centered, *x.shape[:-1], 1, dtype=F32).unbind()
+        rstd, mean = (*kept, None)[:2]
+        given = x.data_ptr(), y.data_ptr(), address(mean), address(rstd), features, int(centered)
+        share(normalize(), given, x.numel() // features, x.numel(), x, y, kept)
+        return y, mean, rstd
 
     def abs_median(self, rows: Tensor) -> Tensor:
         if not compilable(rows) or rows.shape[-1] < LONG:
@@ -190,9 +194,16 @@ class CpuBackend(Int8Backend):
             return super().rounded(rows, scale, levels)
         from bitexp.kernels.cpu.norm_quant import round_rows
 
-        codes = torch.empty(rows.shape, dtype=torch.int8)
-        round_rows(array(rows.contiguous()), flat(scale), levels.low, levels.high, codes.numpy())
+        rows, scale = rows.contiguous(), scale.contiguous()
+        codes, (count, features) = torch.empty(rows.shape, dtype=torch.int8), rows.shape
+        bounds = levels.low, levels.high
+        round_rows()(rows.data_ptr(), scale.data_ptr(), *bounds, codes.data_ptr(), features, count)
         return codes
+
+
+def address(x: Tensor | None) -> int:
+    """Of a tensor's memory; 0 for none."""
+    return 0 if x is None else x.data_ptr()
 
 
 def compilable(x: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitexp.kernels.cpu import Cpu, threads
+from bitexp.quant.norms import normalize
 from bitexp.quant.product import Quantized
+from bitexp.quant.spec import LayerSpec
 from tests.support.cpu_kernel import RANGES, REFERENCE, assert_same, case, every_isa
 from tests.support.specs import spec_for
 
@@ -78,7 +82,7 @@ def test_every_output_is_written_and_nothing_else(isa: str, kind: str, outputs: 
     memory = torch.full((9, outputs), torch.nan)
     y = memory[1:8]
     scratch = threads.scratch(prepared.scratch)
-    prepared.run(127, 0, 0, x.data_ptr(), y.data_ptr(), scratch, 0, 7, 0, prepared.streams)
+    prepared.run(127, 0, 0, 0, x.data_ptr(), y.data_ptr(), scratch, 0, 7, 0, prepared.streams)
     assert torch.equal(y, REFERENCE.forward(x, Quantized(codes, steps)))
     assert memory[0].isnan().all()
     assert memory[8].isnan().all()
@@ -121,3 +125,15 @@ def test_outputs_are_fp32_whatever_the_default_is(default: torch.dtype) -> None:
     finally:
         torch.set_default_dtype(before)
     assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("tokens", [1, 90])
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+def test_a_norm_is_taken_in_the_same_call(norm: Any, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, codes, steps, bias = case("ternary", tokens, 50, 70, True, True)
+    spec, kernel = LayerSpec((70, 50)), Cpu()
+    expected = REFERENCE.forward(normalize(x, norm, -1)[0], Quantized(codes, steps), bias, spec)
+    prepared = kernel.prepare(codes, steps)
+    assert kernel.takes_norm(prepared, spec)
+    monkeypatch.setattr(type(kernel.backend), "normalize", None)  # no other call
+    assert torch.equal(kernel.forward(x, prepared, bias, spec, norm), expected)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitexp.kernels.cpu.jit import missing
 from bitexp.models.decoder import rotate, rotation
+from bitexp.quant.norms import normalize
 
 if missing():
     pytest.skip(str(missing()), allow_module_level=True)
@@ -128,3 +129,12 @@ def test_the_likeliest_is_the_largest_the_first_of_equal_ones(values: list[float
     assert ops.likeliest(x.numpy()) == int(x.argmax())
     drawn_ones = drawn(1001)
     assert ops.likeliest(drawn_ones.numpy()) == int(drawn_ones.argmax())
+
+
+@pytest.mark.parametrize("norm", ["rms", "layer"])
+@pytest.mark.parametrize("features", [1, 7, 64, 300])
+def test_norms_have_the_bits_of_a_layer_that_takes_them_itself(features: int, norm: Any) -> None:
+    x = drawn(features) * 3 + 1
+    out = torch.empty_like(x)
+    ops.norm(x.numpy(), norm == "layer", np.float32(1e-5), EMPTY, EMPTY, out.numpy())
+    assert torch.equal(out, normalize(x, norm, -1)[0])
