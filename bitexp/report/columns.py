@@ -112,7 +112,16 @@ def axis_columns(
 
 
 def title(key: str, keys: Sequence[str]) -> str:
-    """A key's last word for people, the whole key where two end alike."""
-    last = key.rpartition(".")[2]
-    alone = sum(other.rpartition(".")[2] == last for other in keys) == 1
-    return "data" if key == DATA else last.replace("_", " ") if alone else key
+    """A key's last word for people, the whole key where two end alike or it would be another column's."""
+    last = last_word(key)
+    alone = sum(last_word(other) == last for other in keys) == 1 and last not in TAKEN
+    return last.replace("_", " ") if alone else key
+
+
+TAKEN = ("precision", "seeds", "runs")
+"""Headings of other columns."""
+
+
+def last_word(key: str) -> str:
+    """What a key is called where no other ends alike: `model.name` is what is typed as model=."""
+    return "data" if key == DATA else key.removesuffix(".name").rpartition(".")[2]

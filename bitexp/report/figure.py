@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,25 @@ def style() -> Iterator[None]:
         yield
 
 
+NARROW = 4.2
+"""Inches that a phone shows with letters that can be read."""
+_narrow = ContextVar("narrow", default=False)
+
+
+@contextlib.contextmanager
+def narrow() -> Iterator[None]:
+    """In it figures are as wide as a phone, and their panels stand one above the other."""
+    token = _narrow.set(True)
+    try:
+        yield
+    finally:
+        _narrow.reset(token)
+
+
 def new(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, Any]:
     """A figure in inches and its axes, without pyplot's global state."""
+    if _narrow.get():
+        width, height, rows, columns = min(width, NARROW), height * columns, rows * columns, 1
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 

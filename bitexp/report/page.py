@@ -44,6 +44,8 @@ code,pre{font:.8rem/1.45 ui-monospace,"DejaVu Sans Mono",Menlo,monospace}
 pre{overflow:auto;padding:.6rem;border:1px solid var(--cd6dae0);max-height:22rem}
 figure{margin:.8rem 0 1.4rem;overflow-x:auto}
 figure svg{display:block;max-width:max(100%,46rem);height:auto}
+.narrow{display:none}
+@media screen and (max-width:46rem){.wide{display:none}.narrow{display:block}.narrow svg{max-width:100%}}
 nav a{margin-right:1rem}
 summary{cursor:pointer}
 details{margin:.5rem 0}

@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 
 from bitexp.common.format import energy_text, size
 from bitexp.report import figure
-from bitexp.report.axes import DATA
-from bitexp.report.columns import cell_text, one_line
+from bitexp.report.columns import cell_text, one_line, title
 from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE
 from bitexp.report.runs import Run
@@ -41,7 +40,7 @@ def label(comparison: Comparison, cell: Cell) -> str:
     """A cell's precision, with what else tells rows apart."""
     keys = (*comparison.axes.setting, *comparison.axes.variant)
     words = [
-        f"{'data' if key == DATA else key.rpartition('.')[2]}={short(cell_text(value))}"
+        f"{title(key, keys)}={short(cell_text(value))}"
         for key, value in zip(keys, (*cell.setting, *cell.variant), strict=True)
     ]
     return one_line(", ".join([cell.precision, *words]))
@@ -86,26 +85,28 @@ def quality(comparison: Comparison) -> Figure | None:
         BYTES: [row.cell.metric("size/total_bytes") for row in comparison.rows],
         f"estimated energy of an inference ({NODE})": [row.cell.energy() for row in comparison.rows],
     }
-    costs = {title: values for title, values in costs.items() if any(values)}
+    costs = {name: values for name, values in costs.items() if any(values)}
     if not costs:
         return None
     drawing, axes = figure.new(4.1 * len(costs) + 0.2, 3.5, 1, len(costs), sharey=True)
-    for panel, (title, values) in zip(axes.flat, costs.items(), strict=True):
+    for panel, (cost, values) in zip(axes.flat, costs.items(), strict=True):
         for chosen in comparison.fronts(values):
             corners = [(values[i], comparison.rows[i].cell.score.mean) for i in chosen]
             for (x0, y0), (x1, y1) in pairwise(corners):
                 panel.plot([x0, x1, x1], [y0, y0, y1], color=figure.MUTED, linewidth=1, zorder=1)
             panel.plot(*zip(*corners, strict=True), "o", markersize=13, markerfacecolor="none",
                        color=figure.MUTED, markeredgewidth=1)  # fmt: skip
-        shown = [(row, cost) for row, cost in zip(comparison.rows, values, strict=True) if cost is not None]
+        shown = [
+            (row, spent) for row, spent in zip(comparison.rows, values, strict=True) if spent is not None
+        ]
         if len(shown) > SHOWN:
             draw_many(panel, comparison, shown)
         else:
             draw_few(panel, comparison, shown)
         panel.set_xscale("log")
-        panel.set_xlabel(title)
+        panel.set_xlabel(cost)
         panel.margins(0.12)
-        figure.logarithmic(panel.xaxis, round_size if title == BYTES else energy_text)
+        figure.logarithmic(panel.xaxis, round_size if cost == BYTES else energy_text)
         if comparison.sign < 0:
             panel.invert_yaxis()
     axes[0, 0].set_ylabel(f"{comparison.metric}{' (better above)' if comparison.sign < 0 else ''}")

@@ -62,12 +62,12 @@ def unfinished_jobs(jobs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What did not end well: a line for each reason, with the words that tell its jobs from the others."""
     words = [words_of(job) for job in jobs]
     common = set.intersection(*map(set, words)) if len(jobs) > 1 else set()
-    alike: dict[tuple[Any, Any], list[tuple[str, str]]] = {}
+    alike: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for job, own in zip(jobs, words, strict=True):
         if job["status"] != "finished":
             what = ", ".join(word for word in own if word not in common) or ", ".join(own)
             where = f" ({job['run']})" if job.get("run") else ""
-            alike.setdefault((job["status"], job.get("reason")), []).append((what, where))
+            alike.setdefault((str(job["status"]), str(job.get("reason"))), []).append((what, where))
     for (status, reason), named in alike.items():
         more = f" and {len(named) - ALIKE} more" if len(named) > ALIKE else ""
         yield f"{status}: {'; '.join(what for what, _ in named[:ALIKE])}{more}: {reason}{named[0][1]}"

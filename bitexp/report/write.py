@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 from bitexp.common.files import remove_scraps, write_atomic
 from bitexp.report import figure, plots, sweep_plots, tables
@@ -60,10 +63,10 @@ def write_report(
             for comparison, name in zip(comparisons, names, strict=True)
         ]
         drawn = [
-            (study, draw(sweep_plots.importance_bars(study.importance), out, f"study-{number}"))
+            (study, draw(partial(sweep_plots.importance_bars, study.importance), out, f"study-{number}"))
             for number, study in enumerate(studies)
         ]
-        trials = draw(sweep_plots.timeline(runs), out, "timeline")
+        trials = draw(partial(sweep_plots.timeline, runs), out, "timeline")
     text = page(sections, drawn, trials, unfinished, problems, out, refresh)
     write_atomic(out / "report.md", document(sections, unfinished, problems).encode())
     write_atomic(out / "index.html", text.encode())
@@ -93,16 +96,16 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
         write_atomic(out / "tables" / f"{stem}.tex", latex(table.up_to(SHORT)).encode())
     some = f" The first {plots.SHOWN} of {len(comparison.rows)} rows." * (len(comparison.rows) > plots.SHOWN)
     lost = [run for run in unfinished if run.name == comparison.name and run.status == "failed"]
-    drawings = {
-        "quality": (plots.quality(comparison), QUALITY),
+    drawings: dict[str, tuple[Callable[[], Figure | None], str]] = {
+        "quality": (partial(plots.quality, comparison), QUALITY),
         "settings": (
-            sweep_plots.heat(comparison, lost) or sweep_plots.sweep_lines(comparison),
+            lambda: sweep_plots.heat(comparison, lost) or sweep_plots.sweep_lines(comparison),
             robustness(comparison),
         ),
-        "importance": (sweep_plots.importance_bars(grid_importance(comparison)), IMPORTANCE),
-        "curves": (plots.curves(comparison), CURVES + some),
-        "quantization": (plots.diagnostics(comparison), QUANTIZATION + some),
-        "layers": (plots.layers(comparison), "The same by layer, at the end of training." + some),
+        "importance": (partial(sweep_plots.importance_bars, grid_importance(comparison)), IMPORTANCE),
+        "curves": (partial(plots.curves, comparison), CURVES + some),
+        "quantization": (partial(plots.diagnostics, comparison), QUANTIZATION + some),
+        "layers": (partial(plots.layers, comparison), "The same by layer, at the end of training." + some),
     }
     svgs = [(draw(drawing, out, f"{name}-{kind}"), caption) for kind, (drawing, caption) in drawings.items()]
     return Section(comparison, kept, [(svg, caption) for svg, caption in svgs if svg is not None])
@@ -121,9 +124,19 @@ def robustness(comparison: Comparison) -> str:
     )
 
 
-def draw(drawing: object, out: Path, name: str) -> str | None:
-    """Keeps a plot, and returns its SVG; None where there is nothing to show."""
-    return None if drawing is None else figure.save(drawing, out / "plots", name)  # type: ignore[arg-type]
+def draw(make: Callable[[], Figure | None], out: Path, name: str) -> str | None:
+    """Keeps a plot, and returns it for wide and for narrow pages; None where there is nothing to show."""
+    drawing = make()
+    if drawing is None:
+        return None
+    wide = figure.save(drawing, out / "plots", name)
+    if drawing.get_figwidth() <= figure.NARROW:
+        return wide
+    with figure.narrow():
+        stacked = make()
+    assert stacked is not None
+    narrow = figure.larger(figure.svg(stacked, f"{name}-narrow"))
+    return f"<div class=wide>{wide}</div><div class=narrow>{narrow}</div>"
 
 
 def document(sections: Sequence[Section], unfinished: Sequence[Run], problems: Sequence[Problem]) -> str:

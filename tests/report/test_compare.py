@@ -234,7 +234,7 @@ def test_rows_of_other_budgets_and_networks_are_never_compared(write_run: Write,
     comparison = compared()
     assert len(comparison.groups) == 3
     assert verdict(comparison) == (
-        "Rows that differ in name, epochs are not compared with each other. Best test/accuracy in 2 groups "
+        "Rows that differ in model, epochs are not compared with each other. Best test/accuracy in 2 groups "
         "of several precisions: binary in 2."
     )
     fronts = comparison.fronts([row.cell.metric("size/total_bytes") for row in comparison.rows])

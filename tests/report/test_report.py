@@ -235,6 +235,20 @@ def test_the_report_of_one_run_lies_beside_it(write_run: Write, report: Any) -> 
     assert (path.parent / "report" / "index.html").exists()
 
 
+def test_panels_stand_above_each_other_on_a_phone() -> None:
+    from bitexp.report import figure
+
+    def shape(rows: int, columns: int) -> tuple[int, int, float]:
+        drawing, axes = figure.new(9.0, 3.0, rows, columns)
+        return (*axes.shape, drawing.get_figheight() / axes.shape[0])
+
+    assert shape(1, 3) == (1, 3, 3.0)
+    with figure.narrow():
+        assert shape(1, 3) == (3, 1, 3.0)
+        assert figure.new(9.0, 3.0)[0].get_figwidth() == figure.NARROW
+    assert shape(2, 2) == (2, 2, 1.5)
+
+
 def test_watching_writes_again_when_a_run_ends(
     write_run: Write, outputs: Path, report: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,7 +266,7 @@ def test_watching_writes_again_when_a_run_ends(
     monkeypatch.setattr("time.sleep", sleep)
     ended = report(outputs, "--watch", "--every", "7")
     assert ended.code == 0
-    assert [int(n) for n in re.findall(r"(\d+) runs, ", ended.out)] == [1, 2]
+    assert [int(n) for n in re.findall(r"(\d+) runs?, ", ended.out)] == [1, 2]
     assert 'http-equiv="refresh" content="14"' in (outputs / "report" / "index.html").read_text()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -160,3 +161,35 @@ def test_the_parameters_of_a_trial_in_words() -> None:
 
     params: dict[str, Any] = {"optimizer.lr": 0.0123456, "quantizer": "full", "model.dim": 64, "x": 1.0}
     assert described(params) == "optimizer.lr=0.0123 quantizer=full model.dim=64 x=1"
+
+
+def test_the_time_left_goes_on_while_jobs_run(clock: list[float]) -> None:
+    """From how far they are, before any has ended; it goes down with the clock."""
+    shares = {0: 0.0, 1: 0.0}
+    view = LiveView(Report(quiet=True), 4, 2, look=lambda number: ("", shares[number]))
+    for number in shares:
+        view.began(number, "")
+    assert view.left() is None
+    clock[0] += 30
+    shares |= {0: 0.5, 1: 0.5}
+    assert view.left() == pytest.approx((30 + 30 + 2 * 60) / 2)
+    view.ended(0, "finished")  # after half a minute
+    clock[0] += 10
+    assert view.left() == pytest.approx((40 + 2 * 30) / 2)
+
+
+def test_a_reason_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    view = LiveView(Report(), 3, 1)
+    for number, reason in enumerate(("no such model", "no such model", "another")):
+        view.ended(number, "failed", reason)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" · ")[1] for line in lines] == ["no such model", "as 0", "another"]
+
+
+def test_the_table_says_what_running_jobs_have_measured(tmp_path: Path) -> None:
+    look = module.LastLines(tmp_path)
+    assert look(0) == ("", 0.0)
+    lines = "noise\nepoch 1/9  step 10/1,000  loss 3.0  lr 1e-3\n"
+    lines += "epoch 3/9  step 250/1,000  loss 0.512  val/accuracy 0.9  lr 1e-3  5 ms/step\n"
+    (tmp_path / "0.log").write_text(lines)
+    assert look(0) == ("epoch 3/9  loss 0.512  val/accuracy 0.9", 0.25)
