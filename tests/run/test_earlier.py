@@ -178,9 +178,11 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes everything that writes below a folder fail as on a read-only file system."""
 
     def lock(folder: Path) -> None:
+        opens = os.open
+
         def guarded(function: Any) -> Any:
             def call(path: Any, *args: Any, **options: Any) -> Any:
-                writes = function is not os.open or (args[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+                writes = function is not opens or (args[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
                 if writes and str(path).startswith(str(folder)):
                     raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
                 return function(path, *args, **options)
