@@ -249,6 +249,8 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Any:
     opens = os.open
 
     def lock(folder: Path) -> None:
+        opens = os.open
+
         def guarded(function: Any) -> Any:
             def call(path: Any, *args: Any, **options: Any) -> Any:
                 writes = function is not opens or (args[0] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
