@@ -9,6 +9,7 @@ from importlib import import_module
 from bitexp import __version__
 from bitexp.cli.commands import COMMANDS, is_word
 from bitexp.common.console import error, write
+from bitexp.common.imports import uncollected
 from bitexp.common.spelling import nearest
 
 
@@ -40,4 +41,6 @@ def command(word: str, words: Sequence[str]) -> int:
             "Settings of a run are written key=value"
         )
         return 2
-    return int(import_module(COMMANDS[word].module).main(words))
+    with uncollected():
+        module = import_module(COMMANDS[word].module)
+    return int(module.main(words))

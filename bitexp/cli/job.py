@@ -20,6 +20,7 @@ from bitexp.common.console import Report, error, trace
 from bitexp.common.errors import UserError, describe_crash
 from bitexp.common.exit import Progress
 from bitexp.common.files import write_json
+from bitexp.common.imports import uncollected
 from bitexp.common.ranks import FOLLOW, global_rank
 from bitexp.config.composition_errors import explain
 from bitexp.config.schema import Settings, read_settings
@@ -135,7 +136,7 @@ def run(settings: Settings, overrides: list[str], number: int | None) -> Outcome
     multirun = number is not None
     place = None if LiveView.here is None else LiveView.here.place
     report = Report(quiet=global_rank() > 0, brief=multirun, place=place)
-    with report.console.status("loading torch and Lightning"):
+    with report.console.status("loading torch and Lightning"), uncollected():
         from bitexp.run.road import run as take_the_road
     reporter = None if number is None else reporter_of(number, report.line)
     try:

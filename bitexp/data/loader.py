@@ -151,6 +151,9 @@ class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
             yield (inputs.pin_memory(), targets.pin_memory()) if self._pins else (inputs, targets)
 
     def _fetched(self) -> Iterator[tuple[Tensor | np.ndarray, Tensor | np.ndarray]]:
+        if self.num_workers == 0:  # what a DataLoader does about it takes longer than a small batch
+            yield from (self.dataset[request] for request in self.batches)
+            return
         try:
             yield from super().__iter__()
         except UserError as problem:  # a worker puts its traceback before the message

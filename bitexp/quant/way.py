@@ -15,10 +15,10 @@ from bitexp.quant.spec import ConvArgs, LayerSpec
 class Way(NamedTuple):
     """How a layer goes at one of its stages: asking its parts at every step would take as long as a norm.
 
-    `inner` is the spec for input that is normed already. `carries` says whether the gradient of the latent
-    weights takes a carrier, `rotates` whether they are mapped before they are quantized, `prepares` whether the
-    layer takes the norm itself, `ends` whether anything but the bias comes after the product; `coder` makes
-    the activation codes that no backend makes.
+    `inner` is the spec for input that is normed already. `carries`: the gradient of the latent weights takes
+    a carrier. `rotates`: they are mapped before they are quantized. `prepares`: the layer takes the norm
+    itself. `ends`: anything but the bias comes after the product. `coder` makes the activation codes that no
+    backend makes.
     """
 
     spec: LayerSpec

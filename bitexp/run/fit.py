@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ class Fit:
         every = settings.trainer.log_every
         self.parts, self.report = parts, report
         self.metrics = MetricsCsv(attempt.folder.metrics, attempt.folder.check_lock)
-        self.throughput = Throughput(every)
+        self.throughput = Throughput(every, settings.trainer.max_steps)
         directions = parts.task.measures
         self.checkpoints = Checkpoints(
             attempt.folder.checkpoints, options.checkpoint, directions, self.metrics, signals
@@ -157,6 +158,16 @@ def build_trainer(
     )
 
 
+class Unprofiled(pl.profilers.PassThroughProfiler):
+    """Lightning profiles every hook of every callback, a hundred times a step, even when nobody looks."""
+
+    def profile(self, action_name: str) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return NOTHING
+
+
+NOTHING = contextlib.nullcontext()
+
+
 def secluded_trainer(folder: RunFolder, *plugins: Any, **options: Any) -> pl.Trainer:
     """A Trainer that nothing around it changes: no file of the current folder, no variable of Lightning's.
 
@@ -165,7 +176,8 @@ def secluded_trainer(folder: RunFolder, *plugins: Any, **options: Any) -> pl.Tra
     ambient = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("PL_TRAINER_")}
     try:
         root = folder.checkpoints / ".none"
-        return pl.Trainer(default_root_dir=root, plugins=list(plugins), **options, **PLAIN)
+        own: Any = {"plugins": list(plugins), "profiler": Unprofiled()}
+        return pl.Trainer(default_root_dir=root, **own, **options, **PLAIN)
     finally:
         os.environ.update(ambient)
 

@@ -52,6 +52,11 @@ class ImageClassification(Task):
     def augmented(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return batch if self.mix is None else self.mix(*batch)
 
+    def measured(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The accuracy; of images mixed with others by the label of the larger share."""
+        labels = batch[1].argmax(1) if batch[1].is_floating_point() else batch[1]
+        return {"accuracy": (outputs.argmax(1) == labels).float().mean()}
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "val", self.val_accuracy)
 

@@ -52,6 +52,10 @@ class Task(pl.LightningModule):
         self.objectives = build_objectives(objectives)
         self.terms: dict[str, Tensor] = {}
         """What the last training loss was made of, without weights, where there is more than one term."""
+        self.measures_batch = False
+        """Whether the training batch at hand is logged: set for each of them by who logs."""
+        self.batch_measures: dict[str, Tensor] = {}
+        """What was measured of the last such batch, by its name in `train/NAME`."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model(inputs)
@@ -66,7 +70,19 @@ class Task(pl.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         batch = self.augmented(batch)
-        return self.loss(self.outputs(batch), batch)
+        outputs = self.outputs(batch)
+        if self.measures_batch:
+            self.batch_measures = self.measured(outputs.detach(), batch)
+        return self.loss(outputs, batch)
+
+    def measured(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """What else than the loss to log of a training batch, by its name in `train/NAME`; scalars.
+
+        Args:
+            outputs: of the model, in fp32.
+            batch: what it was trained on, augmented.
+        """
+        return {}
 
     def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The sum of the objectives, a scalar."""
@@ -87,6 +103,17 @@ class Task(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.optimizer_settings)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """Drops the gradients after the step: Lightning's own place is after the next forward, which then
+        finds their memory taken and in nobody's cache."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing is left to do; see `optimizer_step`."""
 
     def configure_gradient_clipping(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -9,8 +10,6 @@ import time
 from collections.abc import Mapping
 from types import FrameType
 from typing import Any
-
-import torch
 
 from bitexp.common.errors import Diverged, Stopped
 from bitexp.common.lightning import pl
@@ -32,7 +31,7 @@ class FiniteLoss(pl.Callback):
     ) -> None:
         loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
         look = loss.device.type == "cpu" or batch_idx % self.every == 0
-        bad = look and not bool(torch.isfinite(loss))
+        bad = look and not math.isfinite(loss.item())
         if look and trainer.world_size > 1:  # all ranks stop, or none
             bad = trainer.strategy.reduce_boolean_decision(bad, all=False)
         if bad:

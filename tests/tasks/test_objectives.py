@@ -89,7 +89,8 @@ def test_a_run_with_another_term_logs_each_and_is_another_run(train: Any) -> Non
         assert outcome.status == "finished"
         with (outcome.folder / "metrics.csv").open() as file:
             measured.append([row for row in csv.DictReader(file) if row["metric"].startswith("train/")])
-    assert {row["metric"] for row in measured[0]} == {"train/loss"}
+    batch = {"train/accuracy", "train/grad_norm", "train/lr"}
+    assert {row["metric"] for row in measured[0]} == {"train/loss", *batch}
     at = {(row["metric"], row["step"]): float(row["value"]) for row in measured[1]}
     for step in ("2", "8"):
         total = at["train/cross_entropy", step] + 0.01 * at["train/z_loss", step]

@@ -9,12 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from bitexp.common.console import UNLIMITED, Report
 from bitexp.common.format import amount, duration, size
 from bitexp.tasks import Task
-from bitexp.train.progress import Throughput
+from bitexp.tasks.classification import ImageClassification
+from bitexp.track.metrics import rows
+from bitexp.train.progress import Throughput, peak_memory
 
 
 @pytest.fixture
@@ -117,3 +121,54 @@ def test_numbers_for_people() -> None:
     assert [amount(n) for n in (10, 136_010, 5_360_000)] == ["10", "136,010", "5.36 M"]
     assert [size(n) for n in (12, 26_700, 21_400_000, 3.2e9)] == ["12 B", "26.7 kB", "21.4 MB", "3.20 GB"]
     assert [duration(s) for s in (0.4, 52, 185, 3753)] == ["0 s", "52 s", "3:05", "1:02:33"]
+
+
+def test_a_logged_batch_tells_rate_gradient_and_accuracy(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def note(parameters: Any, limit: float) -> Tensor:
+        norm = clip(parameters, limit)  # that before clipping
+        norms.append(float(norm))
+        return norm
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", note)
+    outcome = train("trainer.log_every=3", "trainer.gradient_clip=0.01", "trainer.max_steps=7")
+    logged = {step: values for step, values in rows(outcome.folder / "metrics.csv") if "train/loss" in values}
+    assert list(logged) == [3, 4, 6, 7]
+    for step, values in logged.items():
+        assert values["train/grad_norm"] == pytest.approx(norms[step - 1], rel=1e-5)
+        assert 0 <= values["train/accuracy"] <= 1
+        assert 0 < values["train/lr"] <= 0.01
+        assert "memory/peak_bytes" not in values
+
+
+def test_nothing_of_that_is_computed_for_other_batches(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    norms: list[int] = []
+    monkeypatch.setattr(
+        ImageClassification, "measured", lambda self, *_: measured.append(self.global_step) or {}
+    )
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda all: norms.append(1) or torch.ones(()))
+    train("trainer.log_every=3")
+    assert measured == [2, 3, 5, 7]
+    assert len(norms) == 4
+
+
+def test_gradients_are_dropped_with_the_step(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[bool] = []
+    step = Task.training_step
+
+    def note(self: Task, *arguments: Any) -> Any:
+        left.append(any(p.grad is not None for p in self.parameters()))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Task, "training_step", note)
+    train("trainer.accumulate=2")
+    assert left == [False, True] * 4
+
+
+def test_on_a_gpu_the_most_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_memory(torch.device("cpu")) == {}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 + device.index)
+    assert peak_memory(torch.device("cuda", 1)) == {"memory/peak_bytes": 1001.0}

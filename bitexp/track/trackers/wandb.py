@@ -10,7 +10,9 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 from uuid import uuid4
@@ -25,6 +27,9 @@ from bitexp.track.trackers.tracker import TRACKERS, Tracker, label
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import WandbLogger
+
+LAUNCH = "wandb.sdk.launch.inputs.internal"
+"""Where wandb stages the inputs of a job that it launches."""
 
 
 @TRACKERS.register("wandb")
@@ -54,26 +59,45 @@ class Wandb(Tracker):
 
         if self.mode == "offline" and forget(folder):
             self.replays = True
-        run = wandb.init(
-            dir=folder.path,
-            mode="disabled" if os.environ.get("WANDB_MODE") == "disabled" else self.mode,
-            project=self.project,
-            entity=self.entity,
-            id=folder.id,
-            name=label(settings, folder),
-            group=f"{settings.name}/{settings.quantizer.name}",
-            job_type="train",
-            tags=[settings.quantizer.name, f"kernel:{settings.kernel.name}", *redacted(self.tags)],
-            config=redacted(settings.model_dump(mode="json")),
-            resume="allow",
-            reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off"),
-        )
+        with nothing_staged():
+            run = wandb.init(
+                dir=folder.path,
+                mode="disabled" if os.environ.get("WANDB_MODE") == "disabled" else self.mode,
+                project=self.project,
+                entity=self.entity,
+                id=folder.id,
+                name=label(settings, folder),
+                group=f"{settings.name}/{settings.quantizer.name}",
+                job_type="train",
+                tags=[settings.quantizer.name, f"kernel:{settings.kernel.name}", *redacted(self.tags)],
+                config=redacted(settings.model_dump(mode="json")),
+                resume="allow",
+                reinit="create_new",
+                settings=wandb.Settings(silent=True, console="off"),
+            )
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return WandbLogger(experiment=run, save_dir=folder.path, project=self.project)
 
     def finish(self, logger: Any, failed: bool) -> None:
         logger.experiment.finish(exit_code=int(failed))
+
+
+@contextlib.contextmanager
+def nothing_staged() -> Iterator[None]:
+    """Spares a start of wandb the import of its launcher of jobs, which takes longer than all the rest.
+
+    It is imported only to ask for inputs that were staged, and who stages one has imported it.
+    """
+    if LAUNCH in sys.modules:
+        yield
+        return
+    nothing: Any = ModuleType(LAUNCH)
+    nothing.StagedLaunchInputs = lambda: SimpleNamespace(apply=lambda run: None)
+    sys.modules[LAUNCH] = nothing
+    try:
+        yield
+    finally:
+        del sys.modules[LAUNCH]
 
 
 def forget(folder: RunFolder) -> bool:

@@ -19,7 +19,7 @@ import bitexp.run.fit
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.track.metrics import rows
-from bitexp.track.trackers.wandb import Wandb, imported, remove
+from bitexp.track.trackers.wandb import LAUNCH, Wandb, imported, nothing_staged, remove
 
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_MODE", "NETRC")
 
@@ -112,6 +112,30 @@ def test_its_own_variable_switches_it_off(tracked: Any, monkeypatch: pytest.Monk
     outcome = tracked("seed=2")
     assert outcome.status == "finished"
     assert not list(outcome.folder.glob("wandb/offline-run-*"))
+
+
+START = """
+import sys, wandb
+from bitexp.track.trackers.wandb import LAUNCH, nothing_staged
+with nothing_staged():
+    run = wandb.init(dir=sys.argv[1], mode="offline", settings=wandb.Settings(silent=True, console="off"))
+run.finish()
+print(*(name for name in sys.modules if name.startswith("wandb.sdk.launch")))
+"""
+
+
+def test_a_start_does_not_import_the_launcher_of_jobs(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", START, tmp_path], capture_output=True, text=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("", "")
+    assert list(tmp_path.glob("wandb/offline-run-*"))
+
+
+def test_where_inputs_can_be_staged_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = ModuleType(LAUNCH)
+    monkeypatch.setitem(sys.modules, LAUNCH, real)
+    with nothing_staged():
+        assert sys.modules[LAUNCH] is real
+    assert sys.modules[LAUNCH] is real
 
 
 def test_temporary_folders_of_the_dead_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
