@@ -83,18 +83,53 @@ class QuantizedProduct(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
-        grads: Grads = (None, None, None)
-        if grad is not None:
-            with no_autocast(grad):
-                grads = gradients(ctx, grad)
+        grads = cast_gradients(ctx, grad)
         of_link, needed = others[-1], ctx.needs_input_grad
         if of_link is not None and needed[0]:
+            of_link = of_link.to(ctx.dtypes[0])
             grads = (of_link if grads[0] is None else grads[0] + of_link, *grads[1:])
-        cast = (
+        return (*grads, None, None, None, None, None, None)
+
+
+class NormedProduct(torch.autograd.Function):
+    """`QuantizedProduct` of a layer with a norm, computed by its backend, where nothing follows torch.
+
+    It has a single output, since every further one takes as long as a small layer's codes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        w_codes: Tensor,
+        w_scale: Tensor,
+        call: Call,
+    ) -> Tensor:
+        b = None if bias is None else bias.float()
+        y, codes, scale, mean, rstd = call.backend.forward(x, b, w_codes, w_scale, call)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, codes, scale, w_codes, w_scale, None, mean, rstd, None)
+        ctx.weight, ctx.call = weight, call
+        ctx.dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        return (*cast_gradients(ctx, grad), None, None, None)
+
+
+def cast_gradients(ctx: Any, grad: Tensor | None) -> Grads:
+    """What `gradients` gives, in the dtypes of x, the latent weights and the bias."""
+    if grad is None:
+        return None, None, None
+    with no_autocast(grad):
+        x, weight, bias = (
             g if g is None or g.dtype == dtype else g.to(dtype)
-            for g, dtype in zip(grads, ctx.dtypes, strict=True)
+            for g, dtype in zip(gradients(ctx, grad), ctx.dtypes, strict=True)
         )
-        return (*cast, None, None, None, None, None, None)
+    return x, weight, bias
 
 
 def gradients(ctx: Any, grad: Tensor) -> Grads:
@@ -113,6 +148,7 @@ def gradients(ctx: Any, grad: Tensor) -> Grads:
 
 
 _direct = apply_without_binding(QuantizedProduct)
+_normed = apply_without_binding(NormedProduct)
 
 
 def quantized_product(
@@ -137,4 +173,7 @@ def quantized_product(
         and call.backend.takes(x, weight, scale, call.spec)
     ):
         call = call._replace(fused=False)
+    if call.fused and call.spec.norm != "none":
+        y: Tensor = _normed(x, weight, bias, codes, scale, call)
+        return y
     return _direct(x, weight, bias, codes, scale, shift, x_codes, x_scale, call)[0]
