@@ -57,9 +57,7 @@ class Throughput(pl.Callback):
             step % self.every == 0 or step == self.max_steps or trainer.is_last_batch or trainer.should_stop
         )
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         pl_module.measures_batch = self._is_shown(trainer, trainer.global_step + 1)
 
     def on_before_optimizer_step(

@@ -246,8 +246,6 @@ def test_an_unfinished_run_keeps_all(command: Command) -> None:
 def read_only(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes everything that writes below a folder fail as on a read-only file system."""
 
-    opens = os.open
-
     def lock(folder: Path) -> None:
         opens = os.open
 
