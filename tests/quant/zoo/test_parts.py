@@ -207,8 +207,10 @@ def test_a_rule_for_layers_that_a_model_may_have_is_no_error(make_quantizer: Mak
 
 
 def test_who_follows_the_training_says_so(make_quantizer: Make) -> None:
-    following = [name for name in ("irnet", "recu", "bitnet_v2") if make_quantizer(name).progressive]
-    assert following == ["irnet", "recu", "bitnet_v2"]
+    following = [
+        name for name in ("irnet", "recu", "bitnet_v2", "sherry") if make_quantizer(name).progressive
+    ]
+    assert following == ["irnet", "recu", "bitnet_v2", "sherry"]
     assert not any(make_quantizer(name).progressive for name in ("full", "ternary_mean", "onebit", "quest"))
 
 
