@@ -46,8 +46,8 @@ class Way(NamedTuple):
     """How a layer goes at one of its stages: asking its parts at every step would take as long as a norm.
 
     `inner` is the spec for input that is normed already. `carries` says whether the gradient of the latent
-    weights takes a carrier, `rotates` whether they are mapped before they are quantized, `prepares` whether the
-    layer takes the norm itself; `coder` makes the activation codes that no backend makes.
+    weights takes a carrier, `rotates` whether they are mapped before they are quantized, `prepares` whether
+    the layer takes the norm itself; `coder` makes the activation codes that no backend makes.
     """
 
     spec: LayerSpec
