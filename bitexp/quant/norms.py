@@ -42,6 +42,7 @@ def normalize(x: Tensor, norm: Norm, dim: int) -> Normed:
     return (x * rstd if mean is None else x.mul_(rstd)), mean, rstd
 
 
+@np.errstate(all="ignore")  # as torch, which says nothing where a number is not finite
 def few_normalized(x: Tensor, norm: Norm) -> Normed:
     """`normalize` of a few numbers by numpy, whose calls are shorter than torch's."""
     y, rows = copied_rows(x)

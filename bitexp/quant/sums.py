@@ -63,6 +63,7 @@ def copied_rows(x: Tensor) -> tuple[Tensor, Any]:
     return copy, copy.numpy().reshape(-1, x.shape[-1])
 
 
+@np.errstate(all="ignore")  # as torch, which says nothing where a sum is not finite
 def few_sums(rows: Any) -> Any:
     """`ordered_sum` of rows that it writes into, by numpy: along any axis but the last it adds in order."""
     count = rows.shape[1]
