@@ -1,8 +1,9 @@
 """A frozen network as one compiled call on the CPU: a token of a text, or an image.
 
 Layer by layer, most of a token's time goes into Python and small calls of torch between the layers. Here all
-of it runs in machine code. Quantized layers give the same bits for the same normed inputs; norms, attention
-and activations differ from torch's in their last bits, so that a code may flip now and then.
+of it runs in machine code. Quantized layers, their norms included, give the same bits for the same inputs;
+attention, activations and norms with weights differ from torch's in their last bits, so that a code may flip
+now and then.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,9 +31,8 @@ def ordered_sum(dim: int, x: Tensor, y: Tensor | None = None) -> Tensor:
     if y is not None:
         x = x * y
     count = x.shape[dim]
-    few = dim == -1 and x.dtype is torch.float32 and 0 < x.numel() <= FEW and x.is_cpu
-    if few and in_memory(x) and readable(x):
-        return few_sums(x)
+    if few(dim, x):
+        return torch.from_numpy(few_sums(copied_rows(x)[1])).reshape(*x.shape[:-1], 1)
     if count <= LANES:
         lanes = 1 << (count - 1).bit_length()
         total = x if lanes == count else F.pad(x, (*[0] * (-2 * dim - 2), 0, lanes - count), value=-0.0)
@@ -50,10 +51,22 @@ def ordered_sum(dim: int, x: Tensor, y: Tensor | None = None) -> Tensor:
     return total
 
 
-def few_sums(x: Tensor) -> Tensor:
-    """`ordered_sum` of fp32 rows `[..., n]` by numpy, which adds along any axis but the last in order."""
-    count = x.shape[-1]
-    rows = x.clone(memory_format=torch.contiguous_format).numpy().reshape(-1, count)
+def few(dim: int, x: Tensor) -> bool:
+    """Whether numpy may read x, and sums it faster than torch."""
+    fits = dim == -1 and x.dtype is torch.float32 and 0 < x.numel() <= FEW and x.is_cpu
+    return fits and readable(x) and in_memory(x)  # a compiler cannot follow the second
+
+
+def copied_rows(x: Tensor) -> tuple[Tensor, Any]:
+    """A copy of x, and its memory as an array `[rows, features]`; that of x itself is not ours to hold."""
+    copy = x.clone(memory_format=torch.contiguous_format)
+    return copy, copy.numpy().reshape(-1, x.shape[-1])
+
+
+@np.errstate(all="ignore")  # as torch, which says nothing where a sum is not finite
+def few_sums(rows: Any) -> Any:
+    """`ordered_sum` of rows that it writes into, by numpy: along any axis but the last it adds in order."""
+    count = rows.shape[1]
     if count <= LANES:
         lanes, total = 1 << (count - 1).bit_length(), rows
     else:
@@ -68,7 +81,7 @@ def few_sums(x: Tensor) -> Tensor:
         else:
             total = low
             total[:, : high.shape[1]] += high
-    return torch.from_numpy(total).reshape(*x.shape[:-1], 1)
+    return total
 
 
 def row_sums(x: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ def code_remarks(code: Code) -> list[str]:
     """Which files count in the id of a run, where any do."""
     if not code.files:
         return []
-    return [f"the id counts code that is edited or not bitexp's own: {', '.join(code.files)}"]
+    shown, more = list(code.files)[:SHOWN], len(code.files) - SHOWN
+    others = f" and {counted(more, 'other file')}" if more > 0 else ""
+    return [f"the id counts code that is edited or not bitexp's own: {', '.join(shown)}{others}"]
 
 
 def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:

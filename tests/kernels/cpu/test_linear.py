@@ -96,7 +96,7 @@ def test_ranges_of_tokens_and_streams_make_up_the_whole(isa: str, token: int, st
     prepared = Cpu(isa).prepare(codes, steps)
     y = torch.full((100, 170), torch.nan)
     scratch = threads.scratch(prepared.scratch)
-    where = (127, bias.data_ptr(), 0, x.data_ptr(), y.data_ptr(), scratch)
+    where = (127, bias.data_ptr(), 0, 0, x.data_ptr(), y.data_ptr(), scratch)
     for tokens in ((0, token), (token, 100)):
         for streams in ((0, stream), (stream, prepared.streams)):
             prepared.run(*where, *tokens, *streams)
