@@ -60,7 +60,7 @@ class Throughput(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        pl_module.measures_batch = self._is_shown(trainer, trainer.global_step + 1)
+        pl_module.measures_batch = self._is_shown(trainer, trainer.global_step + 1)  # type: ignore[assignment]
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
