@@ -174,7 +174,11 @@ def test_a_command_runs(
             "models": ["--models", "vit"],
             "decode": ["--models", "decoder", "--quantizer", "ternary_mean", "--tokens", "4"],
         }.get(words[0] if words else "")
-        ended = command("bench", *words, "--rounds", "1", *(small or ["--batch", "2"]))
+        if words[:1] == ["sweep"]:
+            tiny = ["--cells", "1", "--launchers", "basic", "--", "trainer.max_steps=1", "logger=csv"]
+            ended = command("bench", "sweep", *tiny)
+        else:
+            ended = command("bench", *words, "--rounds", "1", *(small or ["--batch", "2"]))
     elif word == "generate":
         shutil.copytree(made("+experiment=lm_ternary", "model.depth=1"), outputs)
         words[0] = str(outputs / Path(words[0]).name)

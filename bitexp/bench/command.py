@@ -6,6 +6,7 @@
     python -m bitexp bench models ...   frozen models: tokens and images per second, against fp32
     python -m bitexp bench decode ...   tokens one by one, against reading the weights, and llama.cpp
     python -m bitexp bench gpu ...      layers on a GPU: the kernel triton, torch and installed peers
+    python -m bitexp bench sweep ...    a small grid by each launcher, against a plain torch loop
 
 Each has a --help of its own.
 """
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "models": "bitexp.bench.models",
     "decode": "bitexp.bench.decode",
     "gpu": "bitexp.bench.gpu",
+    "sweep": "bitexp.bench.sweeps",
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitexp.common.format import duration, path_text, size
+from bitexp.common.format import counted, duration, path_text, size
 from bitexp.config.paths import conf_folders
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
@@ -87,6 +87,9 @@ def closing(attempt: Attempt, result: Mapping[str, Any], trained: bool) -> None:
             rows["next"] = next_command(settings, attempt.overrides)
         report.rows(f"{which}: {done}", rows)
 
+
+SHOWN = 4
+"""So many files are named, no more."""
 
 VARIED = ("quantizer", "seed", "sweeps", "rerun", "tuned")
 """What the comparison after a run varies, or says itself."""
