@@ -123,3 +123,10 @@ def test_what_is_not_there_is_told(make, options, message):
     write("a.jsonl", *("some words" for _ in range(30)))
     with pytest.raises(UserError, match=message):
         make(**{"files": ["a.jsonl"], **options}).setup()
+
+
+def test_a_prompt_is_of_the_text_itself(make):
+    write("books.jsonl", *["Call me Ishmael. Some years ago"] * 60)
+    write("numbers.jsonl", *["1 2 3 4 5"] * 60)
+    assert make("books.jsonl").prompt == "Call me "
+    assert make("numbers.jsonl").prompt == ""
