@@ -104,17 +104,6 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.optimizer_settings)
 
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-    ) -> None:
-        """Drops the gradients after the step: Lightning's own place is after the next forward, which then
-        finds their memory taken and in nobody's cache."""
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        optimizer.zero_grad()
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing is left to do; see `optimizer_step`."""
-
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,

@@ -155,19 +155,6 @@ def test_nothing_of_that_is_computed_for_other_batches(train: Any, monkeypatch: 
     assert len(norms) == 4
 
 
-def test_gradients_are_dropped_with_the_step(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    left: list[bool] = []
-    step = Task.training_step
-
-    def note(self: Task, *arguments: Any) -> Any:
-        left.append(any(p.grad is not None for p in self.parameters()))
-        return step(self, *arguments)
-
-    monkeypatch.setattr(Task, "training_step", note)
-    train("trainer.accumulate=2")
-    assert left == [False, True] * 4
-
-
 def test_on_a_gpu_the_most_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peak_memory(torch.device("cpu")) == {}
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1000 + device.index)
