@@ -104,7 +104,7 @@ def timed(words: Sequence[str], environment: Mapping[str, str] | None = None) ->
     """
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
-    done = subprocess.run([sys.executable, *words], env=surroundings, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *words], env=surroundings, capture_output=True, encoding="utf-8")
     if done.returncode:
         said = (done.stderr or done.stdout).strip()
         raise UserError(f"python {' '.join(words)} failed:\n{said}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import yaml
 
 from bitexp.common.console import Report
@@ -13,12 +14,10 @@ from tests.support.training import Train
 
 
 def test_a_preset_has_its_own_name_in_the_header_the_result_the_card_the_config_and_the_report(
-    train: Train,
+    train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = Report(quiet=True)
-    lines: list[str] = []
-    report.line = lambda text="": lines.append(text)  # type: ignore[method-assign]
-    folder = train("quantizer=reloaded", report=report).folder
+    folder = train("quantizer=reloaded", report=Report()).folder
+    lines = capsys.readouterr().out.splitlines()
     assert " · reloaded · " in lines[0]
     assert any("reloaded: 1.58 bits per weight" in line for line in lines)
     assert any(line.startswith("first_steps · reloaded · seed 0: finished") for line in lines)
