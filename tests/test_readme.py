@@ -141,7 +141,7 @@ def overlay(line: str, words: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param(c, marks=[pytest.mark.slow] * is_slow(c))
+        pytest.param(c, marks=[pytest.mark.slow] * (is_slow(c) or "bench sweep" in c))
         for c in commands()
         if not any(word in c for word in ("ddp", *CLUSTER))
     ],

@@ -176,7 +176,8 @@ class LayerParts(nn.Module):
         at = Geometry(conv)
         self.weights = build("weights", options.weights, at, weight)
         for key in ("activations", "transform", "sparsifier", "gradients"):
-            part = build(key, getattr(options, key), at, features=at.features(weight.shape))
+            with weight.device:  # what a part learns may be as large as a row
+                part = build(key, getattr(options, key), at, features=at.features(weight.shape))
             setattr(self, key, part)
             if part is not None:
                 part.to(weight.device).initialize(weight.detach())

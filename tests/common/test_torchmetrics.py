@@ -28,6 +28,7 @@ print([name for name in {LUGGAGE} if name in sys.modules], pl.__name__)
     assert shown(program) == "[] pytorch_lightning"
 
 
+@pytest.mark.slow
 def test_nothing_of_it_is_missing() -> None:
     program = """
 import warnings
@@ -59,6 +60,7 @@ print(type(figure).__name__)
     assert shown(program) == "Figure"
 
 
+@pytest.mark.slow
 def test_what_a_user_has_imported_is_left_as_it_is() -> None:
     program = """
 from bitexp.common.torchvision import import_torchvision

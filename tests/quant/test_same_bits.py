@@ -26,6 +26,22 @@ from tests.support.quantizers import MakeQuantizer as Make
 
 PRESETS = [name for name, quantizer in QUANTIZERS.items() if quantizer.quantizes]
 NORMS = ["none", "rms", "layer"]
+THOROUGH = ("binary", "b158", "ternary_median", "lsq", "int")
+CASES = [
+    pytest.param(
+        preset,
+        norm,
+        kind,
+        dtype,
+        marks=[pytest.mark.slow]
+        * (preset not in THOROUGH and (norm != "layer" or kind == "small" or dtype != torch.float32)),
+    )
+    for preset in PRESETS
+    for norm in NORMS
+    for kind in ("small", "long", "conv")
+    for dtype in (torch.float32, torch.bfloat16)
+]
+"""Of most presets what differs between them: linear and convolution, after a layer norm, in fp32."""
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +83,7 @@ def results(layer: QuantizedLayer, x: Tensor, kernel: str, dtype: torch.dtype) -
     return [y, *others], list(torch.autograd.grad(y, [leaf, *layer.parameters()], out_grad))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["small", "long", "conv"])
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("preset", "norm", "kind", "dtype"), CASES)
 def test_training_evaluation_and_the_frozen_layer_are_one_on_every_kernel(
     make_quantizer: Make,
     monkeypatch: pytest.MonkeyPatch,

@@ -53,7 +53,10 @@ def test_processes_make_exactly_the_budget(
     def launch(trial: ClaimedTrial) -> TrialResult:
         with made.open("a") as file:
             file.write(f"{trial.number} {os.getpid()}\n")
-        time.sleep(0.05)
+        for _ in range(400):  # until the other process has begun, which may take its time
+            if len({line.split()[1] for line in made.read_text().splitlines()}) == 2:
+                break
+            time.sleep(0.05)
         return finished()
 
     children = [start(lambda: work_off(place, budget, launch, workers=2)) for _ in range(2)]
