@@ -52,7 +52,7 @@ def provenance(seed: int, threads: int, data: str, facts: Mapping[str, Any] | No
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "command": command_line(),
         "host": socket.gethostname(),
         "pid": os.getpid(),

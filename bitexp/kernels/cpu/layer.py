@@ -124,6 +124,8 @@ def overload(isa: str, bits: int) -> Any:
                             copy(spare + 256 * i, place, 4 * (outputs - 64 * s))
                     m += size
 
+    # code is found by this name, and what numba adds to it is a number that another process may give as well
+    run.__qualname__ = f"layer_{number}_{bits}"
     function, nothing = compiled(run), (0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     function(*nothing)
     return function.overloads[(types.int64,) * len(nothing)]  # type: ignore[attr-defined]

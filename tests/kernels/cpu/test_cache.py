@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,8 @@ if missing():
     pytest.skip(str(missing()), allow_module_level=True)
 
 from bitexp.kernels.cpu import cache
+from bitexp.kernels.cpu.dots import supported
+from bitexp.kernels.cpu.layer import overload
 
 
 def twice(x: float) -> float:
@@ -116,3 +119,9 @@ def test_a_numba_that_may_not_compile_is_passed_over_and_refused() -> None:
     assert "('cpu'" not in auto
     assert "cpu: numba is told not to compile (NUMBA_DISABLE_JIT)" in auto
     assert refused.startswith("refused: kernel=cpu cannot run here: numba is told not to compile")
+
+
+def test_code_of_several_processes_is_told_apart_by_its_names() -> None:
+    """Each process numbers what it compiles from one on, and code of several comes together from the disk."""
+    names = [overload(supported()[0], bits).fndesc.mangled_name for bits in (1, 2, 4, 8)]
+    assert len({re.sub(r"v\d+", "", name) for name in names}) == 4
