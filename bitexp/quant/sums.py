@@ -96,3 +96,8 @@ def row_sums(x: Tensor) -> Tensor:
 def row_means(x: Tensor) -> Tensor:
     """The means of rows, by `row_sums`."""
     return row_sums(x) / x.shape[-1]
+
+
+def token_means(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The means over `dims`, the last ones, which stay with size 1, by `row_sums`."""
+    return row_means(x.flatten(-len(dims))).unflatten(-1, (1,) * len(dims))

@@ -11,7 +11,7 @@ from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.levels import Levels
 from bitexp.quant.parts import ACTIVATIONS, ActivationQuantizer
 from bitexp.quant.spec import EPS, ActivationSpec, Part
-from bitexp.quant.sums import row_means
+from bitexp.quant.sums import token_means
 
 
 @ACTIVATIONS.register("int")
@@ -46,7 +46,7 @@ class Int(ActivationQuantizer):
 def absmean_codes(x: Tensor, levels: Levels, dims: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """int8 `clamp(rint(x / scale))`, and the scale `mean|x| / sqrt(highest level)`."""
     root = torch.full((), float(levels.high), dtype=x.dtype, device=x.device).sqrt()
-    mean = row_means(x.abs().flatten(-len(dims))).unflatten(-1, (1,) * len(dims))
+    mean = token_means(x.abs(), dims)
     scale = (mean / root).clamp(min=EPS)
     codes = (x * scale.reciprocal()).round_().clamp_(levels.low, levels.high)
     return codes.to(torch.int8), scale

@@ -11,7 +11,7 @@ from bitexp.quant.levels import BINARY
 from bitexp.quant.parts import ACTIVATIONS, ESTIMATORS, ActivationQuantizer
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS, ActivationSpec, Part
-from bitexp.quant.sums import row_means
+from bitexp.quant.sums import token_means
 
 
 @ACTIVATIONS.register("sign")
@@ -45,7 +45,7 @@ class Sign(ActivationQuantizer):
         above = x if self.threshold is None else x + self.per_feature(self.threshold.detach())
         codes = torch.where(above >= 0, 1, -1).to(torch.int8)
         if self.by_mean:
-            mean = row_means(x.abs().flatten(-len(dims))).unflatten(-1, (1,) * len(dims))
+            mean = token_means(x.abs(), dims)
             return codes, mean.clamp(min=EPS)
         return codes, torch.ones([1] * x.dim(), dtype=x.dtype, device=x.device)
 
