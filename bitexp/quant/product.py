@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bitexp.quant.backend import TORCH, Backend
+from bitexp.quant.per_row import spread
 from bitexp.quant.spec import ConvArgs, Geometry, LayerSpec, rows
 
 
@@ -63,9 +64,8 @@ class Quantized(NamedTuple):
 
     def spread_scale(self) -> Tensor:
         """The scale in a shape that multiplies the weights."""
-        trailing = [1] * (self.codes.dim() - 1)
         if self.scale.dim() < 2:
-            return self.scale.reshape(-1, *trailing) if self.scale.dim() else self.scale
+            return spread(self.scale, self.codes)
         return self.scale.repeat_interleave(self.codes.shape[1] // self.scale.shape[1], 1)
 
 
