@@ -282,11 +282,41 @@ class Packing(Section):
         return self.layout if word else {"layout": self.layout, "embeddings": self.embeddings}
 
 
+class SourceChoice(Section):
+    """Where weights come from: a source by its text, or another run of this experiment, which is made first.
+
+    Such a run has the config of this one but for the values that `run` gives, and neither a start nor a
+    teacher unless `run` says so. The road puts its folder into `from`, and into `identity` what was found.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, serialize_by_alias=True)
+    source: Annotated[str | None, Field(alias="from")] = None
+    run: dict[str, Any] | None = None
+    weights: Literal["best", "last"] = "best"
+    identity: str | None = None
+
+
+class Start(SourceChoice):
+    """What a run begins with. The default is random weights."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    missing: list[str] = []
+    unused: list[str] = []
+    changed: list[str] = []
+
+    @property
+    def given(self) -> bool:
+        """Whether there is anything to start from."""
+        return self.source is not None or self.run is not None
+
+
 class Settings(Section):
     """The whole config of one run."""
 
     name: Label
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    start: Start = Start()
+    distill: dict[str, Any] | None = None
     packing: Packing
     tuned: bool
     rerun: bool | Literal["older"]

@@ -1,8 +1,9 @@
 """Decoder-only language model of the LLaMA family, with BitNet's sub-norms as an option.
 
 RMSNorm, rotary positions, grouped-query attention and a gated feed-forward layer. With the same weights it
-computes what transformers' `LlamaForCausalLM` and `MistralForCausalLM` (within their window) compute, and
-with `sub_norm` and `activation: relu2` what `BitNetForCausalLM` (arXiv 2504.12285) computes.
+computes what transformers' `LlamaForCausalLM` and `MistralForCausalLM` (within their window) compute, with
+`sub_norm` and `activation: relu2` what `BitNetForCausalLM` (arXiv 2504.12285) computes, with `qkv_bias` or
+`qk_norm` what `Qwen2ForCausalLM` or `Qwen3ForCausalLM` compute.
 """
 
 from __future__ import annotations
@@ -46,16 +47,29 @@ class Attention(nn.Module):
     prenorm: ClassVar[dict[str, str]] = {"q": "norm", "k": "norm", "v": "norm", "o": "sub_norm"}
 
     def __init__(
-        self, dim: int, heads: int, kv_heads: int, eps: float, sub_norm: bool, dropout: float
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        eps: float,
+        sub_norm: bool,
+        dropout: float,
+        *,
+        head_dim: int,
+        qkv_bias: bool,
+        qk_norm: bool,
     ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        width = heads * head_dim
         self.norm = nn.RMSNorm(dim, eps)
-        self.q = nn.Linear(dim, dim, bias=False)
-        self.k = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
-        self.v = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
-        self.sub_norm = nn.RMSNorm(dim, eps) if sub_norm else nn.Identity()
-        self.o = nn.Linear(dim, dim, bias=False)
+        self.q = nn.Linear(dim, width, bias=qkv_bias)
+        self.k = nn.Linear(dim, kv_heads * head_dim, bias=qkv_bias)
+        self.v = nn.Linear(dim, kv_heads * head_dim, bias=qkv_bias)
+        self.q_norm = nn.RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(head_dim, eps) if qk_norm else nn.Identity()
+        self.sub_norm = nn.RMSNorm(width, eps) if sub_norm else nn.Identity()
+        self.o = nn.Linear(width, dim, bias=False)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, turn: Rotation, cache: Cache | None, layer: int) -> Tensor:
@@ -64,7 +78,7 @@ class Attention(nn.Module):
             part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, heads, T, head_dim]
             for part in (self.q(x), self.k(x), self.v(x))
         )
-        q, k = rotate(q, turn), rotate(k, turn)
+        q, k = rotate(self.q_norm(q), turn), rotate(self.k_norm(k), turn)
         past = 0
         if cache is not None:
             past = cache.length
@@ -143,6 +157,9 @@ class Decoder(nn.Module):
         rope_base: of the rotary frequencies.
         init_std: of the normal distribution that weights are drawn from; None: Xavier's uniform one, and
             0.02 for the embedding.
+        head_dim: size of a head of queries, keys and values; None: dim / heads.
+        qkv_bias: whether queries, keys and values have biases, as in Qwen2.
+        qk_norm: RMSNorm of every head of queries and keys before they are turned, as in Qwen3.
     """
 
     prenorm: ClassVar[dict[str, str]] = {"head": "norm"}
@@ -164,29 +181,45 @@ class Decoder(nn.Module):
         norm_eps: float,
         init_std: float | None,
         dropout: float,
+        head_dim: int | None = None,
+        qkv_bias: bool = False,
+        qk_norm: bool = False,
     ) -> None:
         checks.check_sizes(vocabulary=vocabulary, context=context, dim=dim, depth=depth)
         checks.check_sizes(heads=heads, kv_heads=kv_heads)
         checks.check_choice("activation", activation, ("silu", "relu2"))
         checks.check_dropout(dropout)
-        checks.check_divides("heads", heads, dim, f"dim={dim}")
+        if head_dim is None:
+            checks.check_divides("heads", heads, dim, f"dim={dim}")
+            head_dim = dim // heads
+        checks.check_sizes(head_dim=head_dim)
         checks.check_divides("kv_heads", kv_heads, heads, f"heads={heads}")
         checks.check_positive(rope_base=rope_base, norm_eps=norm_eps)
         if init_std is not None:
             checks.check_positive(init_std=init_std)
         hidden = checks.hidden_width(dim, mlp_ratio)
-        if (dim // heads) % 2:
-            raise ValueError(
-                f"heads={heads} gives heads of {dim // heads}: rotary positions need an even size"
-            )
+        if head_dim % 2:
+            raise ValueError(f"heads={heads} gives heads of {head_dim}: rotary positions need an even size")
         super().__init__()
         self.context, self.rope_base, self.norm_eps = context, rope_base, norm_eps
-        self.kv_heads, self.head_dim = kv_heads, dim // heads
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        if qk_norm:
+            vars(self)["record"] = None  # a tape has no norm of heads
         self.embed = nn.Embedding(vocabulary, dim)
         self.drop = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
             Block(
-                Attention(dim, heads, kv_heads, norm_eps, sub_norm, dropout),
+                Attention(
+                    dim,
+                    heads,
+                    kv_heads,
+                    norm_eps,
+                    sub_norm,
+                    dropout,
+                    head_dim=head_dim,
+                    qkv_bias=qkv_bias,
+                    qk_norm=qk_norm,
+                ),
                 FeedForward(dim, hidden, activation, norm_eps, sub_norm, dropout),
             )
             for _ in range(depth)
@@ -206,6 +239,8 @@ class Decoder(nn.Module):
                     nn.init.xavier_uniform_(module.weight)
                 else:
                     nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         start = 0 if cache is None else cache.length

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from bitexp.quant.checks import unfit_parameters
+from bitexp.quant.folding import check_foldable, fold
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
 from bitexp.quant.options import LayerOptions
 from bitexp.quant.patterns import check_patterns, matches
@@ -37,9 +38,9 @@ def quantize(
 
     Patterns are those of a shell, on dotted names; a module's name covers all below it. Where a module
     declares `prenorm = {linear: norm}`, the norm right before a linear becomes the linear's own, and an
-    identity takes its place. Layers stay the same objects with the same parameters, so that ties, lists and
-    optimizers go on, and hooks, the training flag, and whatever else was attached to them stay. Subclasses,
-    whose own code would be lost, are refused.
+    identity takes its place; what it has learned goes into the linear's weights. Layers stay the same objects
+    with the same parameters, so that ties, lists and optimizers go on, and hooks, the training flag, and
+    whatever else was attached to them stay. Subclasses, whose own code would be lost, are refused.
 
     Args:
         quantizer: a preset of conf/quantizer by its name, a `Quantizer`, or a config of one.
@@ -48,8 +49,9 @@ def quantize(
 
     Raises:
         ValueError: a pattern that matches nothing, nothing to convert, a layer that cannot be converted,
-            weights of two and more dimensions that are neither converted nor excluded, or, where there is an
-            example, layers that the model passes by. Of these only the last leaves the model changed.
+            weights of two and more dimensions that are neither converted nor excluded, a norm whose learned
+            gain or shift has no place in what it feeds, or, where there is an example, layers that the model
+            passes by. Of these only the last leaves the model changed.
     """
     quantizer = as_quantizer(quantizer)
     named = dict(model.named_modules(remove_duplicate=False))
@@ -105,16 +107,14 @@ def replace(
     model: nn.Module, body: Mapping[str, tuple[nn.Module, LayerOptions]], quantizer: Quantizer
 ) -> None:
     """Makes quantized layers of the body, moving declared norms into them."""
-    new: dict[int, nn.Module] = {}
-    for name, (layer, options) in body.items():  # all are made before the first changes
-        if id(layer) not in new and options.replaces_layers:
-            new[id(layer)] = make(name, layer, options, quantizer)
-    for name, module in list(model.named_modules()):
-        prenorm: dict[str, str] = getattr(module, "prenorm", {})
-        for norm in set(prenorm.values()):
-            fed = [f"{name}.{linear}".lstrip(".") for linear, n in prenorm.items() if n == norm]
-            if all(linear in body and body[linear][1].norm != "none" for linear in fed):
-                setattr(module, norm, nn.Identity())
+    new, taken = twins_of(body, quantizer), taken_norms(model, body)  # before anything changes
+    for module, name, norm, fed in taken:
+        check_foldable(name, getattr(module, norm), fed, model)
+    folded = [fold(getattr(module, norm), fed) for module, _, norm, fed in taken]
+    if any(folded):
+        new = twins_of(body, quantizer)  # whose parts begin with the weights as they are now
+    for module, _, norm, _ in taken:
+        setattr(module, norm, nn.Identity())
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and {id(module.linear1), id(module.linear2)} & set(
             new
@@ -123,6 +123,33 @@ def replace(
     for layer in {id(layer): layer for layer, _ in body.values()}.values():
         if id(layer) in new:
             become(layer, new[id(layer)])
+
+
+def twins_of(
+    body: Mapping[str, tuple[nn.Module, LayerOptions]], quantizer: Quantizer
+) -> dict[int, nn.Module]:
+    """The quantized twins of all layers that get one, by the layer's `id`."""
+    twins: dict[int, nn.Module] = {}
+    for name, (layer, options) in body.items():
+        if id(layer) not in twins and options.replaces_layers:
+            twins[id(layer)] = make(name, layer, options, quantizer)
+    return twins
+
+
+def taken_norms(
+    model: nn.Module, body: Mapping[str, tuple[nn.Module, LayerOptions]]
+) -> list[tuple[nn.Module, str, str, list[Any]]]:
+    """The declared norms that become those of layers: owner, whole name, name, and the layers they feed."""
+    found: list[tuple[nn.Module, str, str, list[Any]]] = []
+    for name, module in model.named_modules():
+        prenorm: dict[str, str] = getattr(module, "prenorm", {})
+        for norm in dict.fromkeys(prenorm.values()):
+            fed = [f"{name}.{linear}".lstrip(".") for linear, n in prenorm.items() if n == norm]
+            if all(linear in body and body[linear][1].norm != "none" for linear in fed):
+                found.append(
+                    (module, f"{name}.{norm}".lstrip("."), norm, [body[linear][0] for linear in fed])
+                )
+    return found
 
 
 def make(name: str, layer: nn.Module, options: LayerOptions, quantizer: Quantizer) -> QuantizedLayer:

@@ -69,6 +69,7 @@ class Attempt:
         settings, parts = self.settings, self.parts
         return {
             "model": model_line(settings, parts),
+            **({} if parts.start is None else {"start": parts.start.line()}),
             "quantizer": quantizer_line(settings, parts),
             "data": data_line(settings, parts, self.batches),
             "kernel": kernel_line(parts),

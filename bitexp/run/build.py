@@ -27,6 +27,8 @@ from bitexp.quant.layers import set_backend
 from bitexp.quant.options import REGISTRIES
 from bitexp.run.checks import Problems, check, check_match, check_packing, device_type
 from bitexp.run.parts import Parts
+from bitexp.run.start import Loaded, carry_on, load
+from bitexp.run.start import check as check_start
 from bitexp.tasks import TASKS
 from bitexp.track.trackers import TRACKERS, Tracker
 
@@ -55,6 +57,7 @@ def build(settings: Settings) -> Parts:
         check_match(settings, facts)
         torch.manual_seed(derived_seed(settings.seed, "init"))
         model = construct("model", MODELS, settings.model.name, settings.model.arguments, facts)
+        start = started(settings, model, facts)
     trackers: dict[str, Tracker] = {}
     for name, arguments in settings.logger.items():
         if arguments is not None:
@@ -65,11 +68,26 @@ def build(settings: Settings) -> Parts:
     with problems:
         conversion = convert(model, quantizer, settings, data.example())
         set_backend(model, kernel.backend)
+        if start is not None:
+            check_start(start, model)
+            carry_on(start, model)
     given = {**facts, "model": model, "optimizer": settings.optimizer}
     with problems:
         task = construct("task", TASKS, settings.task.name, settings.task.arguments, given)
     problems.tell()
-    return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason, trackers)
+    return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason, trackers, start)
+
+
+def started(settings: Settings, model: nn.Module, facts: Mapping[str, Any]) -> Loaded | None:
+    """The source of a run's weights, with the plain model filled from it; None where it has none."""
+    if settings.start.source is None:
+        return None
+    return load(settings.start, settings.model.name, model_arguments(settings, facts), model)
+
+
+def model_arguments(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a model is built with: what the config says, and what the data say."""
+    return {**settings.model.arguments, **accepted(MODELS.get(settings.model.name), facts)}
 
 
 def describe(settings: Settings, parts: Parts) -> Description:
@@ -77,7 +95,7 @@ def describe(settings: Settings, parts: Parts) -> Description:
     chosen, facts = settings.quantizer, parts.data.facts
     return Description(
         model=settings.model.name,
-        model_arguments={**settings.model.arguments, **accepted(MODELS.get(settings.model.name), facts)},
+        model_arguments=model_arguments(settings, facts),
         quantizer=parts.quantizer.to_json(),
         include=list(chosen.include),
         exclude=list(chosen.exclude),
@@ -113,12 +131,17 @@ def build_quantizer(chosen: QuantizerChoice) -> Quantizer:
         raise UserError(f"quantizer: {error}") from error
 
 
-def completed(settings: Settings, quantizer: Quantizer) -> Settings:
-    """The settings with every option of the quantizer's parts said: what is hashed, stored and shown."""
+def completed(settings: Settings, quantizer: Quantizer, start: Loaded | None = None) -> Settings:
+    """The settings with every option of the quantizer's parts said, and what the run starts from by its
+    identity: what is hashed, stored and shown.
+    """
     chosen = settings.quantizer
     rest = chosen.model_dump(mode="json", include={"include", "exclude", "lambda_schedule"})
     whole = QuantizerChoice.model_validate({**quantizer.to_json(), **rest})
-    return settings.model_copy(update={"quantizer": whole})
+    known: dict[str, Any] = {"quantizer": whole}
+    if start is not None:
+        known["start"] = settings.start.model_copy(update={"identity": start.source.identity})
+    return settings.model_copy(update=known)
 
 
 def construct(

@@ -11,7 +11,7 @@ import torch
 from bitexp.common.errors import UserError
 from bitexp.common.signatures import keywords
 from bitexp.common.spelling import nearest
-from bitexp.config.schema import Cage, Dqt, LambdaSchedule, Settings
+from bitexp.config.schema import Cage, Dqt, LambdaSchedule, Settings, Start
 from bitexp.deploy.packing import choose_layout
 from bitexp.models import MODELS
 from bitexp.quant.quantizer import Quantizer
@@ -48,6 +48,7 @@ def check(settings: Settings) -> None:
     """Combinations that cannot run, that would do nothing, or not what they say."""
     trainer, schedule = settings.trainer, settings.quantizer.lambda_schedule
     check_latents(settings)
+    check_start(settings.start)
     if schedule is not None and schedule.start > schedule.end:
         raise UserError(
             f"quantizer.lambda_schedule.start={schedule.start} is larger than its "
@@ -75,6 +76,18 @@ def check(settings: Settings) -> None:
         )
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator=gpu, but torch finds no GPU here; use trainer=cpu")
+
+
+def check_start(start: Start) -> None:
+    """Raises `UserError` for options of a start that there is not."""
+    if start.given:
+        return
+    default = Start()
+    idle = [key for key in Start.model_fields if getattr(start, key) != getattr(default, key)]
+    if idle:
+        raise UserError(
+            f"start.{idle[0]} does nothing without a start: name one with start.from=RUN, or leave it out"
+        )
 
 
 def check_latents(settings: Settings) -> None:

@@ -20,6 +20,7 @@ from bitexp.common.lightning import pl
 from bitexp.common.ranks import in_slurm, own_environment
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
+from bitexp.run.start import calibrate
 from bitexp.tasks import Task
 from bitexp.track.checkpoint_files import state_of, unpacked
 from bitexp.track.folder import RunFolder
@@ -100,6 +101,8 @@ class Fit:
                 kept = self.metrics.content()[:value] if isinstance(value, int) else unpacked(value)
             if not self.metrics.restore(kept):
                 self.report.line("metrics.csv did not hold what was measured: made again from the checkpoint")
+        if checkpoint is None and self.parts.start is not None:
+            calibrate(self.parts)
         path = None if checkpoint is None else str(checkpoint)
         task, data = self.parts.task, self.parts.data
         with own_environment():

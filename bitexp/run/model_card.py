@@ -39,6 +39,7 @@ def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
         "Task and data": [f"{settings.task.name.replace('_', ' ')} on {rows['data']}"],
         "Training": [
             rows["train"],
+            *([f"started from {rows['start']}"] if "start" in rows else []),
             f"seed {settings.seed}; {counted(result['steps'], 'step')} in {duration(result['seconds'])}; "
             f"tested weights: {result['weights']}",
         ],

@@ -11,6 +11,7 @@ from bitexp.data.base import Data
 from bitexp.kernels.registry import Kernel
 from bitexp.quant.convert import Conversion
 from bitexp.quant.quantizer import Quantizer
+from bitexp.run.start import Loaded
 from bitexp.tasks import Task
 from bitexp.track.trackers import Tracker
 
@@ -27,6 +28,8 @@ class Parts:
     kernel_name: str
     kernel_reason: str
     trackers: Mapping[str, Tracker]
+    start: Loaded | None = None
+    """What the model began with; None: random weights."""
 
     @property
     def model(self) -> nn.Module:

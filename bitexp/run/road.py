@@ -34,6 +34,7 @@ from bitexp.run.messages import closing, code_remarks, header, setting_changes
 from bitexp.run.model_card import write_card
 from bitexp.run.named import named_classes
 from bitexp.run.slurm import requeue
+from bitexp.run.start_checks import check_as_before, check_vocabulary
 from bitexp.track.checkout import keep_uncommitted
 from bitexp.track.checkpoint_files import BEST, LAST, best_checkpoint, latest_checkpoint, surplus
 from bitexp.track.code import code_of, packages_of
@@ -80,8 +81,10 @@ def run(
     settings = config if isinstance(config, Settings) else read_settings(config)
     quiet_libraries(settings.trainer.threads)
     parts = build(settings)
-    settings = completed(settings, parts.quantizer)
+    settings = completed(settings, parts.quantizer, parts.start)
     check_validation(settings, parts, None if pruner is None else pruner.metric)
+    if parts.start is not None and "embed.weight" not in parts.start.new:
+        check_vocabulary(parts.start.source, parts.data)
     data, named = parts.data.fingerprint(), named_classes(settings, parts)
     code = code_of(named)
     folder = RunFolder.of(settings, data, code.digests)
@@ -100,6 +103,8 @@ def run(
             remarks += others_unfinished(settings, data)
         checkpoint, damages = latest_checkpoint(folder.checkpoints)
         if checkpoint is not None:
+            if parts.start is not None:
+                check_as_before(settings.start.source, parts.start.digest, folder.attempts())
             damages += best_checkpoint(folder.checkpoints, checkpoint)
         facts = {
             "kernel": parts.kernel_name,
@@ -108,6 +113,7 @@ def run(
             "code": code.digests,
             "files": code.files,
             "uncommitted": keep_uncommitted(folder.created(), packages_of(named)),
+            **({} if parts.start is None else {"start": parts.start.record()}),
         }
         record = provenance(settings.seed, settings.trainer.threads, data, facts)
         remarks += [*damages, *code_remarks(code), *advice(settings, parts)]

@@ -28,14 +28,21 @@ UNIMPORTANT = (
     "trainer.log_every",
     "callbacks.progress", "callbacks.checkpoint.every_steps", "callbacks.checkpoint.every_minutes",
     "callbacks.checkpoint.requeue", "callbacks.checkpoint.keep",
+    "start.from", "start.run",
 )  # fmt: skip
-"""The keys that cannot change a result, and so are no part of a run's identity."""
+"""The keys that cannot change a result, and so are no part of a run's identity.
+
+Of what a run starts from `start.identity` counts, wherever it lies.
+"""
 
 ADDED = {
     "quantizer.gradients": {"name": "none"},
     "quantizer.output_norm": "none",
     "optimizer.kahan": False,
-}
+    "start": {"weights": "best", "identity": None, "share": None, "missing": [], "unused": [], "changed": []},
+    "distill": None,
+    "model.head_dim": None, "model.qkv_bias": False, "model.qk_norm": False,
+}  # fmt: skip
 """Keys added since 2026-12, with the value that means as before: with that they are not hashed.
 
 Options of a quantizer's parts are in rules and stages too, so that their class says it: its `later`.
@@ -63,6 +70,7 @@ FURTHER: dict[str, Any] = {"unit": TEXT, "steps": NUMBER, "ended": TEXT, "kernel
 
 ATTEMPT: dict[str, Any] = {
     "started": str, "data": str, "source": str, "code": dict, "git": dict, "versions": dict, "gpus": list,
+    "start": dict,
     "processor": str, "python": str, "threads": int,
 }  # fmt: skip
 """What the provenance of an attempt may hold, and of which types."""
@@ -106,7 +114,7 @@ def identity(config: dict[str, Any], data_fingerprint: str, code: Mapping[str, s
         node.pop(last, None)
     for key, as_before in ADDED.items():
         section, _, last = key.rpartition(".")
-        node = value.get(section) or {}
+        node = (value.get(section) or {}) if section else value
         if last in node and node[last] == as_before:
             del node[last]
     text = json.dumps([value, data_fingerprint, *([dict(code)] if code else [])], sort_keys=True)

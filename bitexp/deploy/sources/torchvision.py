@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +63,8 @@ class StateDict(Source):
             if self.arch is not None:
                 check_same(shapes_of(self.blank().state_dict()), shapes_of(self.state))
             state = sound(self.state)
-            return vit_of_torchvision(state) if model == "vit" else state
+            theirs = model == "vit" and "conv_proj.weight" in state
+            return vit_of_torchvision(state) if theirs else state
 
     def blank(self) -> nn.Module:
         """The model without memory."""
@@ -149,14 +151,20 @@ def published(text: str, known: Any, word: str) -> Path:
 
 def arguments_of(arch: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The arguments with which our model `torchvision` has tensors of these shapes."""
-    last = next((shape for shape in list(shapes.values())[::-1] if len(shape) == 1), None)
-    first = next((shape for shape in shapes.values() if len(shape) == 4), None)
-    if last is None or first is None:
-        raise ValueError(f"its tensors are not those of {arch}")
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about initialization
+        plain = torchvision_builders().get_model(arch, weights=None).state_dict()
+    head, stem = list(plain)[-1], next(name for name, tensor in plain.items() if tensor.dim() == 4)
+    if missing := [name for name in (head, stem) if len(shapes.get(name, ())) != plain[name].dim()]:
+        raise ValueError(f"its tensors are not those of {arch}: it has no tensor {missing[0]} of that kind")
     side = 299 if arch == "inception_v3" else 224
     if arch.startswith("vit_") and "encoder.pos_embedding" in shapes:
         tokens = shapes["encoder.pos_embedding"][1] - 1
         side = math.isqrt(tokens) * int(arch.rpartition("_")[2])
     small = "resne" in arch and shapes.get("conv1.weight", ())[2:] == (3, 3)
-    stem = "small" if small else "imagenet"
-    return {"shape": (first[1], side, side), "classes": last[0], "arch": arch, "stem": stem}
+    return {
+        "shape": (shapes[stem][1], side, side),
+        "classes": shapes[head][0],
+        "arch": arch,
+        "stem": "small" if small else "imagenet",
+    }
