@@ -24,11 +24,12 @@ from bitexp.common.imports import uncollected
 from bitexp.common.ranks import FOLLOW, global_rank
 from bitexp.config.composition_errors import explain
 from bitexp.config.schema import Settings, read_settings
+from bitexp.config.tuned import apply_tuned
 from bitexp.sweep.live_view import LiveView
 from bitexp.sweep.options import check_folder
 from bitexp.sweep.processes import JOB, end_with_parent
 from bitexp.sweep.trial_reporter import reporter_of
-from bitexp.sweep.tuned import apply_tuned
+from bitexp.sweep.turns import WAITING
 from bitexp.track.folder import validation_of
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ def make(config: DictConfig) -> float | None:
         settings = resolve(config, hydra, overrides)
         outcome = run(settings, overrides, hydra.job.num if multirun else None)
     except Exception as problem:
+        if getattr(problem, "kind", None) == WAITING:
+            place = str(getattr(problem, "folder", ""))
+            JobRecord(overrides, tuned, WAITING, WAITING, str(problem), place).write(hydra)
+            return None
         failure = describe_failure(problem, overrides)
         if not multirun and failure["kind"] == "crash":
             raise
@@ -140,7 +145,8 @@ def run(settings: Settings, overrides: list[str], number: int | None) -> Outcome
         from bitexp.run.road import run as take_the_road
     reporter = None if number is None else reporter_of(number, report.line)
     try:
-        return take_the_road(settings, overrides, report, reporter, wait=multirun)
+        gives_way = multirun and JOB in os.environ  # its parent begins another job meanwhile
+        return take_the_road(settings, overrides, report, reporter, wait=multirun, gives_way=gives_way)
     finally:
         if reporter is not None:
             reporter.close()

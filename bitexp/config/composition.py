@@ -24,3 +24,14 @@ def compose_lazily(overrides: Sequence[str], of_hydra: bool = False) -> Any:
             return compose("config", list(overrides), return_hydra_config=of_hydra)
     finally:
         GlobalHydra.instance().hydra = of_job
+
+
+def compose_as_job(overrides: Sequence[str]) -> Any:
+    """The config for some overrides with Hydra's keys, from where the configs of this process's job are."""
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    if not (GlobalHydra.instance().is_initialized() and HydraConfig.initialized()):
+        return compose_lazily(overrides, of_hydra=True)
+    return compose(HydraConfig.get().job.config_name, list(overrides), return_hydra_config=True)

@@ -10,7 +10,9 @@ from functools import cached_property
 import torch
 
 from bitexp.common.console import Report
+from bitexp.common.errors import UserError
 from bitexp.config.schema import Settings
+from bitexp.data.base import Data
 from bitexp.deploy.description import Description
 from bitexp.run.build import describe
 from bitexp.run.checks import device_type
@@ -34,24 +36,23 @@ class Attempt:
     @cached_property
     def world_size(self) -> int:
         """Processes that train together."""
-        devices = self.settings.trainer.devices
-        if isinstance(devices, int):
-            return devices
-        return torch.cuda.device_count() if device_type(self.settings) == "cuda" else 1
+        return world_size(self.settings)
 
     @cached_property
     def batches(self) -> int:
         """Training batches of each process in an epoch."""
-        data, limit = self.parts.data, self.settings.trainer.train_batches
-        count = data.sizes["train"] // data.batch_size // self.world_size
-        return max(1, min(count, limit or count))
+        return batches(self.settings, self.parts.data)
 
     @cached_property
     def steps(self) -> int:
         """Steps of the optimizer in the whole run."""
-        options = self.settings.trainer
-        steps = options.epochs * math.ceil(self.batches / options.accumulate)
-        return min(steps, options.max_steps or steps)
+        steps, share = budget(self.settings, self.parts.data), self.settings.start.share
+        return steps if share is None else steps - steps_of_source(steps, share)
+
+    @cached_property
+    def max_steps(self) -> int | None:
+        """The step that ends the run, where that is not the end of its epochs."""
+        return self.settings.trainer.max_steps if self.settings.start.share is None else self.steps
 
     @cached_property
     def lr_decay_sum(self) -> float:
@@ -75,3 +76,36 @@ class Attempt:
             "kernel": kernel_line(parts),
             "train": train_line(settings, self.steps, self.lr_decay_sum),
         }
+
+
+def world_size(settings: Settings) -> int:
+    """Processes that train together."""
+    devices = settings.trainer.devices
+    if isinstance(devices, int):
+        return devices
+    return torch.cuda.device_count() if device_type(settings) == "cuda" else 1
+
+
+def batches(settings: Settings, data: Data) -> int:
+    """Training batches of each process in an epoch."""
+    limit = settings.trainer.train_batches
+    count = data.sizes["train"] // data.batch_size // world_size(settings)
+    return max(1, min(count, limit or count))
+
+
+def budget(settings: Settings, data: Data) -> int:
+    """Steps of the optimizer that `trainer` gives, for a run and what it starts from together."""
+    options = settings.trainer
+    steps = options.epochs * math.ceil(batches(settings, data) / options.accumulate)
+    return min(steps, options.max_steps or steps)
+
+
+def steps_of_source(steps: int, share: float) -> int:
+    """Those of a budget that the run gets which another starts from; both get some.
+
+    Raises:
+        UserError: there are too few.
+    """
+    if steps < 2:
+        raise UserError(f"start.share={share} divides the steps of trainer, and there is {steps}")
+    return min(max(1, round(share * steps)), steps - 1)

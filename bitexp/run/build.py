@@ -19,6 +19,7 @@ from bitexp.data import DATA
 from bitexp.data.base import Data
 from bitexp.deploy.description import Description
 from bitexp.deploy.rehearsal import rehearse
+from bitexp.deploy.sources import Source
 from bitexp.kernels import choose_kernel
 from bitexp.models import MODELS
 from bitexp.quant import Quantizer
@@ -33,8 +34,11 @@ from bitexp.tasks import TASKS
 from bitexp.track.trackers import TRACKERS, Tracker
 
 
-def build(settings: Settings) -> Parts:
+def build(settings: Settings, source: Source | None = None) -> Parts:
     """Checks every word and argument, then builds: nothing is read from the data set yet.
+
+    Args:
+        source: of the weights to start from, where that is at hand; None: what `start.from` names.
 
     Raises:
         UserError: whatever in the config cannot work, before any training data or run folder is touched.
@@ -57,7 +61,7 @@ def build(settings: Settings) -> Parts:
         check_match(settings, facts)
         torch.manual_seed(derived_seed(settings.seed, "init"))
         model = construct("model", MODELS, settings.model.name, settings.model.arguments, facts)
-        start = started(settings, model, facts)
+        start = started(settings, model, facts, source)
     trackers: dict[str, Tracker] = {}
     for name, arguments in settings.logger.items():
         if arguments is not None:
@@ -78,11 +82,13 @@ def build(settings: Settings) -> Parts:
     return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason, trackers, start)
 
 
-def started(settings: Settings, model: nn.Module, facts: Mapping[str, Any]) -> Loaded | None:
+def started(
+    settings: Settings, model: nn.Module, facts: Mapping[str, Any], source: Source | None
+) -> Loaded | None:
     """The source of a run's weights, with the plain model filled from it; None where it has none."""
-    if settings.start.source is None:
+    if settings.start.source is None and source is None:
         return None
-    return load(settings.start, settings.model.name, model_arguments(settings, facts), model)
+    return load(settings.start, settings.model.name, model_arguments(settings, facts), model, source)
 
 
 def model_arguments(settings: Settings, facts: Mapping[str, Any]) -> dict[str, Any]:

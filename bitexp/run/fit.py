@@ -56,7 +56,7 @@ class Fit:
         every = settings.trainer.log_every
         self.parts, self.report = parts, report
         self.metrics = MetricsCsv(attempt.folder.metrics, attempt.folder.check_lock)
-        self.throughput = Throughput(every, settings.trainer.max_steps)
+        self.throughput = Throughput(every, attempt.max_steps)
         directions = parts.task.measures
         self.checkpoints = Checkpoints(
             attempt.folder.checkpoints, options.checkpoint, directions, self.metrics, signals
@@ -64,7 +64,7 @@ class Fit:
         callbacks: list[pl.Callback] = [Randomness(settings.seed)]
         if options.ema_decay is not None:
             callbacks.append(pl.callbacks.EMAWeightAveraging(decay=options.ema_decay))
-        phasing, max_steps = settings.quantizer.lambda_schedule, settings.trainer.max_steps
+        phasing, max_steps = settings.quantizer.lambda_schedule, attempt.max_steps
         staged = parts.quantizer.progressive
         schedule = Schedule(settings.scheduler, optimizer, phasing, max_steps, staged)
         callbacks += [schedule, FiniteLoss(every)]

@@ -10,7 +10,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,7 @@ from bitexp.config.schema import Settings, read_settings
 from bitexp.run.advice import advice
 from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
+from bitexp.run.chain import Need, with_source
 from bitexp.run.checks import check_validation, device_name
 from bitexp.run.earlier import Earlier
 from bitexp.run.evaluate import evaluate, measured_costs, restore
@@ -33,6 +34,7 @@ from bitexp.run.fit import Fit
 from bitexp.run.messages import closing, code_remarks, header, setting_changes
 from bitexp.run.model_card import write_card
 from bitexp.run.named import named_classes
+from bitexp.run.parts import Parts
 from bitexp.run.slurm import requeue
 from bitexp.run.start_checks import check_as_before, check_vocabulary
 from bitexp.track.checkout import keep_uncommitted
@@ -65,6 +67,8 @@ def run(
     report: Report | None = None,
     pruner: Pruner | None = None,
     wait: bool = False,
+    gives_way: bool = False,
+    first: Callable[[Parts], None] = lambda parts: None,
 ) -> Outcome:
     """Makes one run, or finishes it, or finds it finished.
 
@@ -73,13 +77,21 @@ def run(
         overrides: what was typed, for the record.
         pruner: what may end the run early.
         wait: where another process makes this very run, whether to wait for it or to leave.
+        gives_way: where another process makes a run that this one needs, whether to leave or to wait for it.
+        first: called before anything is trained; what it raises ends the run.
 
     Raises:
         UserError: the config, the data or the run's folder cannot be used as they are.
+        Waiting: see `gives_way`.
     """
     report = report or Report(quiet=global_rank() > 0)
     settings = config if isinstance(config, Settings) else read_settings(config)
     quiet_libraries(settings.trainer.threads)
+    if settings.start.run is not None and settings.start.source is None:
+        before = Need("start", settings, overrides, report, run, gives_way).made(settings.start)
+        if before.status == "stopped":
+            return before
+        settings = with_source(settings, "start", before.folder)
     parts = build(settings)
     settings = completed(settings, parts.quantizer, parts.start)
     check_validation(settings, parts, None if pruner is None else pruner.metric)
@@ -93,6 +105,7 @@ def run(
         return Outcome(folder.path, earlier.tell(), trained=False)  # without a lock: nothing is written
     if global_rank() > 0:
         return follow(attempt)
+    first(parts)
     folder.acquire(wait)
     try:
         if (earlier := Earlier.of(attempt)).stands:  # another process has made it meanwhile

@@ -87,21 +87,25 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def load(start: Start, name: str, arguments: Mapping[str, Any], model: nn.Module) -> Loaded:
+def load(
+    start: Start, name: str, arguments: Mapping[str, Any], model: nn.Module, source: Source | None = None
+) -> Loaded:
     """Puts the weights of a source into a plain model, in place.
 
     Args:
-        name: of the model in its registry; arguments: that it was built with.
+        name: of the model in its registry; arguments: that it was built with. source: one that is at hand
+            already; None: the one that `start.from` names.
 
     Raises:
         UserError: the source is missing, damaged, another than before, or of another shape. What only one
             of both has is told by `check`, once the model is quantized.
     """
-    assert start.source is not None
-    source = find_source(start.source)
+    if source is None:
+        assert start.source is not None
+        source = find_source(start.source)
     if start.identity not in (None, source.identity):
         raise UserError(
-            f"start.from={start.source} is another than this run began with: {source.identity}, and it was "
+            f"{called(start)} is another than this run began with: {source.identity}, and it was "
             f"{start.identity}"
         )
     compare_arguments(start, source, name, arguments)
@@ -121,13 +125,18 @@ def load(start: Start, name: str, arguments: Mapping[str, Any], model: nn.Module
             others.append(f"{key} is {list(given.shape)} there and {list(tensor.shape)} here")
     if others:
         raise UserError(
-            f"start.from={start.source}{of_model(source, name)} does not fit this model: {listed(others)}. "
+            f"{called(start)}{of_model(source, name)} does not fit this model: {listed(others)}. "
             "Choose the model that it is of, or let these begin at random: start.missing=["
             + ",".join(quoted_names(other.partition(" is ")[0] for other in others))
             + "]"
         )
     loaded.unused = sorted(set(loaded.weights) - set(state))
     return loaded
+
+
+def called(start: Start) -> str:
+    """What a user said the source is."""
+    return "the run of start.run" if start.source is None else f"start.from={start.source}"
 
 
 def of_model(source: Source, name: str) -> str:
@@ -142,20 +151,18 @@ def check(loaded: Loaded, model: nn.Module) -> None:
     Raises:
         UserError: it is not listed in start.missing, or start.unused.
     """
-    start, layers = loaded.start, quantized_layers(model)
-    parts = tuple(f"{name}.{own}." for name in layers for own in ("parts", "earlier"))
-    here = [name for name in model.state_dict() if not name.startswith(parts)]
+    start, here = loaded.start, plain_names(model)
     absent = [name for name in here if name not in loaded.weights]
     loaded.new = sorted({*loaded.new, *absent})
     problems = []
     if silent := [name for name in absent if not matches(name, start.missing)]:
         problems.append(
-            f"start.from={start.source} lacks {listed(silent)}. Let these begin at random with "
+            f"{called(start)} lacks {listed(silent)}. Let these begin at random with "
             f"start.missing=[{','.join(quoted_names(silent))}], or choose the model that it is of"
         )
     if silent := [name for name in loaded.unused if not matches(name, start.unused)]:
         problems.append(
-            f"start.from={start.source} has {listed(silent)}, for which this model has no place. Leave them "
+            f"{called(start)} has {listed(silent)}, for which this model has no place. Leave them "
             f"out with start.unused=[{','.join(quoted_names(silent))}], or choose the model that it is of"
         )
     known = [*here, *loaded.weights]
@@ -166,6 +173,13 @@ def check(loaded: Loaded, model: nn.Module) -> None:
             problems.append(f"start.{key} names {listed(idle)}, and neither model has such a name.{hint}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def plain_names(model: nn.Module) -> list[str]:
+    """What a quantized model holds but for the parts of its quantizer."""
+    layers = quantized_layers(model)
+    parts = tuple(f"{name}.{own}." for name in layers for own in ("parts", "earlier"))
+    return [name for name in model.state_dict() if not name.startswith(parts)]
 
 
 def quoted_names(names: Iterable[str]) -> list[str]:

@@ -45,7 +45,7 @@ def compare_arguments(start: Start, source: Source, name: str, arguments: Mappin
         first = wrong[0]
         pairs = ", ".join(f"{key}={given[key]} there and {arguments[key]} here" for key in wrong)
         raise UserError(
-            f"start.from={start.source} is of another model, though all shapes fit: {pairs}. Use "
+            f"{source.text} is of another model, though all shapes fit: {pairs}. Use "
             f"model.{first}={given[first]}, or say that it may differ: start.changed=[{','.join(wrong)}]"
         )
 

@@ -118,6 +118,9 @@ def cell_of(run: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, IndexError):
         return None
     rest = {name: value for name, value in config.items() if name != "data"}
+    start = rest.get("start")
+    if isinstance(start, dict) and start.get("run") is not None and start.get("identity"):
+        rest["start"] = start | {"from": None}  # a run that the words describe, which is what its id says
     if config["rerun"] or any(names_a_file(value) for value in strings(rest)):
         return None  # what is in that file counts, and may change
     data = json.dumps(config["data"], sort_keys=True)

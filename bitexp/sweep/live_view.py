@@ -117,6 +117,11 @@ class LiveView:
         with self._lock:
             self._running[number] = (what, time.monotonic())
 
+    def put_back(self, number: int) -> None:
+        """A job that began has given way, and begins again later."""
+        with self._lock:
+            self._running.pop(number, None)
+
     @property
     def place(self) -> str:
         """Where the job stands that runs now, and what it is."""

@@ -135,6 +135,11 @@ class Processes:
             with self._lock:
                 del self._living[process.pid]
 
+    @property
+    def stopping(self) -> bool:
+        """Whether jobs were asked to stop."""
+        return self._stopping.is_set()
+
     def stop(self) -> None:
         """Asks all jobs to stop after a checkpoint; further ones are not begun. Again: kills them."""
         with self._lock:

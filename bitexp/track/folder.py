@@ -85,7 +85,11 @@ def validation_of(metric: str) -> str:
 
 
 class Busy(UserError):
-    """Another process is running this very run."""
+    """Another process is running this very run, in `folder`."""
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class Taken(UserError):
@@ -155,7 +159,8 @@ class RunFolder:
             owner = "another process"
             if isinstance(holder := read_json(owner_file), dict):
                 owner = f"process {holder.get('pid')} on {holder.get('host')}"
-            raise Busy(f"{self.path} is already being run by {owner}; this process leaves it alone") from None
+            message = f"{self.path} is already being run by {owner}; this process leaves it alone"
+            raise Busy(message, self.path) from None
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise

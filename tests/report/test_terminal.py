@@ -20,8 +20,8 @@ from rich.console import Console
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.files import write_json
+from bitexp.config.tuned import apply_tuned
 from bitexp.report.terminal import summarize
-from bitexp.sweep.tuned import apply_tuned
 
 # the table
 

@@ -55,6 +55,7 @@ class ProcessLauncher(Launcher):
         from bitexp.common.console import Report
         from bitexp.sweep.live_view import LastLines, LiveView
         from bitexp.sweep.processes import STOPPING
+        from bitexp.sweep.turns import WAITING, Turns
 
         setup_globals()
         jobs = list(enumerate(job_overrides, start=initial_job_idx))
@@ -65,17 +66,26 @@ class ProcessLauncher(Launcher):
         ) as view:
             self.say = view.line if self.watched else Report().line
 
-            def make(job: tuple[int, Sequence[str]]) -> JobReturn:
-                number, words = job
-                view.began(number, " ".join(word for word in words if word not in common))
-                record = self.run(number, words)
-                view.ended(number, record["status"], record["reason"], headline(record))
-                return returned(record)
+            turns, ended = Turns(jobs, lambda: self.processes.stopping), dict[int, JobReturn]()
+
+            def work() -> None:
+                while (job := turns.take()) is not None:
+                    number, words = job
+                    view.began(number, " ".join(word for word in words if word not in common))
+                    record = self.run(number, words)
+                    if record["status"] == WAITING:
+                        view.put_back(number)
+                        turns.put_back(job, Path(record["run"]))
+                    else:
+                        view.ended(number, record["status"], record["reason"], headline(record))
+                        ended[number] = returned(record)
 
             with ThreadPoolExecutor(workers) as pool:
-                futures = [pool.submit(make, job) for job in jobs]
+                futures = [pool.submit(work) for _ in range(workers)]
                 try:
-                    return [future.result() for future in futures]
+                    for future in futures:
+                        future.result()
+                    return [ended[number] for number, _ in jobs]
                 except KeyboardInterrupt:
                     self.say(STOPPING)
                     self.stop()
@@ -133,7 +143,7 @@ def note(record: dict[str, Any]) -> None:
     """Lets the exit code of this process say how a job in another one ended."""
     from bitexp.common.exit import Progress
 
-    Progress.note({"finished": 0, "pruned": 0, "stopped": 130}.get(record["status"], 1))
+    Progress.note({"finished": 0, "pruned": 0, "waiting": 0, "stopped": 130}.get(record["status"], 1))
 
 
 def returned(record: dict[str, Any]) -> JobReturn:
