@@ -39,6 +39,7 @@ SLOW_MODELS = (
     "swin_t", "vit_48m", "vit_small", "vit_tiny",
 )  # fmt: skip
 OTHER_QUANTIZERS = tuple(name for name, quantizer in QUANTIZERS.items() if not quantizer.layers)
+BUDGET = {"qat_from_full": ("trainer.train_batches=2", "start.share=0.5")}
 STUDIES = ("pareto", "tune")
 SLOW_SWEEPS = (
     "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median",
@@ -83,7 +84,7 @@ def trains(train: Train, data_sets: Path, compose_config: ComposeConfig) -> Trai
             "huggingface": [f"data.path={data_sets}/texts"],
         }
         where = places.get(data, [f"data.data_dir={data_sets}"])
-        outcome = train(*words, *ONE_BATCH, *where, base=())
+        outcome = train(*ONE_BATCH, *words, *where, base=())
         assert outcome.result["reason"] is None
         assert outcome.result["steps"] == 1
         metrics = outcome.result["metrics"]
@@ -177,8 +178,12 @@ def test_tasks(word: str, trains: Trains) -> None:
 
 
 @pytest.mark.parametrize("word", options("recipe"))
-def test_recipes(word: str, trains: Trains) -> None:
-    trains(*TEXT, f"+recipe={word}", "model.depth=1")
+def test_recipes(word: str, trains: Trains, train: Train) -> None:
+    words = [*TEXT, "model.depth=1"]
+    if word == "finetune":
+        first = train(*words, *ONE_BATCH, "quantizer=full", base=())
+        words += [f"start.from={first.folder}"]
+    trains(*words, f"+recipe={word}", *BUDGET.get(word, ()))
 
 
 # each is trained in tests/run/test_evaluate.py; these have rules for the layers of a transformer

@@ -13,7 +13,8 @@ DATA = "data fingerprint"
 """Stands beside the keys of the config: the same config on other data is another comparison."""
 
 HYPERPARAMETERS = ("optimizer.", "scheduler.")
-VARIANT = ("quantizer.", "packing", "kernel.")
+VARIANT = ("quantizer.", "packing", "kernel.", "start.", "distill.")
+IDENTITY = ".identity"
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Axes:
     """The keys that runs differ in, but for precision and seed.
 
     setting: network, task, data, budget; only runs that agree in all of them are compared.
-    variant: of the quantizer, and what multiplies its codes; a row for each.
+    variant: of the quantizer, what multiplies its codes, what was started from and learned from; a row for
+        each.
     hyperparameters: optimizer and schedule; a row shows the best of them.
     """
 
@@ -31,7 +33,12 @@ class Axes:
 
 
 def value(run: Run, key: str) -> Any:
-    """A run's value of an axis; None where its config lacks the key."""
+    """A run's value of an axis; None where its config lacks the key.
+
+    What came from another run of the experiment is said by how that differs, which every seed has of its own.
+    """
+    if key.endswith(IDENTITY) and f"{key.removesuffix(IDENTITY)}.run" not in run.flat:
+        return None
     return run.data if key == DATA else run.flat.get(key)
 
 
@@ -75,12 +82,13 @@ def find_axes(runs: Sequence[Run]) -> Axes:
 def candidates(runs: Sequence[Run], typed: Iterable[str]) -> list[str]:
     """Every key whose value differs between runs, those that were typed first."""
     keys = dict.fromkeys([DATA, *typed, *(key for run in runs for key in run.flat)])
-    own = ("seed", "quantizer.name", "quantizer.exclude", "model.full_precision", *UNIMPORTANT)
+    unimportant = [word for word in UNIMPORTANT if not word.endswith(".run")]
+    own = ("seed", "quantizer.name", "quantizer.exclude", "model.full_precision", *unimportant)
     return [
         key
         for key in keys
         if key not in own
-        and not key.startswith(tuple(f"{word}." for word in UNIMPORTANT))
+        and not key.startswith(tuple(f"{word}." for word in unimportant))
         and len({(type(value(run, key)), value(run, key)) for run in runs}) > 1
     ]
 

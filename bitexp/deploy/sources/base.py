@@ -103,8 +103,8 @@ def find_source(text: str, key: str = "start.from") -> Source:
     Raises:
         UserError: there is none, or none of a known form.
     """
-    if not text.strip():
-        raise UserError(f"{key} is empty; it may name {FORMS}")
+    if text.strip() in ("", "???"):
+        raise UserError(f"{key} has no value; it may name {FORMS}")
     try:
         for name in SOURCES.names():
             kind: type[Source] = SOURCES.get(name)
