@@ -128,6 +128,8 @@ def overlay(line: str, words: list[str]) -> list[str]:
     short = [word for word in TINY if word != "logger=csv" or "logger" not in line]
     search = "hydra/sweeper=optuna" in words or {"+sweeps=tune", "+sweeps=pareto"} & set(words)
     short += ["seed=0"] if "-m" in words else []
+    if "start." in line or "qat_from_full" in words:
+        short += ["model.depth=1", "trainer.train_batches=2"]
     short += ["data.val_size=0.1"] if "fashion" in line else []
     short += ["model.depth=1"] if "vit_ternary" in line and "model.depth" not in line else []
     short += ["hydra.sweeper.n_trials=1", "trainer.validate_every=1"] if search else []
@@ -199,6 +201,8 @@ def test_a_command_runs(
         if "hydra/launcher=ray" in words:
             pytest.importorskip("ray")
         short = overlay(line, words)
+        for start in re.findall(r"start.from=outputs/(\w+)", line):
+            shutil.copytree(made(f"+experiment={start}", "model.depth=1"), outputs)
         words = [word.replace("submitit_slurm", "submitit_local") for word in words]
         ended = command(*words, *short)
         if "logger.wandb.mode=online" in words:

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from bitexp.deploy.load import find_run, load_run
     from bitexp.deploy.packed_file import load_packed, read_packed, save_packed, sizes
     from bitexp.deploy.packing import LAYOUTS
+    from bitexp.deploy.sources import find_source
     from bitexp.deploy.tape import CannotCompileError
 
 __all__ = [
     "LAYOUTS", "CannotCompileError", "CompiledClassifier", "CompiledDecoder", "Description", "FrozenLayer",
-    "Replay", "costs", "find_run", "freeze", "fuse_norms", "load_packed", "load_run", "read_packed",
-    "save_packed", "sizes",
+    "Replay", "costs", "find_run", "find_source", "freeze", "fuse_norms", "load_packed", "load_run",
+    "read_packed", "save_packed", "sizes",
 ]  # fmt: skip
 
 __getattr__ = lazy(
@@ -40,6 +41,7 @@ __getattr__ = lazy(
         "Replay": "cuda_graph",
         "costs": "cost",
         "find_run": "load",
+        "find_source": "sources",
         "freeze": "frozen",
         "fuse_norms": "fused_norm",
         "load_packed": "packed_file",
