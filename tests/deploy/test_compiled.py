@@ -57,7 +57,7 @@ def decoder(
     quantize(model, quantizer, exclude=list(exclude))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "bias" in name:
                 parameter.add_(torch.rand_like(parameter))
     model.eval()
     freeze(model, kernel="cpu")
@@ -109,6 +109,8 @@ def test_a_token_has_the_logits_of_the_ordinary_way_with_every_quantizer(quantiz
         {"tied": True},
         {"norm_eps": 1e-3, "mlp_ratio": 2.1},
         {"dim": 36, "heads": 2, "kv_heads": 1},
+        {"qkv_bias": True, "kv_heads": 2},
+        {"head_dim": 6, "kv_heads": 2},
         {"exclude": ["embed"]},
         {"exclude": ["embed", "head"], "quantizer": "full"},
         {"exclude": ["embed", "head", "blocks.1"], "sub_norm": True},
@@ -116,6 +118,11 @@ def test_a_token_has_the_logits_of_the_ordinary_way_with_every_quantizer(quantiz
 )
 def test_a_token_has_the_logits_of_the_ordinary_way_with_every_option(sizes: dict[str, Any]) -> None:
     check_decoder(decoder(**sizes))
+
+
+def test_norms_of_heads_are_left_to_the_ordinary_way() -> None:
+    with pytest.raises(CannotCompileError, match="Decoder does not record itself"):
+        CompiledDecoder(decoder(qk_norm=True))
 
 
 def test_a_norm_is_rms_where_the_quantizer_says_so() -> None:

@@ -331,6 +331,19 @@ def test_quantized_layers_take_the_place_of_the_norms_that_feed_them(
         assert isinstance(model.norm, nn.RMSNorm)
 
 
+def test_a_head_of_its_own_size_and_biases_go_through_the_cache() -> None:
+    model = build(head_dim=10, qkv_bias=True, qk_norm=True, kv_heads=2).eval()
+    assert model.blocks[0].attn.q.weight.shape == (40, 24)
+    tokens, cache = draw(model, 9, batch=1), model.cache()
+    whole = model(tokens)
+    pieces = torch.cat(
+        [model(tokens[:, :4], cache), model(tokens[:, 4:5], cache), model(tokens[:, 5:], cache)], 1
+    )
+    torch.testing.assert_close(pieces, whole, rtol=1e-4, atol=1e-5)
+    assert build(qkv_bias=True).blocks[0].attn.q.bias is not None
+    assert bool((Decoder(**TINY, qkv_bias=True).blocks[0].attn.q.bias == 0).all())
+
+
 @pytest.mark.parametrize("exclude", [["embed", "head"], ["embed"]], ids=str)
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_tied_head_freezes_packs_and_loads_exactly_kept_or_quantized(

@@ -170,6 +170,25 @@ def test_calibration_takes_one_fixed_batch_before_the_first_step(source: Path, t
     assert all(torch.equal(tensor, found[name]) for name, tensor in again.model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("callbacks.ema_decay=0.9",),
+        ("quantizer.lambda_schedule={name: linear, start: 0.0, end: 0.5}",),
+        ("quantizer=lsq_wa", "quantizer.stages=[{until: 0.5, activations: {name: lsq, bits: 8}}]"),
+        ("trainer.precision=bf16-true",),
+    ],
+    ids=str,
+)
+def test_it_goes_with_averages_phases_stages_and_bf16(
+    source: Path, train: Train, words: tuple[str, ...]
+) -> None:
+    outcome = train(f"start.from={source}", *words)
+    assert outcome.status == "finished"
+    metrics = outcome.result["metrics"]
+    assert metrics["test/loss"] == metrics["test_packed/loss"]
+
+
 @pytest.mark.filterwarnings("ignore")  # of transformers, about packages that it would like to have
 @pytest.mark.parametrize(("kind", "more"), [("Llama", ()), ("Qwen2", ("model.qkv_bias=true",))])
 def test_a_llama_of_transformers_starts_a_run(tmp_path: Path, kind: str, more: tuple[str, ...]) -> None:
