@@ -11,6 +11,7 @@ import json
 import os
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from bitexp.common.errors import UserError
 from bitexp.common.files import read_json, write_json
 
 FOLLOW = "BITEXP_FOLLOW"
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""Whether processes meet in a store that torchrun keeps as long as it lives."""
 PATIENCE = 600.0  # seconds a process waits for the first one's decision
 
 
@@ -41,7 +44,7 @@ def own_environment() -> Iterator[None]:
 
     The next run of a multirun would take itself for a part of that launch, and wait for the others.
     """
-    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", FOLLOW)
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", AGENT_STORE, FOLLOW)
     before = {name: os.environ.get(name) for name in names}
     try:
         yield
@@ -50,6 +53,17 @@ def own_environment() -> Iterator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
+
+
+def meet_again(run: str) -> None:
+    """Where these processes of torchrun have met for another run before, gives them a store of their own.
+
+    In the one that torchrun keeps they would find the addresses of the run before. All of them know the id of
+    the run, and so the same port.
+    """
+    if os.environ.get(AGENT_STORE) == "True":
+        os.environ[AGENT_STORE] = "False"
+        os.environ["MASTER_PORT"] = str(20_000 + zlib.crc32(run.encode()) % 12_000)
 
 
 def launched() -> bool:

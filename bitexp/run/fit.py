@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning_fabric.plugins.environments import (
@@ -17,7 +17,7 @@ from lightning_fabric.plugins.environments import (
 )
 
 from bitexp.common.lightning import pl
-from bitexp.common.ranks import in_slurm, own_environment
+from bitexp.common.ranks import in_slurm, meet_again, own_environment
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
 from bitexp.run.start import calibrate
@@ -47,6 +47,9 @@ PRECISION = {"32": "32-true", "bf16-mixed": "bf16-mixed", "bf16-true": "bf16-tru
 class Fit:
     """One attempt at training: the Trainer, and the callbacks that the road asks afterwards."""
 
+    met: ClassVar[bool] = False
+    """Whether this process has trained together with others before."""
+
     def __init__(
         self, attempt: Attempt, signals: Signals, loggers: Sequence[pl.loggers.Logger], pruner: Pruner | None
     ) -> None:
@@ -54,7 +57,7 @@ class Fit:
         settings, parts, report = attempt.settings, attempt.parts, attempt.report
         options, optimizer = settings.callbacks, settings.optimizer
         every = settings.trainer.log_every
-        self.parts, self.report = parts, report
+        self.parts, self.report, self.folder = parts, report, attempt.folder
         self.metrics = MetricsCsv(attempt.folder.metrics, attempt.folder.check_lock)
         self.throughput = Throughput(every, attempt.max_steps)
         directions = parts.task.measures
@@ -106,11 +109,14 @@ class Fit:
         path = None if checkpoint is None else str(checkpoint)
         task, data = self.parts.task, self.parts.data
         with own_environment():
+            if Fit.met:
+                meet_again(self.folder.id)
             try:
                 self.trainer.fit(task, datamodule=data, ckpt_path=path, weights_only=True)
             finally:
                 if torch.distributed.is_initialized():
                     torch.distributed.destroy_process_group()
+                    Fit.met = True
 
     def log(self, metrics: Mapping[str, float]) -> None:
         """Gives what was measured after the training to all loggers."""
