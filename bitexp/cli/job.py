@@ -21,7 +21,7 @@ from bitexp.common.errors import UserError, describe_crash
 from bitexp.common.exit import Progress
 from bitexp.common.files import write_json
 from bitexp.common.imports import uncollected
-from bitexp.common.ranks import FOLLOW, global_rank
+from bitexp.common.ranks import FOLLOW, global_rank, in_slurm
 from bitexp.config.composition_errors import explain
 from bitexp.config.schema import Settings, read_settings
 from bitexp.config.tuned import apply_tuned
@@ -145,8 +145,17 @@ def run(settings: Settings, overrides: list[str], number: int | None) -> Outcome
         from bitexp.run.road import run as take_the_road
     reporter = None if number is None else reporter_of(number, report.line)
     try:
-        gives_way = multirun and JOB in os.environ  # its parent begins another job meanwhile
-        return take_the_road(settings, overrides, report, reporter, wait=multirun, gives_way=gives_way)
+        # else its place would be held by a job that waits for another's run
+        gives_way = multirun and (JOB in os.environ or in_slurm())
+        try:
+            return take_the_road(settings, overrides, report, reporter, wait=multirun, gives_way=gives_way)
+        except UserError as problem:
+            if problem.kind != WAITING or JOB in os.environ:
+                raise
+            from bitexp.run.slurm import come_again
+
+            come_again(report)
+            return take_the_road(settings, overrides, report, reporter, wait=multirun)
     finally:
         if reporter is not None:
             reporter.close()

@@ -6,18 +6,22 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Collection
 
 from bitexp.common.console import Report
 
+UNTIL_ENDED = 120.0
+"""Seconds in which Slurm ends the processes of a job that is queued again."""
 
-def requeue(report: Report) -> None:
-    """Asks Slurm to queue the job of this process again. Says what came of it."""
+
+def requeue(report: Report) -> bool:
+    """Asks Slurm to queue the job of this process again. Says what came of it, and whether it will be."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
     if job is None:
         report.line("Slurm was not asked to start this run again: it did not start it (no SLURM_JOB_ID)")
-        return
+        return False
     command = ["scontrol", "requeue", job]
     try:
         done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=60)
@@ -28,6 +32,16 @@ def requeue(report: Report) -> None:
         report.line(f"Slurm was asked to start job {job} again, which continues this run")
     else:
         report.line(f"Slurm could not be asked to start job {job} again: {problem}")
+    return problem is None
+
+
+def come_again(report: Report) -> None:
+    """Gives the nodes of this job back while another makes what it needs: it begins anew, later.
+
+    Slurm ends this process then; it returns where Slurm does not, so that there is nothing but to wait.
+    """
+    if os.environ.get("SLURM_NTASKS", "1") == "1" and requeue(report):
+        time.sleep(UNTIL_ENDED)
 
 
 def hand_on(signum: int) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bitexp.run.slurm import cancel, hand_on, queued
+from bitexp.common.console import Report
+from bitexp.run.slurm import cancel, come_again, hand_on, queued
 
 
 @pytest.fixture
@@ -53,6 +54,24 @@ def test_jobs_are_asked_to_stop_and_then_ended(answering: Callable[[str, str], P
     cancel({"17"}, None)
     cancel(set(), None)
     assert asked.read_text() == "--quiet --signal=INT 17 18\n--quiet 17\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "tasks", "waited"), [("true", "1", 1), ("exit 1", "1", 0), ("true", "2", 0)]
+)
+def test_who_waits_for_another_run_is_queued_again(
+    line: str, tasks: str, waited: int, answering: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of several tasks stays, since the others would be ended within theirs."""
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", tasks)
+    asked = answering("scontrol", line)
+    come_again(Report(quiet=True))
+    assert len(slept) == waited
+    assert not asked.exists() if tasks == "2" else asked.read_text() == "requeue 17_3\n"
 
 
 @pytest.fixture
