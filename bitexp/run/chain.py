@@ -33,8 +33,8 @@ from bitexp.run.parts import Parts
 from bitexp.run.start import plain_names
 from bitexp.track.folder import Busy, RunFolder
 
-OWN = ("start", "distill")
-"""Sections in which a run that comes first has nothing of the run that it is for."""
+OWN = ("start", "distill", "rerun")
+"""Keys of which a run that comes first has nothing of the run that it is for: its own values, or none."""
 
 TITLES = {"start": "the run that this one starts from", "distill.teacher": "its teacher"}
 
@@ -84,12 +84,15 @@ class Need:
         """
         settings, words = self.planned(choice)
         self.report.detail(f"First comes {TITLES[self.key]}: {settings.quantizer.name}, seed {settings.seed}")
-        options = {"wait": not self.gives_way, "gives_way": self.gives_way, "first": self.check(settings)}
+        options: dict[str, Any] = {"gives_way": self.gives_way, "first": self.check(settings)}
         brief, self.report.brief = self.report.brief, True  # where it is finished already
         try:
             outcome = self.take(settings, words, self.report, **options)
         except Busy as busy:
-            raise Waiting(busy.folder) from busy
+            if self.gives_way:
+                raise Waiting(busy.folder) from busy
+            self.report.line(f"Another process makes {path_text(busy.folder)}: this one waits for it")
+            outcome = self.take(settings, words, self.report, wait=True, **options)
         finally:
             self.report.brief = brief
         result = outcome.result if global_rank() == 0 else wait_for_result(outcome.folder)
@@ -150,6 +153,7 @@ def settings_of(run: Mapping[str, Any], words: Sequence[str]) -> Settings:
     config = composed_alike(words)
     config["start"] = run.get("start") or {}
     config["distill"] = run.get("distill")
+    config["rerun"] = run.get("rerun", False)
     return read_settings(config)
 
 

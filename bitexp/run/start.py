@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,21 +37,15 @@ class Loaded:
 
     start: Start
     source: Source
-    weights: dict[str, Tensor]
+    names: frozenset[str]
+    """Of all its weights."""
+    digest: str
+    """A hash of them."""
     taken: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     learned: list[str] = field(default_factory=list)
     """Layers whose quantizer goes on with what it had learned."""
-
-    @cached_property
-    def digest(self) -> str:
-        """A hash of all its weights, by name."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.weights.items()):
-            digest.update(f"{name} {list(tensor.shape)}\0".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
 
     def record(self) -> dict[str, Any]:
         """For provenance: compared where the run is resumed."""
@@ -78,6 +71,15 @@ class Loaded:
         if self.learned:
             words += f"; the quantizer goes on in {counted(len(self.learned), 'layer')}"
         return words
+
+
+def digest_of(weights: Mapping[str, Tensor]) -> str:
+    """A hash of weights by name."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {list(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def listed(names: Iterable[str]) -> str:
@@ -108,12 +110,13 @@ def load(
             f"{called(start)} is another than this run began with: {source.identity}, and it was "
             f"{start.identity}"
         )
+    weights = source.weights(start.weights, name)  # whose shapes are those of the model it is said to be of
     compare_arguments(start, source, name, arguments)
-    loaded = Loaded(start, source, source.weights(start.weights, name))
+    loaded = Loaded(start, source, frozenset(weights), digest_of(weights))
     state = model.state_dict()
     others = []
     for key, tensor in state.items():
-        given = loaded.weights.get(key)
+        given = weights.get(key)
         if given is None:
             continue
         if matches(key, start.missing):
@@ -130,7 +133,7 @@ def load(
             + ",".join(quoted_names(other.partition(" is ")[0] for other in others))
             + "]"
         )
-    loaded.unused = sorted(set(loaded.weights) - set(state))
+    loaded.unused = sorted(loaded.names - set(state))
     return loaded
 
 
@@ -152,7 +155,7 @@ def check(loaded: Loaded, model: nn.Module) -> None:
         UserError: it is not listed in start.missing, or start.unused.
     """
     start, here = loaded.start, plain_names(model)
-    absent = [name for name in here if name not in loaded.weights]
+    absent = [name for name in here if name not in loaded.names]
     loaded.new = sorted({*loaded.new, *absent})
     problems = []
     if silent := [name for name in absent if not matches(name, start.missing)]:
@@ -165,7 +168,7 @@ def check(loaded: Loaded, model: nn.Module) -> None:
             f"{called(start)} has {listed(silent)}, for which this model has no place. Leave them "
             f"out with start.unused=[{','.join(quoted_names(silent))}], or choose the model that it is of"
         )
-    known = [*here, *loaded.weights]
+    known = [*here, *loaded.names]
     for key in ("missing", "unused"):
         idle = [pattern for pattern in getattr(start, key) if not any(matches(n, [pattern]) for n in known)]
         if idle:

@@ -54,7 +54,7 @@ def unnoticed(name: str, arguments: Mapping[str, Any], key: str, value: Any, our
     """Whether a model with another value for one argument has the same names and shapes."""
     try:
         return shapes(MODELS.get(name)(**{**arguments, key: value})) == ours
-    except ValueError:
+    except (ValueError, RuntimeError):
         return False
 
 

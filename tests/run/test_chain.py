@@ -64,6 +64,13 @@ def test_asked_again_nothing_is_trained(train: Train) -> None:
     assert (first.trained, again.trained, again.folder) == (True, False, first.folder)
 
 
+def test_rerun_repeats_the_run_itself_and_not_what_it_starts_from(outputs: Path, train: Train) -> None:
+    train(*CHAIN)
+    assert train(*CHAIN, "rerun=true").trained
+    assert len(list(outputs.glob("*/.replaced/*"))) == 1
+    assert len(RunFolder(runs(outputs)["full"]).attempts()) == 1
+
+
 def test_other_quantizers_share_it_and_other_seeds_do_not(outputs: Path, train: Train) -> None:
     for words in (("seed=0",), ("quantizer=binary",), ("seed=1",)):
         train(*CHAIN, *words)

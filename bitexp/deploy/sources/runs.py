@@ -139,6 +139,11 @@ class Run(Source):
         return found
 
     def options(self) -> Mapping[str, LayerOptions]:
+        return self.layers
+
+    @cached_property
+    def layers(self) -> Mapping[str, LayerOptions]:
+        """What its quantized layers were made by."""
         with told(self.text):
             layers = quantized_layers(self.blank(self.tensors))
         return {name: layer.options for name, layer in layers.items()}
