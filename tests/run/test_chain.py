@@ -18,7 +18,7 @@ from bitexp.run.chain import SourceFailed, Waiting, text_of, without, words_of
 from bitexp.track.checkpoint_files import load_checkpoint
 from bitexp.track.folder import RunFolder
 from tests.support.configs import SMALL, compose_config
-from tests.support.processes import Start
+from tests.support.processes import Command, Start
 from tests.support.training import Train
 
 CHAIN = ("start.run={quantizer: full}", "start.share=0.75")
@@ -168,6 +168,19 @@ def test_a_chain_that_was_killed_goes_on_where_it_was(outputs: Path, train: Trai
     assert found.keys() == expected.keys()
     assert all(bool((found[name] == tensor).all()) for name, tensor in expected.items())
     assert len(RunFolder(outcome.folder).attempts()) == 2
+
+
+@pytest.mark.slow
+def test_jobs_in_processes_have_what_they_share_trained_once(outputs: Path, command: Command) -> None:
+    swept = ("quantizer=ternary_mean,binary,ternary_median", "seed=0,1")
+    slots = ("hydra/launcher=process", "hydra.launcher.n_jobs=3")
+    ended = command("-m", *SMALL, "+recipe=qat_from_full", *swept, *slots)
+    assert ended.code == 0, ended.out + ended.err
+    assert "6 jobs: 6 trained, 0 finished before, 0 not finished" in ended.out
+    configs = [yaml.safe_load(file.read_text()) for file in outputs.glob("*/*/config.yaml")]
+    assert sorted(c["seed"] for c in configs if c["quantizer"]["name"] == "full") == [0, 1]
+    attempts = [len(RunFolder(file.parent).attempts()) for file in outputs.glob("*/*/result.json")]
+    assert attempts == [1] * 8
 
 
 def test_words_of_a_run_are_those_that_one_would_type() -> None:
