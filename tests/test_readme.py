@@ -26,7 +26,7 @@ from bitexp.cli.commands import COMMANDS
 from bitexp.deploy import LAYOUTS
 from bitexp.kernels import KERNELS
 from bitexp.quant.options import REGISTRIES
-from bitexp.tasks import OBJECTIVES, TASKS
+from bitexp.tasks import LOSSES, OBJECTIVES, TASKS
 from bitexp.track.trackers import TRACKERS
 from tests.support.processes import Command
 from tests.support.readmes import ROOT, Block, anchors, blocks, commands, links, prose, readmes, shown_files
@@ -360,7 +360,7 @@ def test_everything_is_named_in_its_room() -> None:
     named_in("bitexp/README.md", (f.name for f in (ROOT / "bitexp").iterdir() if any(f.glob("*.py"))))
     named_in("bitexp/kernels/README.md", KERNELS.names())
     named_in("bitexp/deploy/README.md", LAYOUTS)
-    named_in("bitexp/tasks/README.md", [*TASKS.names(), *OBJECTIVES.names()])
+    named_in("bitexp/tasks/README.md", [*TASKS.names(), *OBJECTIVES.names(), *LOSSES.names()])
     named_in("bitexp/track/README.md", TRACKERS.names())
     named_in("sweeps/README.md", (file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
     for key, registry in REGISTRIES.items():

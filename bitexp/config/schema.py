@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -295,6 +296,11 @@ class SourceChoice(Section):
     weights: Literal["best", "last"] = "best"
     identity: str | None = None
 
+    @property
+    def given(self) -> bool:
+        """Whether there is any."""
+        return self.source is not None or self.run is not None
+
 
 class Start(SourceChoice):
     """What a run begins with. The default is random weights."""
@@ -304,10 +310,42 @@ class Start(SourceChoice):
     unused: list[str] = []
     changed: list[str] = []
 
+
+def weighted(value: Any) -> Any:
+    """A number stands for a term with that weight."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"weight": float(value)} if number else value
+
+
+class Term(Section):
+    """A term of a loss: its weight, with the keyword arguments of its class beside it."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    weight: NotNegative
+
     @property
-    def given(self) -> bool:
-        """Whether there is anything to start from."""
-        return self.source is not None or self.run is not None
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments that go to the registered class."""
+        return {"weight": self.weight, **(self.model_extra or {})}
+
+
+def from_text(value: Any) -> Any:
+    """A bare word stands for a source of that text."""
+    return {"from": value} if value is None or isinstance(value, str) else value
+
+
+class Distill(Section):
+    """What is learned from a teacher beside the task itself."""
+
+    teacher: Annotated[SourceChoice, BeforeValidator(from_text)]
+    losses: dict[str, Annotated[Term, BeforeValidator(weighted)]]
+    precision: Literal["32", "bf16"]
+    cache: bool
+
+
+def with_teacher(section: Distill | None) -> Distill | None:
+    """A section that names no teacher is none."""
+    return section if section is not None and section.teacher.given else None
 
 
 class Settings(Section):
@@ -316,7 +354,6 @@ class Settings(Section):
     name: Label
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     start: Start = Start()
-    distill: dict[str, Any] | None = None
     packing: Packing
     tuned: bool
     rerun: bool | Literal["older"]
@@ -324,6 +361,7 @@ class Settings(Section):
     data: Named
     model: Model
     quantizer: QuantizerChoice
+    distill: Annotated[Distill | None, AfterValidator(with_teacher)] = None
     kernel: Kernel
     optimizer: Annotated[Optimizer, Field(discriminator="name")]
     scheduler: Annotated[Cosine | Constant | TwoStage, Field(discriminator="name")]

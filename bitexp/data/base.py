@@ -60,6 +60,11 @@ class Data(pl.LightningDataModule):
         """Samples in each part."""
         raise NotImplementedError
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a training sample is the same in every epoch, so that what is said about it may be kept."""
+        return False
+
     def preprocessing(self) -> dict[str, Any]:
         """How to prepare an input for a network that was trained on these data, as JSON."""
         raise NotImplementedError
@@ -93,7 +98,7 @@ class Data(pl.LightningDataModule):
             world=world,
             limit=limit if isinstance(limit, int) else None,
         )
-        return ResumableLoader(samples, plan, workers=self._workers, pin_memory=self._pins)
+        return ResumableLoader(samples, plan, indices=indices, workers=self._workers, pin_memory=self._pins)
 
     def evaluation_loader(self, samples: Batches, indices: Tensor) -> ResumableLoader:
         """In order, each sample in one process."""

@@ -80,6 +80,7 @@ class BatchSampler(Sampler[tuple[int, list[int]]]):
         self.plan = plan
         self.epoch = 0
         self.delivered = 0  # batches of this epoch that have reached the training loop
+        self.planned: list[list[int]] = []  # the batches of the epoch that is being iterated
         self._length = len(plan(0))
 
     def set_epoch(self, epoch: int) -> None:
@@ -91,7 +92,8 @@ class BatchSampler(Sampler[tuple[int, list[int]]]):
         return self._length
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        for indices in self.plan(self.epoch)[self.delivered :]:
+        self.planned = self.plan(self.epoch)
+        for indices in self.planned[self.delivered :]:
             yield self.epoch, indices
 
 
@@ -122,10 +124,12 @@ class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
         dataset: Batches,
         plan: Plan,
         *,
+        indices: Tensor | None = None,
         workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.batches = BatchSampler(plan)
+        """`indices` are those of all samples that the plan draws from."""
+        self.batches, self.indices = BatchSampler(plan), indices
         self._finish, self._pins = dataset.finish, pin_memory
         self._resumed = False
         super().__init__(
@@ -149,6 +153,16 @@ class ResumableLoader(DataLoader[tuple[Tensor, Tensor]]):
             self.batches.delivered += 1
             inputs, targets = self._finish(torch.as_tensor(inputs), torch.as_tensor(targets))
             yield (inputs.pin_memory(), targets.pin_memory()) if self._pins else (inputs, targets)
+
+    @property
+    def current(self) -> list[int]:
+        """The indices of the samples in the batch that was handed out last."""
+        return self.batches.planned[self.batches.delivered - 1]
+
+    def read(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """These samples as a batch, as the network gets them in the first epoch."""
+        inputs, targets = self.dataset[0, indices]
+        return self._finish(torch.as_tensor(inputs), torch.as_tensor(targets))
 
     def _fetched(self) -> Iterator[tuple[Tensor | np.ndarray, Tensor | np.ndarray]]:
         if self.num_workers == 0:  # what a DataLoader does about it takes longer than a small batch

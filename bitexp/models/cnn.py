@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitexp.common import checks
 from bitexp.models.registry import MODELS
+from bitexp.models.taps import Tap, Taps
 
 
 class ConvBlock(nn.Module):
@@ -37,6 +39,8 @@ class CNN(nn.Module):
     One convolution per entry of `widths`; `pool` holds the max-pooling window after each (1: none).
     Raises `ValueError`, before anything is allocated, for sizes that do not fit each other.
     """
+
+    taps: ClassVar[Taps] = {"hidden": Tap("blocks.*")}
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bitexp.common import checks
 from bitexp.models.registry import MODELS
 from bitexp.models.tape import Tape, Value
+from bitexp.models.taps import Tap, Taps
 
 Activation = Literal["silu", "relu2"]
 
@@ -163,6 +164,12 @@ class Decoder(nn.Module):
     """
 
     prenorm: ClassVar[dict[str, str]] = {"head": "norm"}
+    taps: ClassVar[Taps] = {
+        "hidden": Tap("blocks.*"),
+        "query": Tap("blocks.*.attn.q"),
+        "key": Tap("blocks.*.attn.k"),
+        "value": Tap("blocks.*.attn.v"),
+    }
 
     def __init__(
         self,
@@ -202,7 +209,7 @@ class Decoder(nn.Module):
             raise ValueError(f"heads={heads} gives heads of {head_dim}: rotary positions need an even size")
         super().__init__()
         self.context, self.rope_base, self.norm_eps = context, rope_base, norm_eps
-        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         if qk_norm:
             vars(self)["record"] = None  # a tape has no norm of heads
         self.embed = nn.Embedding(vocabulary, dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from math import prod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bitexp.common import checks
 from bitexp.models.registry import MODELS
 from bitexp.models.tape import Tape, Value
+from bitexp.models.taps import Tap, Taps
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -27,6 +28,8 @@ class MLP(nn.Module):
 
     Raises `ValueError`, before anything is allocated, for sizes below 1.
     """
+
+    taps: ClassVar[Taps] = {"hidden": Tap("layers.*")}
 
     def __init__(
         self,

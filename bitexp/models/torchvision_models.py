@@ -14,9 +14,14 @@ from torch.func import functional_call
 from bitexp.common import checks
 from bitexp.common.torchvision import import_torchvision
 from bitexp.models.registry import MODELS
+from bitexp.models.taps import Tap, Taps
 
 EXAMPLE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 299)
 """image sizes to suggest where an architecture shrinks the given one to nothing"""
+
+
+HIDDEN = {"resne": "layer*", "regnet": "trunk_output.*", "convnext": "features.*", "vit_": "encoder.layers.*"}
+"""Where hidden states are in families of architectures, by what their names contain."""
 
 
 @MODELS.register("torchvision")
@@ -47,7 +52,14 @@ def torchvision_model(
         model.maxpool = nn.Identity()
     fit_channels(model, shape[0])
     check_takes(model, arch, shape)
+    model.taps = taps_of(arch)
     return model
+
+
+def taps_of(arch: str) -> Taps:
+    """What can be seen inside of an architecture."""
+    place = next((place for family, place in HIDDEN.items() if family in arch), None)
+    return {} if place is None else {"hidden": Tap(place)}
 
 
 def torchvision_builders() -> Any:

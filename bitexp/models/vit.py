@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bitexp.common import checks
 from bitexp.models.registry import MODELS
 from bitexp.models.tape import Tape, Value
+from bitexp.models.taps import Tap, Taps
 
 EPS = 1e-6
 
@@ -92,6 +93,13 @@ class ViT(nn.Module):
     Raises `ValueError`, before anything is allocated, for sizes that do not fit each other.
     """
 
+    taps: ClassVar[Taps] = {
+        "hidden": Tap("blocks.*"),
+        "query": Tap("blocks.*.attn.qkv", 0, 3),
+        "key": Tap("blocks.*.attn.qkv", 1, 3),
+        "value": Tap("blocks.*.attn.qkv", 2, 3),
+    }
+
     def __init__(
         self,
         *,
@@ -114,7 +122,7 @@ class ViT(nn.Module):
         checks.check_divides("heads", heads, dim, f"dim={dim}")
         hidden = checks.hidden_width(dim, mlp_ratio)
         super().__init__()
-        self.shape, self.patch = shape, patch
+        self.shape, self.patch, self.heads = shape, patch, heads
         tokens = (height // patch) * (width // patch) + (pool == "cls")
         self.patch_embed = nn.Linear(channels * patch * patch, dim)
         self.cls_token = nn.Parameter(torch.zeros(dim)) if pool == "cls" else None

@@ -17,7 +17,14 @@ from bitexp.deploy.description import Description
 from bitexp.run.build import describe
 from bitexp.run.checks import device_type
 from bitexp.run.parts import Parts
-from bitexp.run.summary import data_line, kernel_line, model_line, quantizer_line, train_line
+from bitexp.run.summary import (
+    data_line,
+    kernel_line,
+    model_line,
+    quantizer_line,
+    teacher_line,
+    train_line,
+)
 from bitexp.track.folder import RunFolder
 from bitexp.train.rates import lr_decay_sum
 
@@ -75,6 +82,7 @@ class Attempt:
             "data": data_line(settings, parts, self.batches),
             "kernel": kernel_line(parts),
             "train": train_line(settings, self.steps, self.lr_decay_sum),
+            **({"teacher": teacher_line(settings.distill, parts)} if settings.distill else {}),
         }
 
 

@@ -14,7 +14,7 @@ from bitexp.common.randomness import derived_seed
 from bitexp.common.registry import Registry
 from bitexp.common.signatures import keywords
 from bitexp.config.arguments import check_arguments
-from bitexp.config.schema import QuantizerChoice, Settings
+from bitexp.config.schema import Distill, QuantizerChoice, Settings
 from bitexp.data import DATA
 from bitexp.data.base import Data
 from bitexp.deploy.description import Description
@@ -27,6 +27,7 @@ from bitexp.quant.convert import Conversion, quantize
 from bitexp.quant.layers import set_backend
 from bitexp.quant.options import REGISTRIES
 from bitexp.run.checks import Problems, check, check_match, check_packing, device_type
+from bitexp.run.distill import build_losses, completed_losses, find_teacher
 from bitexp.run.parts import Parts
 from bitexp.run.start import Loaded, carry_on, load
 from bitexp.run.start import check as check_start
@@ -78,8 +79,14 @@ def build(settings: Settings, source: Source | None = None) -> Parts:
     given = {**facts, "model": model, "optimizer": settings.optimizer}
     with problems:
         task = construct("task", TASKS, settings.task.name, settings.task.arguments, given)
+    teacher = None
+    if settings.distill is not None:
+        with problems:
+            teacher = find_teacher(settings.distill)
+        with problems:
+            build_losses(settings.distill, task)
     problems.tell()
-    return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason, trackers, start)
+    return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason, trackers, start, teacher)
 
 
 def started(
@@ -137,16 +144,24 @@ def build_quantizer(chosen: QuantizerChoice) -> Quantizer:
         raise UserError(f"quantizer: {error}") from error
 
 
-def completed(settings: Settings, quantizer: Quantizer, start: Loaded | None = None) -> Settings:
-    """The settings with every option of the quantizer's parts said, and what the run starts from by its
-    identity: what is hashed, stored and shown.
+def completed(
+    settings: Settings, quantizer: Quantizer, start: Loaded | None = None, teacher: Source | None = None
+) -> Settings:
+    """The settings with every option of parts and losses said, and sources by their identity: what is hashed,
+    stored and shown.
     """
-    chosen = settings.quantizer
+    chosen, distill = settings.quantizer, settings.distill
     rest = chosen.model_dump(mode="json", include={"include", "exclude", "lambda_schedule"})
     whole = QuantizerChoice.model_validate({**quantizer.to_json(), **rest})
     known: dict[str, Any] = {"quantizer": whole}
     if start is not None:
         known["start"] = settings.start.model_copy(update={"identity": start.source.identity})
+    if distill is not None and teacher is not None:
+        found = distill.teacher.model_copy(update={"identity": teacher.identity})
+        losses = completed_losses(distill)
+        known["distill"] = Distill.model_validate(
+            {**distill.model_dump(), "teacher": found, "losses": losses}
+        )
     return settings.model_copy(update=known)
 
 

@@ -10,8 +10,10 @@ from bitexp.data import DATA
 from bitexp.models import MODELS
 from bitexp.quant.options import REGISTRIES, LayerOptions
 from bitexp.quant.quantizer import Quantizer
+from bitexp.run.distill import OWN
 from bitexp.run.parts import Parts
 from bitexp.tasks import OBJECTIVES, TASKS
+from bitexp.tasks.distillation import LOSSES
 
 
 def named_classes(settings: Settings, parts: Parts) -> dict[str, dict[str, Any]]:
@@ -20,6 +22,7 @@ def named_classes(settings: Settings, parts: Parts) -> dict[str, dict[str, Any]]
     Trackers are left out, since they change no result.
     """
     objectives = {f"objectives.{name}": OBJECTIVES.get(name) for name in parts.task.objectives}
+    losses = () if settings.distill is None else settings.distill.losses
     kernel = {parts.kernel_name: parts.kernel} if parts.quantizer.quantizes else {}
     return {
         "data": {settings.data.name: DATA.get(settings.data.name)},
@@ -32,6 +35,7 @@ def named_classes(settings: Settings, parts: Parts) -> dict[str, dict[str, Any]]
             if (part := getattr(options, key)) is not None
         },
         "kernel": kernel,
+        "distill": {name: LOSSES.get(name) for name in losses if name != OWN},
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from bitexp.data.base import Data
+from bitexp.deploy.sources import Source
 from bitexp.kernels.registry import Kernel
 from bitexp.quant.convert import Conversion
 from bitexp.quant.quantizer import Quantizer
@@ -30,6 +31,8 @@ class Parts:
     trackers: Mapping[str, Tracker]
     start: Loaded | None = None
     """What the model began with; None: random weights."""
+    teacher: Source | None = None
+    """Whom the task learns from, where it has a teacher."""
 
     @property
     def model(self) -> nn.Module:

@@ -28,6 +28,7 @@ from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
 from bitexp.run.chain import Need, with_source
 from bitexp.run.checks import check_validation, device_name
+from bitexp.run.distill import check_same_teacher, teach, teacher_record
 from bitexp.run.earlier import Earlier
 from bitexp.run.evaluate import evaluate, measured_costs, restore
 from bitexp.run.fit import Fit
@@ -93,7 +94,7 @@ def run(
             return before
         settings = with_source(settings, "start", before.folder)
     parts = build(settings)
-    settings = completed(settings, parts.quantizer, parts.start)
+    settings = completed(settings, parts.quantizer, parts.start, parts.teacher)
     check_validation(settings, parts, None if pruner is None else pruner.metric)
     if parts.start is not None and "embed.weight" not in parts.start.new:
         check_vocabulary(parts.start.source, parts.data)
@@ -103,6 +104,7 @@ def run(
     attempt = Attempt(settings, tuple(overrides), parts, folder, report)
     if (earlier := Earlier.of(attempt)).stands and inherited() is None and not may_thin(attempt):
         return Outcome(folder.path, earlier.tell(), trained=False)  # without a lock: nothing is written
+    teach(settings, parts, data)
     if global_rank() > 0:
         return follow(attempt)
     first(parts)
@@ -118,6 +120,7 @@ def run(
         if checkpoint is not None:
             if parts.start is not None:
                 check_as_before(settings.start.source, parts.start.digest, folder.attempts())
+            check_same_teacher(settings, parts, folder.attempts())
             damages += best_checkpoint(folder.checkpoints, checkpoint)
         facts = {
             "kernel": parts.kernel_name,
@@ -125,6 +128,7 @@ def run(
             "rerun": bool(settings.rerun),
             "code": code.digests,
             "files": code.files,
+            **teacher_record(settings, parts),
             "uncommitted": keep_uncommitted(folder.created(), packages_of(named)),
             **({} if parts.start is None else {"start": parts.start.record()}),
         }

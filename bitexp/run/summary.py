@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 from bitexp.common.format import amount, counted, size
-from bitexp.config.schema import Settings
+from bitexp.config.schema import Distill, Settings
 from bitexp.deploy.frozen import Packing
 from bitexp.deploy.packing import Layout
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
+from bitexp.run.distill import cache_bytes
 from bitexp.run.parts import Parts
 
 
@@ -124,3 +125,16 @@ def train_line(settings: Settings, steps: int, lr_decay_sum: float) -> str:
         f"{options.devices} x {options.accelerator}, "
         f"{counted(options.threads, 'thread')}"
     )
+
+
+def teacher_line(chosen: Distill, parts: Parts) -> str:
+    """Who teaches, what is compared, and how much disk its logits take where they are kept."""
+    assert parts.teacher is not None
+    said = parts.teacher.describe()
+    losses = " + ".join(f"{term.weight:g} {name}" for name, term in chosen.losses.items() if term.weight)
+    quantizer = (said.get("quantizer") or {}).get("name")
+    what = ", ".join(str(word) for word in (said["kind"], said.get("model"), quantizer) if word)
+    kept = ""
+    if chosen.cache and (distiller := parts.task.distiller) is not None:
+        kept = f"; its logits take {size(cache_bytes(distiller, parts.data))} on disk"
+    return f"{said['path']} ({what}); loss {losses}{kept}"

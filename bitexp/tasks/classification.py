@@ -49,6 +49,10 @@ class ImageClassification(Task):
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
         self.confusion = MulticlassConfusionMatrix(classes)
 
+    @property
+    def augments(self) -> bool:
+        return self.mix is not None
+
     def augmented(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return batch if self.mix is None else self.mix(*batch)
 

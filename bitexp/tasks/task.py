@@ -13,6 +13,7 @@ from bitexp.common.lightning import pl
 from bitexp.common.registry import Registry
 from bitexp.config.schema import Optimizer
 from bitexp.quant.modes import with_child
+from bitexp.tasks.distillation import NOTHING, Distiller
 from bitexp.tasks.objectives import CROSS_ENTROPY, build_objectives
 from bitexp.train.optimizers import build_optimizer
 
@@ -50,6 +51,8 @@ class Task(pl.LightningModule):
         self.model = model
         self.optimizer_settings = optimizer
         self.objectives = build_objectives(objectives)
+        self.distiller: Distiller | None = None
+        """What the model learns from a teacher, where it has one."""
         self.terms: dict[str, Tensor] = {}
         """What the last training loss was made of, without weights, where there is more than one term."""
         self.measures_batch = False
@@ -64,13 +67,23 @@ class Task(pl.LightningModule):
         """What the model says about a batch, in fp32."""
         return self(batch[0]).float()
 
+    @property
+    def augments(self) -> bool:
+        """Whether the model sees other training batches than those of the data."""
+        return type(self).augmented is not Task.augmented
+
     def augmented(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """A training batch as the model is to see it."""
         return batch
 
+    def on_train_start(self) -> None:
+        if self.distiller is not None:
+            self.distiller.prepare(self.trainer.train_dataloader, self.device)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         batch = self.augmented(batch)
-        outputs = self.outputs(batch)
+        with NOTHING if self.distiller is None else self.distiller.watch:
+            outputs = self.outputs(batch)
         if self.measures_batch:
             self.batch_measures = self.measured(outputs.detach(), batch)
         return self.loss(outputs, batch)
@@ -85,11 +98,16 @@ class Task(pl.LightningModule):
         return {}
 
     def loss(self, outputs: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The sum of the objectives, a scalar."""
-        terms = {name: term(outputs, batch, self) for name, term in self.objectives.items()}
-        if len(terms) > 1:
+        """The sum of the objectives, with a teacher that of its losses as well; a scalar."""
+        distiller, own = self.distiller, 1.0 if self.distiller is None else self.distiller.own
+        terms = {name: term(outputs, batch, self) for name, term in self.objectives.items() if own}
+        weights = {name: own * self.objectives[name].weight for name in terms}
+        if distiller is not None:
+            terms |= distiller.terms(outputs, batch[0])
+            weights |= distiller.weights
+        if len(terms) > 1 or distiller is not None:
             self.terms = {name: term.detach() for name, term in terms.items()}
-        return reduce(torch.add, (self.objectives[name].weight * term for name, term in terms.items()))
+        return reduce(torch.add, (weights[name] * term for name, term in terms.items()))
 
     def with_model(self, model: nn.Module) -> Self:
         """This task around another network; metrics and settings are shared with this one."""

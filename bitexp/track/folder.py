@@ -28,11 +28,11 @@ UNIMPORTANT = (
     "trainer.log_every",
     "callbacks.progress", "callbacks.checkpoint.every_steps", "callbacks.checkpoint.every_minutes",
     "callbacks.checkpoint.requeue", "callbacks.checkpoint.keep",
-    "start.from", "start.run",
+    "start.from", "start.run", "distill.teacher.from", "distill.teacher.run",
 )  # fmt: skip
 """The keys that cannot change a result, and so are no part of a run's identity.
 
-Of what a run starts from `start.identity` counts, wherever it lies.
+Of what a run starts from, and of whom it learns from, the `identity` counts, wherever it lies.
 """
 
 ADDED = {
@@ -70,7 +70,7 @@ FURTHER: dict[str, Any] = {"unit": TEXT, "steps": NUMBER, "ended": TEXT, "kernel
 
 ATTEMPT: dict[str, Any] = {
     "started": str, "data": str, "source": str, "code": dict, "git": dict, "versions": dict, "gpus": list,
-    "start": dict,
+    "start": dict, "teacher": dict,
     "processor": str, "python": str, "threads": int,
 }  # fmt: skip
 """What the provenance of an attempt may hold, and of which types."""

@@ -31,7 +31,7 @@ from bitexp.models import MODELS
 from bitexp.quant import quantize
 from bitexp.quant.layers import set_backend
 from bitexp.quant.options import REGISTRIES
-from bitexp.tasks import OBJECTIVES, TASKS
+from bitexp.tasks import LOSSES, OBJECTIVES, TASKS, Seen
 from bitexp.track.code import COMMITTED, hashes, revision
 from tests.support.data_sets import write_data_sets
 
@@ -43,6 +43,7 @@ SECTIONS: dict[str, Registry[Any]] = {
     "model": MODELS,
     "task": TASKS,
     "objective": OBJECTIVES,
+    "loss": LOSSES,
     "data": DATA,
     "kernel": KERNELS,
     **REGISTRIES,
@@ -144,6 +145,17 @@ def of_objective(name: str) -> list[float]:
     return train(Task.model, *batch, lambda out, _: term(out, batch, Task))
 
 
+def of_loss(name: str) -> list[float]:
+    """All states that a loss may look at are the outputs."""
+    term = LOSSES.get(name)()
+
+    def seen(outputs: Tensor) -> Seen:
+        states = {part: [outputs.view(4, 8, 10)] for part in ("hidden", "query", "key", "value")}
+        return Seen(outputs, states, heads=2)
+
+    return train(small(), waves(32, 16), waves(32, 10) * 2, lambda out, to: term(seen(out), seen(to)))
+
+
 @cache
 def data_sets() -> Path:
     folder = Path(tempfile.mkdtemp())
@@ -183,7 +195,8 @@ def of_data(name: str) -> list[float]:
 def numbers(section: str, name: str) -> list[float]:
     """What three steps with a class give."""
     own: dict[str, Callable[[str], list[float]]] = {
-        "model": of_model, "task": of_task, "objective": of_objective, "data": of_data, "kernel": of_kernel
+        "model": of_model, "task": of_task, "objective": of_objective, "loss": of_loss, "data": of_data,
+        "kernel": of_kernel,
     }  # fmt: skip
     return own[section](name) if section in own else of_part(section, name)
 

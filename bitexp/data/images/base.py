@@ -129,6 +129,10 @@ class ImageData(Data):
         return torch.zeros(2, *self.shape)
 
     @property
+    def repeats(self) -> bool:
+        return not (self.augment["crop"] or self.augment["flip"])
+
+    @property
     def sizes(self) -> dict[str, int]:
         training, _, validation = self._split
         return {"train": len(training), "val": len(validation), "test": len(self._test.labels)}
@@ -148,7 +152,7 @@ class ImageData(Data):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled and augmented; every process gets as many batches."""
         augmentation = None
-        if self.augment["crop"] or self.augment["flip"]:
+        if not self.repeats:
             augmentation = Augmentation(self.augment, len(self._train.labels), self.seed)
         return self.training_loader(self._batches(self._train, augmentation), self._split[0])
 
