@@ -335,12 +335,19 @@ def from_text(value: Any) -> Any:
 
 
 class Distill(Section):
-    """What is learned from a teacher beside the task itself."""
+    """What is learned from a teacher beside the task itself.
+
+    A run that is made to teach has the seed of its student, unless `teacher_seed` says otherwise.
+    """
 
     teacher: Annotated[SourceChoice, BeforeValidator(from_text)]
-    losses: dict[str, Annotated[Term, BeforeValidator(weighted)]]
-    precision: Literal["32", "bf16"]
-    cache: bool
+    teacher_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    losses: dict[str, Annotated[Term, BeforeValidator(weighted)]] = {
+        "task": Term(weight=1.0),
+        "logits": Term(weight=1.0),
+    }
+    precision: Literal["32", "bf16"] = "32"
+    cache: bool = False
 
 
 def with_teacher(section: Distill | None) -> Distill | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitexp.quant.norms import features_back, features_last
 from bitexp.quant.parts import TRANSFORMS, Transform
+from bitexp.quant.rank_one import rank_one
 from bitexp.quant.spec import LayerSpec
 
 
@@ -54,14 +55,17 @@ class Columns(Transform):
     of `beta . x`, which is the same for all outputs and stays in floats.
 
     Args:
-        init: of the factors, `one`, or `mean`, the mean |W - mean W| of a column.
+        init: of the factors, `one`; `mean`, the mean |W - mean W| of a column; or `svid`, those of the best
+            approximation of |W| by factors for rows and columns (OneBit, eq. 5).
         shift: whether there are constants; they begin with the mean of a column.
     """
 
-    def __init__(self, features: int, *, init: Literal["one", "mean"] = "one", shift: bool = False) -> None:
+    def __init__(
+        self, features: int, *, init: Literal["one", "mean", "svid"] = "one", shift: bool = False
+    ) -> None:
         super().__init__()
-        if init not in ("one", "mean"):
-            raise ValueError(f"init={init} should be 'one' or 'mean'")
+        if init not in ("one", "mean", "svid"):
+            raise ValueError(f"init={init} should be 'one', 'mean' or 'svid'")
         self.init, self.has_addend = init, shift
         self.factor = nn.Parameter(torch.ones(features))
         if shift:
@@ -78,6 +82,9 @@ class Columns(Transform):
         if self.init == "mean":
             centred = columns - means[:, None] if self.has_addend else columns
             self.factor.copy_(centred.abs().mean(1))
+        if self.init == "svid":
+            factor = rank_one(weight)[1]
+            self.factor.copy_(factor.repeat(len(self.factor) // len(factor)))
 
     def forward(self, x: Tensor, dim: int) -> Tensor:
         return x * self.per_feature(self.factor)

@@ -7,10 +7,11 @@ was, and several runs that need one source have it trained once.
 
 from __future__ import annotations
 
+import copy
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from bitexp.deploy.sources import Source, Which
 from bitexp.quant.layers import quantized_layers
 from bitexp.run.attempt import budget, steps_of_source
 from bitexp.run.build import build, construct, describe
+from bitexp.run.distill import build_losses, teach
 from bitexp.run.parts import Parts
 from bitexp.run.start import plain_names
 from bitexp.track.folder import Busy, RunFolder
@@ -105,6 +107,8 @@ class Need:
         """The settings of that run, and the overrides that make it alone."""
         assert choice.run is not None
         run, key = dict(choice.run), f"{self.key}.run"
+        if (distill := self.settings.distill) is not None and choice is distill.teacher:
+            run |= {} if distill.teacher_seed is None else {"seed": distill.teacher_seed}
         words = [*without(self.overrides, run), *words_of(run)]
         if isinstance(choice, Start) and choice.share is not None:
             steps = steps_of_source(whole_budget(self.settings), choice.share)
@@ -123,15 +127,32 @@ class Need:
         alone = self.settings.model_copy(update={"distill": None})
 
         def fits(parts: Parts) -> None:
-            build(alone, Planned(settings, parts) if self.key == "start" else None)
+            planned = Planned(settings, parts)
+            built = build(alone, planned if self.key == "start" else None)
+            if self.settings.distill is not None:
+                build_losses(self.settings.distill, built.task)
+            if self.key != "start":
+                teach(self.settings, replace(built, teacher=planned), "")
 
         return fits
 
 
+def needed(settings: Settings) -> Iterator[tuple[str, SourceChoice]]:
+    """The runs that have to come first, by the key that describes them."""
+    choices: dict[str, SourceChoice] = {"start": settings.start}
+    choices |= {} if settings.distill is None else {"distill.teacher": settings.distill.teacher}
+    for key, choice in choices.items():
+        if choice.run is not None and choice.source is None:
+            yield key, choice
+
+
 def with_source(settings: Settings, key: str, folder: Path) -> Settings:
     """The settings with the folder of the run that came first, under the key of a choice of a source."""
-    section = getattr(settings, key).model_copy(update={"source": str(folder)})
-    return settings.model_copy(update={key: section})
+    section, _, inner = key.partition(".")
+    changed = {"source": str(folder)}
+    if inner:
+        changed = {inner: getattr(getattr(settings, section), inner).model_copy(update=changed)}
+    return settings.model_copy(update={section: getattr(settings, section).model_copy(update=changed)})
 
 
 def wait_for_result(folder: Path) -> dict[str, Any]:
@@ -228,4 +249,4 @@ class Planned(Source):
         return {name: layer.options for name, layer in quantized_layers(self.parts.model).items()}
 
     def model(self, which: Which = "best", kernel: Any = "auto") -> nn.Module:
-        return self.parts.model
+        return copy.deepcopy(self.parts.model)

@@ -58,7 +58,7 @@ def build_losses(chosen: Distill, task: Task) -> dict[str, DistillationLoss]:
         losses[name] = LOSSES.get(name)(**term)
     if not losses:
         raise UserError(
-            f"{KEY}={chosen.teacher.source} is looked at by no loss; give one a weight, such as "
+            "the teacher is looked at by no loss; give one a weight, such as "
             f"distill.losses.logits.weight=1 (there are {', '.join(LOSSES.names())})"
         )
     return losses
@@ -107,7 +107,7 @@ def teach(settings: Settings, parts: Parts, fingerprint: str) -> None:
         distiller = Distiller(task.model, teacher, losses, own, chosen.precision, cache)
         distiller.check(data.example())
     except ValueError as error:
-        raise UserError(f"{KEY}={chosen.teacher.source}: {error}") from error
+        raise UserError(f"{KEY}={source.text}: {error}") from error
     if cache is not None:
         check_room(distiller, data)
     task.distiller = distiller
@@ -120,7 +120,7 @@ def check_tokenizer(chosen: Distill, source: Source, data: Data) -> None:
         return
     if words_of(theirs, source.text) != words_of(ours, "the data"):
         raise UserError(
-            f"{KEY}={chosen.teacher.source} reads another vocabulary than these data are written in; "
+            f"{KEY}={source.text} reads another vocabulary than these data are written in; "
             "use its tokenizer (data.tokenizer=FILE), or another teacher"
         )
 

@@ -26,7 +26,7 @@ from bitexp.config.schema import Settings, read_settings
 from bitexp.run.advice import advice
 from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
-from bitexp.run.chain import Need, with_source
+from bitexp.run.chain import Need, needed, with_source
 from bitexp.run.checks import check_validation, device_name
 from bitexp.run.distill import check_same_teacher, teach, teacher_record
 from bitexp.run.earlier import Earlier
@@ -88,11 +88,11 @@ def run(
     report = report or Report(quiet=global_rank() > 0)
     settings = config if isinstance(config, Settings) else read_settings(config)
     quiet_libraries(settings.trainer.threads)
-    if settings.start.run is not None and settings.start.source is None:
-        before = Need("start", settings, overrides, report, run, gives_way).made(settings.start)
+    for key, choice in needed(settings):
+        before = Need(key, settings, overrides, report, run, gives_way).made(choice)
         if before.status == "stopped":
             return before
-        settings = with_source(settings, "start", before.folder)
+        settings = with_source(settings, key, before.folder)
     parts = build(settings)
     settings = completed(settings, parts.quantizer, parts.start, parts.teacher)
     check_validation(settings, parts, None if pruner is None else pruner.metric)

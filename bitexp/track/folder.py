@@ -28,7 +28,7 @@ UNIMPORTANT = (
     "trainer.log_every",
     "callbacks.progress", "callbacks.checkpoint.every_steps", "callbacks.checkpoint.every_minutes",
     "callbacks.checkpoint.requeue", "callbacks.checkpoint.keep",
-    "start.from", "start.run", "distill.teacher.from", "distill.teacher.run",
+    "start.from", "start.run", "distill.teacher.from", "distill.teacher.run", "distill.teacher_seed",
 )  # fmt: skip
 """The keys that cannot change a result, and so are no part of a run's identity.
 

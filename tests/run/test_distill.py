@@ -214,7 +214,7 @@ def test_kept_logits_change_nothing(
             ["distill.cache=true", "distill.losses.hidden=1"],
             "distill.losses.hidden looks at more than logits",
         ),
-        (["distill.losses.logits=0"], "is looked at by no loss; give one a weight, such as"),
+        (["distill.losses.logits=0"], "the teacher is looked at by no loss; give one a weight, such as"),
         (["+distill.losses.logit=1"], "unknown distillation loss 'logit'. Did you mean 'logits'"),
         (["+distill.losses.logits.temprature=2"], "unknown key 'distill.losses.logits.temprature'"),
         (

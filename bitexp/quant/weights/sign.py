@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bitexp.quant.levels import BINARY
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.product import Quantized
+from bitexp.quant.rank_one import rank_one
 from bitexp.quant.spec import EPS
 from bitexp.quant.sums import row_means, row_sums
 
@@ -26,9 +27,12 @@ class Sign(WeightQuantizer):
             the mean (XNOR-Net++, arXiv 1909.13863), or `power_of_two`, the nearest to the mean (IR-Net).
         standardize: whether each row is brought to mean 0 and standard deviation 1 before (IR-Net, arXiv
             1909.10788, eq. 9; ReCU); the gradient goes through that as well.
+        init: where a learned factor begins: `mean` |W|, or `svid`, the rows' part of the best approximation
+            of |W| by factors for rows and columns (OneBit, arXiv 2402.11295, eq. 5).
     """
 
     levels = BINARY
+    later = frozenset({"init"})
 
     def __init__(
         self,
@@ -37,15 +41,21 @@ class Sign(WeightQuantizer):
         scale: Literal["mean", "one", "learned", "power_of_two"] = "mean",
         standardize: bool = False,
         granularity: Literal["tensor", "channel"] = "channel",
+        init: Literal["mean", "svid"] = "mean",
     ) -> None:
         super().__init__(weight, granularity=granularity)
+        if init not in ("mean", "svid"):
+            raise ValueError(f"init={init} should be 'mean' or 'svid'")
+        if init == "svid" and (scale, granularity) != ("learned", "channel"):
+            raise ValueError("init=svid gives each row a learned factor: scale=learned, granularity=channel")
         if scale not in ("mean", "one", "learned", "power_of_two"):
             raise ValueError(f"scale={scale} should be 'mean', 'one', 'learned' or 'power_of_two'")
         self.kind, self.standardize = scale, standardize
         self.factor: nn.Parameter | None = None
         if scale == "learned":
             rows, shape = self.rows(weight)
-            self.factor = nn.Parameter(row_means(rows.abs()).clamp(min=EPS).reshape(shape))
+            begin = row_means(rows.abs()) if init == "mean" else rank_one(weight)[0]
+            self.factor = nn.Parameter(begin.clamp(min=EPS).reshape(shape))
 
     def values(self, rows: Tensor) -> Tensor:
         """What the signs are taken of."""
