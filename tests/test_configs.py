@@ -39,7 +39,7 @@ SLOW_MODELS = (
     "swin_t", "vit_48m", "vit_small", "vit_tiny",
 )  # fmt: skip
 OTHER_QUANTIZERS = tuple(name for name, quantizer in QUANTIZERS.items() if not quantizer.layers)
-BUDGET = {"qat_from_full": ("trainer.train_batches=2", "start.share=0.5")}
+BUDGET = dict.fromkeys(("qat_from_full", "paretoq"), ("trainer.train_batches=2", "start.share=0.5"))
 STUDIES = ("pareto", "tune")
 SLOW_SWEEPS = (
     "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median",

@@ -272,3 +272,36 @@ def test_logits_that_no_disk_holds_are_not_begun(
         UserError, match=r"distill.cache=true needs 1000000000.00 GB in .*, where .* are free"
     ):
         train(f"distill.teacher={teacher}", "distill.cache=true")
+
+
+def test_a_teacher_is_made_first_and_found_the_next_time(train: Train, outputs: Path) -> None:
+    first = train("+recipe=self_distill")
+    assert first.status == "finished"
+    known = {path.parent.name for path in outputs.glob("*/*/result.json")}
+    assert len(known) == 2
+    alone = train("quantizer=full")
+    assert not alone.trained
+    (attempt,) = json.loads((first.folder / "provenance.json").read_text())["attempts"]
+    assert attempt["teacher"]["identity"] == alone.folder.name
+    named = train(f"distill.teacher={alone.folder}")
+    assert (named.folder, named.trained) == (first.folder, False)
+    other = train("+recipe=self_distill", "seed=3", "distill.teacher_seed=0")
+    assert len(list(outputs.glob("*/*/result.json"))) == 3
+    (attempt,) = json.loads((other.folder / "provenance.json").read_text())["attempts"]
+    assert attempt["teacher"]["identity"] == alone.folder.name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["+distill.losses.logit=1"], "unknown distillation loss 'logit'"),
+        (["distill.losses.attention=1"], "the run that comes first: MLP does not say where its query states"),
+        (["distill.teacher.run={quantizer: fulll}"], "distill.teacher.run: "),
+    ],
+)
+def test_a_mistake_is_told_before_the_teacher_is_trained(
+    words: list[str], said: str, train: Train, outputs: Path
+) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        train("+recipe=self_distill", *words)
+    assert not list(outputs.glob("*/*/provenance.json"))
