@@ -40,6 +40,7 @@ SLOW_MODELS = (
 )  # fmt: skip
 OTHER_QUANTIZERS = tuple(name for name, quantizer in QUANTIZERS.items() if not quantizer.layers)
 BUDGET = dict.fromkeys(("qat_from_full", "paretoq"), ("trainer.train_batches=2", "start.share=0.5"))
+SLOW_RECIPES = ("bitdistill", "onebit", "reactnet")
 STUDIES = ("pareto", "tune")
 SLOW_SWEEPS = (
     "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median",
@@ -177,7 +178,7 @@ def test_tasks(word: str, trains: Trains) -> None:
     trains(*(TEXT if word == "language_modelling" else []), f"task={word}")
 
 
-@pytest.mark.parametrize("word", options("recipe"))
+@pytest.mark.parametrize("word", options("recipe", SLOW_RECIPES))
 def test_recipes(word: str, trains: Trains, train: Train) -> None:
     words = [*TEXT, "model.depth=1"]
     if word == "finetune":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from bitexp.tasks.distillation import Distiller
 from bitexp.track.checkpoint_files import LAST, load_checkpoint
 from tests.support.configs import compose_config
 from tests.support.training import Train
+from tests.support.training import train as make
 
 ROOT = Path(__file__).parents[2]
 TEXT = ("task=language_modelling", "data=text", "model=decoder", "model.depth=2", "model.dim=32")
@@ -27,10 +29,12 @@ TEXT += ("data.context=16", "data.batch_size=4", "data.eval_batch_size=4", "logg
 TEXT += ("trainer.train_batches=3", "trainer.eval_batches=1", "callbacks.progress=none")
 
 
-@pytest.fixture
-def teacher(train: Train) -> Path:
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run in full precision."""
-    return train("quantizer=full", "seed=1").folder
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITEXP_OUTPUTS", str(tmp_path_factory.mktemp("taught") / "outputs"))
+        return make("quantizer=full", "seed=1").folder
 
 
 def logged(folder: Path, name: str) -> list[tuple[str, float]]:
@@ -147,8 +151,9 @@ def test_it_resumes_to_the_bit(
 
 
 def test_it_does_not_go_on_with_other_weights(
-    train: Train, teacher: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, teacher: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    teacher = shutil.copytree(teacher, tmp_path / teacher.name)
     words = (f"distill.teacher={teacher}", "callbacks.checkpoint.every_steps=1")
 
     def killed(*_: Any) -> Any:
