@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,12 +17,11 @@ from bitexp.data.base import Data
 from bitexp.data.cache import cache_folder
 from bitexp.deploy.sources import Source, find_source
 from bitexp.run.parts import Parts
-from bitexp.run.start_checks import words_of
+from bitexp.run.teacher_checks import KEY, check_images, check_tokenizer
 from bitexp.tasks import Task
 from bitexp.tasks.distillation import LOSSES, DistillationLoss, Distiller
 from bitexp.track.folder import UNIMPORTANT
 
-KEY = "distill.teacher"
 OWN = "task"
 """The word among the losses that stands for the task's own."""
 
@@ -98,7 +97,7 @@ def teach(settings: Settings, parts: Parts, fingerprint: str) -> None:
     if chosen is None or source is None:
         return
     losses = build_losses(chosen, task)
-    check_tokenizer(chosen, source, data)
+    check_tokenizer(source, data)
     own = completed_losses(chosen)[OWN]["weight"]
     with torch.random.fork_rng():  # the student's draws do not depend on who teaches
         teacher = source.model(chosen.teacher.weights, parts.kernel)
@@ -108,21 +107,10 @@ def teach(settings: Settings, parts: Parts, fingerprint: str) -> None:
         distiller.check(data.example())
     except ValueError as error:
         raise UserError(f"{KEY}={source.text}: {error}") from error
+    check_images(source, data)
     if cache is not None:
         check_room(distiller, data)
     task.distiller = distiller
-
-
-def check_tokenizer(chosen: Distill, source: Source, data: Data) -> None:
-    """Raises `UserError` where the same number stands for other words in the teacher's vocabulary."""
-    theirs, ours = source.tokenizer, data.preprocessing().get("tokenizer")
-    if theirs is None or ours is None:
-        return
-    if words_of(theirs, source.text) != words_of(ours, "the data"):
-        raise UserError(
-            f"{KEY}={source.text} reads another vocabulary than these data are written in; "
-            "use its tokenizer (data.tokenizer=FILE), or another teacher"
-        )
 
 
 def cached_by(
@@ -152,25 +140,14 @@ def cached_by(
 
 
 def teacher_record(settings: Settings, parts: Parts) -> dict[str, Any]:
-    """Who teaches, for provenance: compared where the run is resumed."""
+    """Who teaches, for provenance: compared where the run is resumed. Empty where nobody does."""
     if parts.teacher is None or parts.task.distiller is None or settings.distill is None:
         return {}
     described = parts.teacher.describe()
     known = {key: described[key] for key in ("kind", "path", "identity", "model")}
     known |= {"quantizer": (described.get("quantizer") or {}).get("name")}
     weights = settings.distill.teacher.weights
-    return {"teacher": {**known, "weights": weights, "digest": parts.task.distiller.teacher.digest}}
-
-
-def check_same_teacher(settings: Settings, parts: Parts, attempts: Sequence[Mapping[str, Any]]) -> None:
-    """Raises `UserError` where a run that resumes has learned from other weights than the source has now."""
-    before = attempts[-1].get("teacher") if attempts else None
-    now = teacher_record(settings, parts).get("teacher")
-    if before is not None and now is not None and before.get("digest") != now["digest"]:
-        raise UserError(
-            f"{KEY}={now['path']} holds other weights than those that this run has learned from, and it is "
-            "not finished. Restore them and the same command continues it, or use rerun=true to begin anew"
-        )
+    return {**known, "weights": weights, "digest": parts.task.distiller.teacher.digest}
 
 
 def check_room(distiller: Distiller, data: Data) -> None:

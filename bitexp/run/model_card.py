@@ -40,6 +40,7 @@ def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
         "Training": [
             rows["train"],
             *([f"started from {rows['start']}"] if "start" in rows else []),
+            *([f"learned from {rows['teacher']}"] if "teacher" in rows else []),
             f"seed {settings.seed}; {counted(result['steps'], 'step')} in {duration(result['seconds'])}; "
             f"tested weights: {result['weights']}",
         ],

@@ -28,7 +28,7 @@ from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
 from bitexp.run.chain import Need, needed, with_source
 from bitexp.run.checks import check_validation, device_name
-from bitexp.run.distill import check_same_teacher, teach, teacher_record
+from bitexp.run.distill import teach, teacher_record
 from bitexp.run.earlier import Earlier
 from bitexp.run.evaluate import evaluate, measured_costs, restore
 from bitexp.run.fit import Fit
@@ -38,6 +38,7 @@ from bitexp.run.named import named_classes
 from bitexp.run.parts import Parts
 from bitexp.run.slurm import requeue
 from bitexp.run.start_checks import check_as_before, check_vocabulary
+from bitexp.run.teacher_checks import check_same_teacher
 from bitexp.track.checkout import keep_uncommitted
 from bitexp.track.checkpoint_files import BEST, LAST, best_checkpoint, latest_checkpoint, surplus
 from bitexp.track.code import code_of, packages_of
@@ -105,6 +106,7 @@ def run(
     if (earlier := Earlier.of(attempt)).stands and inherited() is None and not may_thin(attempt):
         return Outcome(folder.path, earlier.tell(), trained=False)  # without a lock: nothing is written
     teach(settings, parts, data)
+    teacher = teacher_record(settings, parts)
     if global_rank() > 0:
         return follow(attempt)
     first(parts)
@@ -120,7 +122,7 @@ def run(
         if checkpoint is not None:
             if parts.start is not None:
                 check_as_before(settings.start.source, parts.start.digest, folder.attempts())
-            check_same_teacher(settings, parts, folder.attempts())
+            check_same_teacher(teacher, folder.attempts())
             damages += best_checkpoint(folder.checkpoints, checkpoint)
         facts = {
             "kernel": parts.kernel_name,
@@ -128,7 +130,7 @@ def run(
             "rerun": bool(settings.rerun),
             "code": code.digests,
             "files": code.files,
-            **teacher_record(settings, parts),
+            **({"teacher": teacher} if teacher else {}),
             "uncommitted": keep_uncommitted(folder.created(), packages_of(named)),
             **({} if parts.start is None else {"start": parts.start.record()}),
         }

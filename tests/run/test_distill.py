@@ -236,8 +236,12 @@ def test_kept_logits_change_nothing(
         (["distill.losses.hidden=1", "model.hidden=[8]"], "the student's are [8] and the teacher's [16]"),
         (["data=fashion_mnist"], "the teacher cannot take a batch of [2, 1, 28, 28]"),
         (["data=image_folder", "model=cnn", "data.workers=0"], "the teacher cannot take a batch of"),
+        (
+            ["data.normalize=false"],
+            "those of these data are taken to have 0 and 1; use the same data.normalize",
+        ),
         (["distill.teacher=nowhere"], "distill.teacher=nowhere names nothing that is there"),
-        (["distill.teacher=''"], "distill.teacher is empty; it may name the folder of a finished run"),
+        (["distill.teacher=''"], "distill.teacher has no value; it may name the folder of a finished run"),
     ],
 )
 def test_a_mistake_is_explained_before_anything_is_trained(
@@ -267,6 +271,15 @@ def test_other_classes_are_refused(train: Train, data_sets: Path) -> None:
     teacher = train("quantizer=full", "data=cifar10", where).folder
     with pytest.raises(UserError, match=r"gives \[10\] for an input and the student \[100\]"):
         train(f"distill.teacher={teacher}", "data=cifar100", where)
+
+
+def test_other_words_for_the_classes_are_refused(train: Train, data_sets: Path) -> None:
+    where = f"data.data_dir={data_sets}"
+    teacher = train("quantizer=full", "data=mnist", where).folder
+    with pytest.raises(
+        UserError, match="has learned other classes than those of the data: what is 0 there is T-shirt"
+    ):
+        train(f"distill.teacher={teacher}", "data=fashion_mnist", where)
 
 
 def test_logits_that_no_disk_holds_are_not_begun(

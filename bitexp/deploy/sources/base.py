@@ -67,6 +67,11 @@ class Source:
         raise NotImplementedError
 
     @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        """How the data were prepared that it was trained on, as far as it is known."""
+        return {}
+
+    @property
     def tokenizer(self) -> str | None:
         """The tokenizer of its vocabulary as text for `load_tokenizer`, where it is known."""
         return None

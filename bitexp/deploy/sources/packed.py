@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,10 @@ class Packed(Source):
             "model_arguments": self.description.model_arguments,
             "quantizer": self.description.quantizer,
         }
+
+    @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        return self.description.preprocessing
 
     @property
     def tokenizer(self) -> str | None:

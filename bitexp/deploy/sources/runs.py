@@ -80,6 +80,10 @@ class Run(Source):
         }
 
     @property
+    def preprocessing(self) -> Mapping[str, Any]:
+        return self.description.preprocessing
+
+    @property
     def tokenizer(self) -> str | None:
         return tokenizer_of(self.description)
 
