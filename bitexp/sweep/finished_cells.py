@@ -117,14 +117,20 @@ def cell_of(run: Path) -> dict[str, Any] | None:
         place = str(run.relative_to(outputs()))
     except (OSError, ValueError, IndexError):
         return None
-    rest = {name: value for name, value in config.items() if name != "data"}
-    start = rest.get("start")
-    if isinstance(start, dict) and start.get("run") is not None and start.get("identity"):
-        rest["start"] = start | {"from": None}  # a run that the words describe, which is what its id says
+    rest = {name: described(value) for name, value in config.items() if name != "data"}
     if config["rerun"] or any(names_a_file(value) for value in strings(rest)):
         return None  # what is in that file counts, and may change
     data = json.dumps(config["data"], sort_keys=True)
     return {"run": place, "tuned": config["tuned"], "data": data, "fingerprint": attempt["data"]}
+
+
+def described(value: Any) -> Any:
+    """A section without the folders of runs that the words describe, which are what their ids say."""
+    if not isinstance(value, dict):
+        return value
+    if value.get("run") is not None and value.get("identity"):
+        value = value | {"from": None}
+    return {key: described(inner) for key, inner in value.items()}
 
 
 def strings(value: Any) -> Iterable[str]:

@@ -121,3 +121,12 @@ def test_a_place_that_cannot_be_used_ends_no_sweep(
     assert record is not None
     unusable.note([record])
     assert known.file.is_dir()
+
+
+def test_a_teacher_that_the_words_describe_is_no_file(train: Any) -> None:
+    """One that they name may change, and its student is looked at anew."""
+    made = train("+recipe=self_distill")
+    assert finished_cells.cell_of(made.folder) is not None
+    assert (made.folder / "packed.safetensors").exists()
+    named = train(f"distill.teacher={made.folder / 'packed.safetensors'}")
+    assert finished_cells.cell_of(named.folder) is None
