@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 from bitexp.common.errors import UserError
 from bitexp.common.format import size
@@ -15,7 +17,11 @@ from bitexp.config.arguments import check_arguments
 from bitexp.config.schema import Distill, Settings
 from bitexp.data.base import Data
 from bitexp.data.cache import cache_folder
+from bitexp.deploy.frozen import FrozenLayer
 from bitexp.deploy.sources import Source, find_source
+from bitexp.kernels import Kernel
+from bitexp.kernels.reference import Reference
+from bitexp.quant.layers import set_backend
 from bitexp.run.parts import Parts
 from bitexp.run.teacher_checks import KEY, check_images, check_tokenizer
 from bitexp.tasks import Task
@@ -104,13 +110,34 @@ def teach(settings: Settings, parts: Parts, fingerprint: str) -> None:
     cache = cached_by(settings, data, task, source, fingerprint) if chosen.cache else None
     try:
         distiller = Distiller(task.model, teacher, losses, own, chosen.precision, cache)
-        distiller.check(data.example())
+        with by_torch(parts.kernel, task.model, teacher):
+            distiller.check(data.example())
     except ValueError as error:
         raise UserError(f"{KEY}={source.text}: {error}") from error
     check_images(source, data)
     if cache is not None:
         check_room(distiller, data)
     task.distiller = distiller
+
+
+@contextmanager
+def by_torch(kernel: Kernel, *models: nn.Module) -> Iterator[None]:
+    """Where a kernel needs a GPU, models on the CPU multiply without it as long as the `with` block lasts."""
+    if kernel.unavailable("cpu") is None:
+        yield
+        return
+
+    def use(other: Kernel) -> None:
+        for model in models:
+            set_backend(model, other.backend)
+            for layer in (module for module in model.modules() if isinstance(module, FrozenLayer)):
+                layer.use(other)
+
+    use(Reference())
+    try:
+        yield
+    finally:
+        use(kernel)
 
 
 def cached_by(
@@ -163,5 +190,4 @@ def check_room(distiller: Distiller, data: Data) -> None:
 
 def cache_bytes(distiller: Distiller, data: Data) -> int:
     """What the kept logits of the training part take."""
-    outputs = distiller.teacher(data.example()[:1]).logits
-    return 4 * data.sizes["train"] * outputs.numel()
+    return 4 * data.sizes["train"] * distiller.outputs

@@ -16,6 +16,9 @@ import torch
 
 from bitexp.common.errors import UserError
 from bitexp.config.schema import read_settings
+from bitexp.deploy import find_source
+from bitexp.deploy.frozen import FrozenLayer
+from bitexp.kernels.reference import Reference
 from bitexp.run import distill, road
 from bitexp.tasks.distillation import Distiller
 from bitexp.track.checkpoint_files import LAST, load_checkpoint
@@ -323,3 +326,26 @@ def test_a_mistake_is_told_before_the_teacher_is_trained(
     with pytest.raises(UserError, match=re.escape(said)):
         train("+recipe=self_distill", *words)
     assert not list(outputs.glob("*/*/provenance.json"))
+
+
+def test_a_kernel_that_needs_a_gpu_is_not_asked_on_the_cpu(train: Train) -> None:
+    asked = []
+    teacher = train("trainer.epochs=1").folder
+
+    class OnGpu(Reference):
+        def unavailable(self, device_type: str) -> str | None:
+            return "it runs on GPUs" if device_type == "cpu" else None
+
+        def prepare(self, *arguments: Any) -> Any:
+            asked.append(arguments)
+            return super().prepare(*arguments)
+
+    kernel = OnGpu()
+    model = find_source(str(teacher / "packed.safetensors")).model(kernel=kernel)
+    frozen = [module for module in model.modules() if isinstance(module, FrozenLayer)]
+    before = len(asked)
+    with distill.by_torch(kernel, model):
+        assert not any(layer.kernel is kernel for layer in frozen)
+        assert len(asked) == before
+    assert all(layer.kernel is kernel for layer in frozen)
+    assert len(asked) == before + len(frozen)

@@ -100,6 +100,8 @@ class Distiller:
         self.cache = cache
         self.cached: CachedLogits | None = None
         self.loader: ResumableLoader | None = None
+        self.outputs = 0
+        """Logits for an input; known once the two are checked."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -132,6 +134,7 @@ class Distiller:
                 f"the teacher gives {list(teacher.logits.shape[1:])} for an input and the student "
                 f"{list(logits.shape[1:])}: both must have the same classes, or the same vocabulary"
             )
+        self.outputs = logits[0].numel()
         for loss in self.losses.values():
             loss.check(student, teacher)
 
