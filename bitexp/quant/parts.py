@@ -24,7 +24,6 @@ from bitexp.quant.levels import Levels
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS, ActivationSpec, Granularity, LayerSpec
 
-
 HELD = ("held_codes", "held_scale", "held_shift")
 """The buffers of weights that are held."""
 
