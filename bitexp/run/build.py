@@ -14,7 +14,7 @@ from bitexp.common.randomness import derived_seed
 from bitexp.common.registry import Registry
 from bitexp.common.signatures import keywords
 from bitexp.config.arguments import check_arguments
-from bitexp.config.schema import QuantizerChoice, Settings
+from bitexp.config.schema import Named, QuantizerChoice, Settings
 from bitexp.data import DATA
 from bitexp.data.base import Data
 from bitexp.deploy.description import Description
@@ -23,6 +23,7 @@ from bitexp.deploy.sources import Source
 from bitexp.kernels import choose_kernel
 from bitexp.models import MODELS
 from bitexp.quant import Quantizer
+from bitexp.quant.calibration import CALIBRATIONS, Calibration
 from bitexp.quant.convert import Conversion, quantize
 from bitexp.quant.layers import set_backend
 from bitexp.quant.options import REGISTRIES
@@ -69,17 +70,22 @@ def build(settings: Settings, source: Source | None = None) -> Parts:
                 trackers[name] = construct(f"logger.{name}", TRACKERS, name, arguments)
                 trackers[name].check()
     problems.tell()
+    calibration: Calibration | None = None
     with problems:
         conversion = convert(model, quantizer, settings, data.example())
         set_backend(model, kernel.backend)
         if start is not None:
             check_start(start, model)
             carry_on(start, model)
+        if settings.calibrate.name != "none":
+            chosen_way = settings.calibrate
+            calibration = construct("calibrate", CALIBRATIONS, chosen_way.name, chosen_way.arguments)
+            calibration.check(model)
     given = {**facts, "model": model, "optimizer": settings.optimizer}
     with problems:
         task = construct("task", TASKS, settings.task.name, settings.task.arguments, given)
     problems.tell()
-    return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason, trackers, start)
+    return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason, trackers, start, calibration)
 
 
 def started(
@@ -144,10 +150,18 @@ def completed(settings: Settings, quantizer: Quantizer, start: Loaded | None = N
     chosen = settings.quantizer
     rest = chosen.model_dump(mode="json", include={"include", "exclude", "lambda_schedule"})
     whole = QuantizerChoice.model_validate({**quantizer.to_json(), **rest})
-    known: dict[str, Any] = {"quantizer": whole}
+    known: dict[str, Any] = {"quantizer": whole, "calibrate": completed_calibration(settings.calibrate)}
     if start is not None:
         known["start"] = settings.start.model_copy(update={"identity": start.source.identity})
     return settings.model_copy(update=known)
+
+
+def completed_calibration(chosen: Named) -> Named:
+    """The section with all its options said."""
+    if chosen.name == "none":
+        return chosen
+    known = keywords(CALIBRATIONS.get(chosen.name))
+    return Named(name=chosen.name, **{n: p.default for n, p in known.items()} | chosen.arguments)
 
 
 def construct(

@@ -8,6 +8,7 @@ from typing import Any
 from bitexp.config.schema import Settings
 from bitexp.data import DATA
 from bitexp.models import MODELS
+from bitexp.quant.calibration import CALIBRATIONS
 from bitexp.quant.options import REGISTRIES, LayerOptions
 from bitexp.quant.quantizer import Quantizer
 from bitexp.run.parts import Parts
@@ -20,6 +21,7 @@ def named_classes(settings: Settings, parts: Parts) -> dict[str, dict[str, Any]]
     Trackers are left out, since they change no result.
     """
     objectives = {f"objectives.{name}": OBJECTIVES.get(name) for name in parts.task.objectives}
+    name = settings.calibrate.name
     kernel = {parts.kernel_name: parts.kernel} if parts.quantizer.quantizes else {}
     return {
         "data": {settings.data.name: DATA.get(settings.data.name)},
@@ -32,6 +34,7 @@ def named_classes(settings: Settings, parts: Parts) -> dict[str, dict[str, Any]]
             if (part := getattr(options, key)) is not None
         },
         "kernel": kernel,
+        "calibrate": {} if name == "none" else {name: CALIBRATIONS.get(name)},
     }
 
 

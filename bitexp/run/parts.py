@@ -9,6 +9,7 @@ from torch import nn
 
 from bitexp.data.base import Data
 from bitexp.kernels.registry import Kernel
+from bitexp.quant.calibration import Calibration
 from bitexp.quant.convert import Conversion
 from bitexp.quant.quantizer import Quantizer
 from bitexp.run.start import Loaded
@@ -30,6 +31,8 @@ class Parts:
     trackers: Mapping[str, Tracker]
     start: Loaded | None = None
     """What the model began with; None: random weights."""
+    calibration: Calibration | None = None
+    """What is done to the network instead of training it."""
 
     @property
     def model(self) -> nn.Module:

@@ -35,10 +35,11 @@ from bitexp.run.messages import closing, code_remarks, header, setting_changes
 from bitexp.run.model_card import write_card
 from bitexp.run.named import named_classes
 from bitexp.run.parts import Parts
+from bitexp.run.post_training import PostTraining
 from bitexp.run.slurm import requeue
 from bitexp.run.start_checks import check_as_before, check_vocabulary
 from bitexp.track.checkout import keep_uncommitted
-from bitexp.track.checkpoint_files import BEST, LAST, best_checkpoint, latest_checkpoint, surplus
+from bitexp.track.checkpoint_files import best_checkpoint, latest_checkpoint, surplus
 from bitexp.track.code import code_of, packages_of
 from bitexp.track.folder import RunFolder, Taken, unfinished_runs
 from bitexp.track.provenance import provenance, source_fingerprint
@@ -181,10 +182,14 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
         "quantizer": settings.quantizer.name,
         "source": source_fingerprint(),
     }
-    began, fit = time.monotonic(), None
+    began = time.monotonic()
+    fit: Fit | PostTraining | None = None
     try:
         with Signals() as signals, tracking(attempt.parts.trackers, settings, folder, report) as loggers:
-            fit = Fit(attempt, signals, loggers, pruner)
+            if attempt.steps:
+                fit = Fit(attempt, signals, loggers, pruner)
+            else:
+                fit = PostTraining(attempt, signals, loggers)
             fit.run(checkpoint)
             signals.check()
             result |= measure(attempt, fit)
@@ -238,18 +243,17 @@ def thin(attempt: Attempt) -> None:
         attempt.report.line(f"checkpoints could not be removed: {error}")
 
 
-def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
+def measure(attempt: Attempt, fit: Fit | PostTraining) -> dict[str, Any]:
     """Tests the weights that count: the best validation's where one is monitored, else the last."""
-    parts, checkpoints = attempt.parts, attempt.folder.checkpoints
-    monitored = fit.checkpoints.best is not None
-    restore(parts, checkpoints / (BEST if monitored else LAST))
+    parts = attempt.parts
+    restore(parts, fit.tested)
     metrics = evaluate(attempt)
     try:
         metrics |= measured_costs(parts)
     except Exception as error:  # of whatever model: the result counts more than its costs
         reason = describe_crash(error)["reason"]
         attempt.report.line(f"the cost of inference could not be measured: {reason}")
-    validation = fit.metrics.values("val/", fit.best_step if monitored else fit.steps)
+    validation = fit.validation()
     fit.log(metrics)
     return {
         "metrics": {**validation, **metrics},
@@ -257,10 +261,10 @@ def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
         "better": parts.task.measures[f"val/{parts.task.headline}"],
         "lr_decay_sum": attempt.lr_decay_sum,
         "steps": fit.steps,
-        "weights": "best validation" if monitored else "last step",
+        "weights": fit.weights,
         "kernel": parts.kernel_name,
         "unit": parts.task.unit,
-        "step_ms": fit.metrics.values("time/step_ms").get("time/step_ms"),
+        "step_ms": fit.step_ms,
     }
 
 

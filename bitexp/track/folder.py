@@ -41,6 +41,7 @@ ADDED = {
     "optimizer.kahan": False,
     "start": {"weights": "best", "identity": None, "share": None, "missing": [], "unused": [], "changed": []},
     "distill": None,
+    "calibrate": {"name": "none"},
     "model.head_dim": None, "model.qkv_bias": False, "model.qk_norm": False,
 }  # fmt: skip
 """Keys added since 2026-12, with the value that means as before: with that they are not hashed.

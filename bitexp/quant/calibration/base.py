@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from bitexp.common.registry import Registry
+
+Told = Callable[[str, float, float], None]
+"""Takes the name of a layer, and a relative error before and after."""
 
 CALIBRATIONS: Registry[type[Calibration]] = Registry("calibration")
 
@@ -32,12 +35,15 @@ class Calibration:
         """Raises `ValueError` where there is nothing in the network that it could calibrate."""
         raise NotImplementedError
 
-    def __call__(self, model: nn.Module, batches: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+    def __call__(
+        self, model: nn.Module, batches: Sequence[Tensor], told: Told = lambda *_: None
+    ) -> dict[str, tuple[float, float]]:
         """Calibrates the network in place; it is in evaluation afterwards.
 
         Args:
             model: with quantized layers, lambda at 1.
             batches: inputs of the network, on its device.
+            told: is called after each layer.
 
         Returns:
             where it measures one, a relative error by the name of a layer, before and after.

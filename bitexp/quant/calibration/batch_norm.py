@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from bitexp.quant.calibration.base import CALIBRATIONS, Calibration
+from bitexp.quant.calibration.base import CALIBRATIONS, Calibration, Told
 
 
 @CALIBRATIONS.register("bn")
@@ -25,7 +25,9 @@ class BatchNormCalibration(Calibration):
                 "calibrate=none, adaround or adaquant"
             )
 
-    def __call__(self, model: nn.Module, batches: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+    def __call__(
+        self, model: nn.Module, batches: Sequence[Tensor], told: Told = lambda *_: None
+    ) -> dict[str, tuple[float, float]]:
         estimate(model, batches)
         return {}
 

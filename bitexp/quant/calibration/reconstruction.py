@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitexp.quant.calibration.base import Calibration
+from bitexp.quant.calibration.base import Calibration, Told
 from bitexp.quant.calibration.batch_norm import batch_norms, estimate
 from bitexp.quant.layers import QuantizedLayer, quantized_layers, set_lambda, set_progress
 from bitexp.quant.product import Quantized
@@ -123,7 +123,9 @@ class Reconstruction(Calibration):
             raise ValueError("batch_norm=true needs batch norms, and this network has none")
 
     @torch.no_grad()
-    def __call__(self, model: nn.Module, batches: Sequence[Tensor]) -> dict[str, tuple[float, float]]:
+    def __call__(
+        self, model: nn.Module, batches: Sequence[Tensor], told: Told = lambda *_: None
+    ) -> dict[str, tuple[float, float]]:
         model.eval()
         set_lambda(model, 1.0)
         set_progress(model, 1.0)
@@ -143,6 +145,7 @@ class Reconstruction(Calibration):
             if layer.bias is not None and judged is not moments:
                 offset = moments.offset(per_group(quantized.dequantized(), len(moments.gram)))
                 layer.bias.add_(offset.flatten().to(layer.bias.dtype))
+            told(name, *errors[name])
         if self.batch_norm:
             estimate(model, batches)
         return errors
