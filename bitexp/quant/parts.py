@@ -28,6 +28,11 @@ HELD = ("held_codes", "held_scale", "held_shift")
 """The buffers of weights that are held."""
 
 
+def is_held(name: str) -> bool:
+    """Whether a tensor of a state is of weights that are held."""
+    return name.rpartition(".")[2] in HELD
+
+
 class Progressive:
     """What may depend on the share of the training, 0 to 1: a gradient may, what is deployed may not."""
 

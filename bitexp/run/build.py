@@ -31,6 +31,7 @@ from bitexp.run.checks import Problems, check, check_match, check_packing, devic
 from bitexp.run.parts import Parts
 from bitexp.run.start import Loaded, carry_on, load
 from bitexp.run.start import check as check_start
+from bitexp.run.start_checks import check_norm
 from bitexp.tasks import TASKS
 from bitexp.track.trackers import TRACKERS, Tracker
 
@@ -75,6 +76,7 @@ def build(settings: Settings, source: Source | None = None) -> Parts:
         conversion = convert(model, quantizer, settings, data.example())
         set_backend(model, kernel.backend)
         if start is not None:
+            check_norm(settings, start.source)
             check_start(start, model)
             carry_on(start, model)
         if settings.calibrate.name != "none":

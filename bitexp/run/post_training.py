@@ -13,6 +13,7 @@ from bitexp.quant.layers import set_lambda, set_progress
 from bitexp.run.attempt import Attempt
 from bitexp.run.checks import device_type
 from bitexp.run.fit import evaluated
+from bitexp.run.start import calibrate as calibrate_activations
 from bitexp.track.checkpoint_files import LAST, STATE, packed, state_of, unpacked
 from bitexp.track.metrics import MetricsCsv
 from bitexp.train.checkpoints import AtomicCheckpointIO
@@ -42,6 +43,8 @@ class PostTraining:
             return
         self.metrics.restore(b"")
         task, calibration = self.attempt.parts.task, self.attempt.parts.calibration
+        if self.attempt.parts.start is not None:
+            calibrate_activations(self.attempt.parts)
         task.float().eval()
         set_lambda(task, 1.0)
         set_progress(task, 1.0)

@@ -32,9 +32,9 @@ class AdaQuant(Reconstruction):
         self,
         *,
         samples: int = 1024,
-        iterations: int = 1000,
-        lr: float = 0.003,
-        scale_lr: float = 0.001,
+        iterations: int = 500,
+        lr: float = 0.01,
+        scale_lr: float = 0.003,
         batch_norm: bool = False,
     ) -> None:
         super().__init__(samples=samples, iterations=iterations, batch_norm=batch_norm)

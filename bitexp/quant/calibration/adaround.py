@@ -33,7 +33,7 @@ class AdaRound(Reconstruction):
     nearest, and the better one is kept: it is never worse than the latter.
 
     Args:
-        strength: the paper's lambda.
+        strength: the paper's lambda, in these units.
         lr: of Adam on V.
     """
 
@@ -42,7 +42,7 @@ class AdaRound(Reconstruction):
         *,
         samples: int = 1024,
         iterations: int = 1000,
-        strength: float = 0.01,
+        strength: float = 1.0,
         lr: float = 0.01,
         batch_norm: bool = False,
     ) -> None:
