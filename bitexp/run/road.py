@@ -23,6 +23,7 @@ from bitexp.common.format import path_text
 from bitexp.common.logs import quiet_libraries
 from bitexp.common.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.config.schema import Settings, read_settings
+from bitexp.deploy.sources.runs import Run as SourceRun
 from bitexp.run.advice import advice
 from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
@@ -42,6 +43,7 @@ from bitexp.track.checkout import keep_uncommitted
 from bitexp.track.checkpoint_files import best_checkpoint, latest_checkpoint, surplus
 from bitexp.track.code import code_of, packages_of
 from bitexp.track.folder import RunFolder, Taken, unfinished_runs
+from bitexp.track.lineage import ancestors
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.tracking import tracking
 from bitexp.train.guards import Signals
@@ -128,6 +130,7 @@ def run(
             "files": code.files,
             "uncommitted": keep_uncommitted(folder.created(), packages_of(named)),
             **({} if parts.start is None else {"start": parts.start.record()}),
+            "ancestors": ancestors(runs_before(parts)),
         }
         record = provenance(settings.seed, settings.trainer.threads, data, facts)
         remarks += [*damages, *code_remarks(code), *advice(settings, parts)]
@@ -225,6 +228,12 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
             report.line(f"the model card could not be written: {describe_crash(error)['reason']}")
     closing(attempt, result, trained=True)
     return result
+
+
+def runs_before(parts: Parts) -> list[RunFolder]:
+    """The folders of the runs that this one starts from, or learns from."""
+    sources = [None if parts.start is None else parts.start.source, getattr(parts, "teacher", None)]
+    return [source.folder for source in sources if isinstance(source, SourceRun)]
 
 
 def may_thin(attempt: Attempt) -> bool:

@@ -71,7 +71,7 @@ FURTHER: dict[str, Any] = {"unit": TEXT, "steps": NUMBER, "ended": TEXT, "kernel
 
 ATTEMPT: dict[str, Any] = {
     "started": str, "data": str, "source": str, "code": dict, "git": dict, "versions": dict, "gpus": list,
-    "start": dict,
+    "start": dict, "teacher": dict, "ancestors": list,
     "processor": str, "python": str, "threads": int,
 }  # fmt: skip
 """What the provenance of an attempt may hold, and of which types."""
