@@ -31,7 +31,6 @@ OWN = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("run", metavar="RUN", help="the folder of a finished run")
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="further settings of the new runs")
     parser.add_argument("--quantizer", default="int", metavar="NAMES", help="default: int")
     parser.add_argument("--bits", metavar="BITS", help="of its weights: 2 to 8 of int, which has 4")
     parser.add_argument(
@@ -39,23 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> int:
-    """Makes the runs.
+def long_form(options: argparse.Namespace, settings: Sequence[str]) -> list[str]:
+    """What the command is short for, but for `python -m bitexp`.
+
+    Args:
+        settings: further words of a run.
 
     Raises:
-        UserError: there is no such run, or a word is none of a run.
+        UserError: there is no such run.
     """
-    from bitexp.cli.app import run as take_the_road
-    from bitexp.common.console import Report
-
-    words = long_form(options)
-    Report().line(shlex.join(["python", "-m", "bitexp", *words]))
-    sys.argv[1:] = words
-    return take_the_road()
-
-
-def long_form(options: argparse.Namespace) -> list[str]:
-    """What the command is short for, but for `python -m bitexp`."""
     from bitexp.deploy.sources import find_source
     from bitexp.report.runs import typed
 
@@ -65,9 +56,6 @@ def long_form(options: argparse.Namespace) -> list[str]:
             f"ptq takes the folder of a run, and {options.run} is another source ({source.kind}); the long "
             f"form takes it as well: +experiment=NAME +recipe=ptq start.from={options.run} quantizer=int"
         )
-    for word in options.words:
-        if "=" not in word and not word.startswith("~"):
-            raise UserError(f"'{word}' is no setting of a run: these are written key=value")
     chosen = [f"quantizer={options.quantizer}"]
     if options.bits is not None:
         chosen.append(f"quantizer.weights.bits={options.bits}")
@@ -78,9 +66,9 @@ def long_form(options: argparse.Namespace) -> list[str]:
         "+recipe=ptq",
         f"start.from={value(source.path)}",
         *chosen,
-        *options.words,
+        *settings,
     ]
-    several = any("," in word.partition("=")[2] for word in [*chosen, *options.words])
+    several = any("," in word.partition("=")[2] for word in [*chosen, *settings])
     return ["-m", *words] if several else words
 
 
@@ -100,4 +88,16 @@ def value(path: Path) -> str:
 
 def main(words: Sequence[str]) -> int:
     """`python -m bitexp ptq`; returns the exit code."""
-    return run_program("ptq", __doc__, add_arguments, run, words)
+    settings = [w for w in words if "=" in w and not w.startswith("--") and not Path(w).exists()]
+    own, found = [word for word in words if word not in settings], list[list[str]]()
+    code = run_program(
+        "ptq", __doc__, add_arguments, lambda options: found.append(long_form(options, settings)), own
+    )
+    if code:
+        return code
+    from bitexp.cli.app import run
+    from bitexp.common.console import Report
+
+    sys.argv[1:] = found[0]
+    Report().line(shlex.join(["python", "-m", "bitexp", *found[0]]))
+    return run()
