@@ -26,9 +26,7 @@ def compared(outputs: Path) -> Any:
     return only
 
 
-def write_ptq(
-    write_run: WriteRun, seed: int, score: float, setting: str = "abcdef99", **changes: Any
-) -> None:
+def write_ptq(write_run: WriteRun, seed: int, score: float, setting: str = "abcdef99") -> None:
     """A run without steps that began with the full run of its seed."""
     source = f"full{seed}{setting}"
     record = {"kind": "run", "path": f"outputs/made_up/{source}", "identity": source}
@@ -40,7 +38,7 @@ def write_ptq(
         "ternary_mean", seed, score,
         typed=["+recipe=ptq", f"start.from={record['path']}"], result=UNTRAINED,
         made={"start": record, "ancestors": [behind]}, start__identity=source, start__from=record["path"],
-        trainer__max_steps=0, **changes,
+        trainer__max_steps=0,
     )  # fmt: skip
 
 
