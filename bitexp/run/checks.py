@@ -94,6 +94,9 @@ def check_start(start: Start) -> None:
 def check_steps(settings: Settings) -> None:
     """Raises `UserError` where a run without steps, or a calibration, could not do what is said."""
     calibrates = settings.calibrate.name != "none"
+    if not calibrates and settings.calibrate.arguments:
+        key = next(iter(settings.calibrate.arguments))
+        raise UserError(f"calibrate.{key} does nothing with calibrate=none; choose one, or leave it out")
     if settings.trainer.max_steps != 0:
         if calibrates:
             raise UserError(

@@ -169,6 +169,7 @@ REFUSED = {
     ("+recipe=ptq", "quantizer=full", "calibrate=adaround"): "no quantized layer to calibrate",
     (*PTQ, "calibrate=adaround", "calibrate.iterations=0"): "calibrate.iterations=0 must be at least 1",
     (*PTQ, "calibrate=adaround", "+calibrate.iteration=5"): "Did you mean 'calibrate.iterations'",
+    (*PTQ, "+calibrate.samples=5"): "calibrate.samples does nothing with calibrate=none",
     (*PTQ, "quantizer.norm=layer"): "quantizer.norm=none, and quantizer.norm=layer makes another network",
     (*PTQ, "trainer.devices=2"): "trainer.max_steps=0 trains nothing",
     (*PTQ, "trainer.max_steps=-1"): "trainer.max_steps",
