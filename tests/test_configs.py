@@ -87,7 +87,7 @@ def trains(train: Train, data_sets: Path, compose_config: ComposeConfig) -> Trai
         where = places.get(data, [f"data.data_dir={data_sets}"])
         outcome = train(*ONE_BATCH, *words, *where, base=())
         assert outcome.result["reason"] is None
-        assert outcome.result["steps"] == 1
+        assert outcome.result["steps"] == int(compose_config(*words)["trainer"]["max_steps"] != 0)
         metrics = outcome.result["metrics"]
         assert metrics["test/loss"] == metrics["test_packed/loss"]
 
@@ -204,6 +204,13 @@ def test_optimizers(word: str, precision: str, trains: Trains) -> None:
             trains(*words)
         return
     trains(*words)
+
+
+@pytest.mark.parametrize("word", options("calibrate"))
+def test_calibrations(word: str, trains: Trains) -> None:
+    few = [] if word == "none" else ["calibrate.samples=20"]
+    few += ["calibrate.iterations=2"] if word.startswith("ada") else []
+    trains("model=cnn", "trainer.max_steps=0", f"calibrate={word}", *few)
 
 
 @pytest.mark.parametrize("word", options("scheduler"))

@@ -25,6 +25,7 @@ import bitexp.run.road  # children that are forked do not import it again
 from bitexp.cli.commands import COMMANDS
 from bitexp.deploy import LAYOUTS
 from bitexp.kernels import KERNELS
+from bitexp.quant.calibration import CALIBRATIONS
 from bitexp.quant.options import REGISTRIES
 from bitexp.tasks import LOSSES, OBJECTIVES, TASKS
 from bitexp.track.trackers import TRACKERS
@@ -132,6 +133,9 @@ def overlay(line: str, words: list[str]) -> list[str]:
         short += ["model.depth=1", "trainer.train_batches=2"]
     short += ["data.val_size=0.1"] if "fashion" in line else []
     short += ["model.depth=1"] if "vit_ternary" in line and "model.depth" not in line else []
+    if "+recipe=ptq" in words:
+        short += ["model.hidden=[16]", "trainer.train_batches=2"]
+        short += ["calibrate.iterations=2"] if "calibrate=adaround" in words else []
     short += ["hydra.sweeper.n_trials=1", "trainer.validate_every=1"] if search else []
     if "+sweeps=lr_weight_decay" in words:
         short += ["optimizer.lr=0.01", "optimizer.weight_decay=0.0,0.1"]
@@ -193,6 +197,10 @@ def test_a_command_runs(
             monkeypatch.setattr("time.sleep", interrupt)
         ended = command("report", *words)
         assert "2 runs, 0 of them not finished" in ended.out
+    elif word == "ptq":
+        shutil.copytree(made("+experiment=vit_ternary", "quantizer=full", "model.depth=1"), outputs)
+        words[0] = str(outputs / "vit_ternary")
+        ended = command("ptq", *words, *(["calibrate.iterations=2"] if "adaround" in words else []))
     elif word == "dashboard":
         words[words.index("--entity") + 1] = "me"
         ended = command("dashboard", *words, "--json", str(tmp_path / "workspace.json"))
@@ -365,4 +373,5 @@ def test_everything_is_named_in_its_room() -> None:
     named_in("sweeps/README.md", (file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
     for key, registry in REGISTRIES.items():
         named_in("bitexp/quant/README.md", [key, *registry.names()])
+    named_in("bitexp/quant/README.md", CALIBRATIONS.names())
     assert all(any(f"python -m bitexp {word}" in line for line in commands()) for word in COMMANDS)

@@ -25,6 +25,7 @@ COMMANDS = {
     "bench": Command(
         "bitexp.bench.command", "[step|layers|models|gpu]", "what a precision costs on this machine"
     ),
+    "ptq": Command("bitexp.cli.ptq", "RUN --bits 2,3,4,8", "a trained run in fewer bits"),
     "dashboard": Command(
         "bitexp.report.dashboard", "--entity NAME", "the comparison as a workspace of wandb"
     ),

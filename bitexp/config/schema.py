@@ -29,6 +29,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+NotNegativeCount = Annotated[int, Field(ge=0)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -223,7 +224,7 @@ class Trainer(Section):
     strategy: Literal["auto", "ddp"]
     precision: Literal["32", "bf16-mixed", "bf16-true"]
     epochs: Count
-    max_steps: Count | None
+    max_steps: NotNegativeCount | None
     accumulate: Count
     gradient_clip: Positive | None
     compile: bool
@@ -368,6 +369,7 @@ class Settings(Section):
     data: Named
     model: Model
     quantizer: QuantizerChoice
+    calibrate: Part = Named(name="none")
     distill: Annotated[Distill | None, AfterValidator(with_teacher)] = None
     kernel: Kernel
     optimizer: Annotated[Optimizer, Field(discriminator="name")]

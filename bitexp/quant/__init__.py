@@ -7,6 +7,7 @@ quantize(model, "ternary_median", exclude=["head"])
 from __future__ import annotations
 
 from bitexp.common.registry import load_modules
+from bitexp.quant.calibration import CALIBRATIONS, Calibration
 from bitexp.quant.convert import Conversion, quantize
 from bitexp.quant.layers import (
     BitConv2d,
@@ -39,8 +40,9 @@ from bitexp.quant.spec import ActivationSpec, LayerSpec, Part
 load_modules(__name__, __path__)
 
 __all__ = [
-    "ACTIVATIONS", "ESTIMATORS", "GRADIENTS", "QUANTIZERS", "SPARSIFIERS", "TRANSFORMS", "WEIGHTS",
-    "ActivationQuantizer", "ActivationSpec", "BitConv2d", "BitLinear", "Conversion", "Estimator",
+    "ACTIVATIONS", "CALIBRATIONS", "ESTIMATORS", "GRADIENTS", "QUANTIZERS", "SPARSIFIERS", "TRANSFORMS",
+    "WEIGHTS", "ActivationQuantizer", "ActivationSpec", "BitConv2d", "BitLinear", "Calibration", "Conversion",
+    "Estimator",
     "GradientQuantizer", "LayerSpec", "Levels", "Part", "Quantized", "Quantizer", "Sparsifier",
     "Transform", "WeightQuantizer", "quantize", "quantized_layers",
     "set_backend", "set_lambda", "set_progress",

@@ -131,6 +131,13 @@ class QuantizedLayer(nn.Module):
         """The weights as integers, apart from any graph."""
         return self._quantize(own(self, "weight"))
 
+    @torch.no_grad()
+    def hold(self, quantized: Quantized) -> None:
+        """Has the weights be these from now on, and the latents what they stand for, where that is told."""
+        self.parts.weights.hold(quantized)
+        if not self.ways[-1].rotates:
+            own(self, "weight").copy_(quantized.dequantized())
+
     def __getattr__(self, name: str) -> Any:
         value: Any = super().__getattr__(name)
         if name == "weight" and (is_dynamo_compiling() or in_memory(value)) and in_forward():
@@ -141,7 +148,7 @@ class QuantizedLayer(nn.Module):
         """The gradient of half the squared distance of the weights from their quantized values."""
         with torch.enable_grad():
             weight = own(self, "weight").detach().requires_grad_()
-            rotated = self._rotated(weight)
+            rotated = self.rotated(weight)
             distance = rotated - self._quantize(weight).dequantized()
             return torch.autograd.grad(distance.square().sum() / 2, weight)[0]
 
@@ -150,7 +157,7 @@ class QuantizedLayer(nn.Module):
         weights, bias = self.ways[self.stage].weights, own(self, "bias")
         if not weights.has_output_offset:
             return bias
-        offset = weights.output_offset(self._rotated(own(self, "weight")), quantized.codes)
+        offset = weights.output_offset(self.rotated(own(self, "weight")), quantized.codes)
         if self.phasing and offset is not None:
             offset = self.mix * offset
         return offset if bias is None or offset is None else bias + offset
@@ -170,7 +177,7 @@ class QuantizedLayer(nn.Module):
         grad_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         call = Call(way.spec, self.backend, dtype, grad_dtype, fused=True)
         if way.carries:
-            latent = self._rotated(weight)
+            latent = self.rotated(weight)
             weight = carried(latent, way.weights, quantized, self.mix if self.phasing else None)
         if way.ends:
             call = call._replace(dtype=torch.float32)
@@ -196,10 +203,10 @@ class QuantizedLayer(nn.Module):
         codes = scale = None
         share = way.weights.latent_share() if self.training else None
         if share is not None or way.prepares:
-            x, call = self._prepared(x), call._replace(spec=way.inner)
+            x, call = self.prepared(x), call._replace(spec=way.inner)
         beside = None
         if share is not None:
-            beside = share * ordinary_product(x, self._rotated(own(self, "weight")).float(), way.spec)
+            beside = share * ordinary_product(x, self.rotated(own(self, "weight")).float(), way.spec)
         if way.coder is not None:
             codes, scale = self._activation_codes(way.coder, x.detach())
             x = carried(x, way.coder, Quantized(codes, scale))
@@ -221,7 +228,7 @@ class QuantizedLayer(nn.Module):
         at = Geometry(self.spec.conv)
         return normed(x.float(), self.spec.norm, at.feature_dim, self.backend.normalize)
 
-    def _prepared(self, x: Tensor) -> Tensor:
+    def prepared(self, x: Tensor) -> Tensor:
         """The input after norm, transform and sparsifier, in fp32, with a graph."""
         parts, dim = self.active, Geometry(self.spec.conv).feature_dim
         x = self._normed(x)
@@ -229,7 +236,7 @@ class QuantizedLayer(nn.Module):
             x = parts.transform(x, dim)
         return x if parts.sparsifier is None else parts.sparsifier(x, dim)
 
-    def _rotated(self, weight: Tensor) -> Tensor:
+    def rotated(self, weight: Tensor) -> Tensor:
         """The latent weights as they are quantized: mapped along their inputs where the transform says so."""
         transform = self.active.transform
         if transform is None or not transform.on_weights:
@@ -239,20 +246,20 @@ class QuantizedLayer(nn.Module):
 
     def _quantize(self, weight: Tensor, training: bool = False) -> Quantized:
         way, latent = self.ways[self.stage], weight.detach()
-        return way.weights.quantize(self._rotated(latent) if way.rotates else latent, training)
+        return way.weights.quantize(self.rotated(latent) if way.rotates else latent, training)
 
     def _mixed(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, quantized: Quantized, call: Call
     ) -> Tensor:
         """The same product on floats: what is lambda of the way from `v` to `Q(v)`, on both sides."""
         spec, act, at = call.spec, self.active.activations, Geometry(call.spec.conv)
-        x = self._prepared(x)
+        x = self.prepared(x)
         values, scaled_by = x.detach(), None
         if act is not None:
             codes, scaled_by = self._activation_codes(act, values)
             x = carried(x, act, Quantized(codes, scaled_by), self.mix)
             values = values + self.mix * (act.dequantized(codes, scaled_by) - values)
-        latent = self._rotated(own(self, "weight")).detach().float()
+        latent = self.rotated(own(self, "weight")).detach().float()
         mixed = Quantized(
             latent + self.mix * (quantized.dequantized() - latent),
             torch.ones_like(self.mix, dtype=torch.float32),

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import Tensor
+
 Words = tuple[tuple[int, ...], ...]
 
 
@@ -62,6 +64,11 @@ class Levels:
     def largest(self) -> int:
         """The largest absolute value."""
         return max(abs(self.low), abs(self.high))
+
+    def nearest(self, values: Tensor) -> Tensor:
+        """The nearest of them to each value, in its dtype."""
+        steps = ((values - self.low) / self.stride).round().clamp(0, self.count - 1)
+        return steps * self.stride + self.low
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; what most levels have not is left out."""

@@ -24,6 +24,14 @@ from bitexp.quant.levels import Levels
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS, ActivationSpec, Granularity, LayerSpec
 
+HELD = ("held_codes", "held_scale", "held_shift")
+"""The buffers of weights that are held."""
+
+
+def is_held(name: str) -> bool:
+    """Whether a tensor of a state is of weights that are held."""
+    return name.rpartition(".")[2] in HELD
+
 
 class Progressive:
     """What may depend on the share of the training, 0 to 1: a gradient may, what is deployed may not."""
@@ -89,6 +97,8 @@ class WeightQuantizer(LayerPart):
     """Whether `output_offset` gives a constant."""
     density: float = 1.0
     """The share of the weights that can be other than zero."""
+    ruled: bool = False
+    """Whether a rule says which codes may be together, or codes are not those of the weights themselves."""
     later: ClassVar[frozenset[str]] = frozenset()
     """Options that came after runs and files without them: unsaid where they have their default."""
     estimator: Estimator | None = None
@@ -112,8 +122,9 @@ class WeightQuantizer(LayerPart):
             raise ValueError(f"group_size={group_size} must be at least 1")
         self.granularity: Granularity = granularity
         self.group_size = group_size
-        self.inputs = weight[:1].numel()
+        self.inputs, self.shape = weight[:1].numel(), weight.shape
         self.backend: Backend = TORCH
+        self.holds = False
 
     def scale(self, rows: Tensor) -> Tensor:
         """The scale of each row in fp32: `[rows, weights] -> [rows, 1]`, or `[planes, rows, 1]`."""
@@ -158,8 +169,25 @@ class WeightQuantizer(LayerPart):
             raise ValueError(f"group_size={size} does not divide the {inputs} inputs of a layer")
         return latent.reshape(-1, size), torch.Size((latent.shape[0], inputs // size))
 
+    def hold(self, quantized: Quantized) -> None:
+        """Has the integers be these from now on, whatever the latents are: what a calibration has chosen.
+
+        They are kept in checkpoints, and a part of the same kind that loads one holds them as well.
+        """
+        for name, value in zip(HELD, quantized, strict=True):
+            self.register_buffer(name, None if value is None else value.detach().clone())
+        self.holds = True
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        codes, scale, shift = (state_dict.get(prefix + name) for name in HELD)
+        if codes is not None and scale is not None and codes.shape == self.shape:
+            self.hold(Quantized(codes, scale, shift))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def quantize(self, weight: Tensor, training: bool = False) -> Quantized:
         """The integers for latent weights `[out, ...]`, apart from any graph; a sample in training."""
+        if self.holds:
+            return Quantized(*(getattr(self, name) for name in HELD))
         with torch.no_grad():
             rows, shape = self.rows(weight)
             scale = self.scale(rows).clamp(min=EPS)
@@ -169,6 +197,11 @@ class WeightQuantizer(LayerPart):
                 shift = shift.detach().clone()
             planes = codes.shape[: codes.dim() - 2]
             return Quantized(codes.reshape(planes + weight.shape), scale.reshape(planes + shape), shift)
+
+    @property
+    def codes_are_free(self) -> bool:
+        """Whether any of the levels may stand for any weight."""
+        return not (self.ruled or self.has_output_offset or self.levels.words or self.levels.planes > 1)
 
     @property
     def has_rule(self) -> bool:

@@ -13,7 +13,7 @@ DATA = "data fingerprint"
 """Stands beside the keys of the config: the same config on other data is another comparison."""
 
 HYPERPARAMETERS = ("optimizer.", "scheduler.")
-VARIANT = ("quantizer.", "packing", "kernel.", "start.", "distill.")
+VARIANT = ("quantizer.", "packing", "kernel.", "start.", "distill.", "calibrate.")
 IDENTITY = ".identity"
 
 

@@ -20,6 +20,7 @@ from bitexp.common.files import LARGEST_YAML, parse_yaml, read_bytes, read_json,
 from bitexp.common.secrets import redacted
 from bitexp.config.old import upgraded
 from bitexp.report.conditions import conditions
+from bitexp.report.origins import origins
 from bitexp.report.teachers import with_teacher
 from bitexp.track.folder import RunFolder, flaw, is_number, validation_of
 from bitexp.track.provenance import command_of
@@ -253,8 +254,8 @@ def read_run(path: Path) -> Run | Problem:
         return Problem(path, reason)
     result = redacted(result)
     last = attempts[-1] if attempts else {}
-    flat = with_teacher(flat, last)
-    return Run(path, {**flat, **code_of(last)}, typed(path), last, result, conditions(attempts, result))
+    compared = origins({**with_teacher(flat, last), **code_of(last)}, last)
+    return Run(path, compared, typed(path), last, result, conditions(attempts, result))
 
 
 def first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from bitexp.report.columns import LONG, SHORT
 from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
 from bitexp.report.formats import comma_separated, inline, latex, markdown
+from bitexp.report.lineage import lineage_table
 from bitexp.report.mixtures import older_runs
 from bitexp.report.page import Section, page
 from bitexp.report.runs import Problem, Run
@@ -88,7 +89,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
     ]
     if len(comparison.cells) == len(comparison.rows):
         listed.pop()
-    listed.append(older_runs(comparison))
+    listed += [lineage_table(comparison), older_runs(comparison)]
     kept = [table for table in listed if table is not None]
     for table in kept:
         stem = f"{name}-{table.title.lower().replace(' ', '-')}"

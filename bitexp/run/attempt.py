@@ -105,7 +105,7 @@ def budget(settings: Settings, data: Data) -> int:
     """Steps of the optimizer that `trainer` gives, for a run and what it starts from together."""
     options = settings.trainer
     steps = options.epochs * math.ceil(batches(settings, data) / options.accumulate)
-    return min(steps, options.max_steps or steps)
+    return steps if options.max_steps is None else min(steps, options.max_steps)
 
 
 def steps_of_source(steps: int, share: float) -> int:

@@ -14,7 +14,7 @@ from bitexp.common.randomness import derived_seed
 from bitexp.common.registry import Registry
 from bitexp.common.signatures import keywords
 from bitexp.config.arguments import check_arguments
-from bitexp.config.schema import Distill, QuantizerChoice, Settings
+from bitexp.config.schema import Distill, Named, QuantizerChoice, Settings
 from bitexp.data import DATA
 from bitexp.data.base import Data
 from bitexp.deploy.description import Description
@@ -23,6 +23,7 @@ from bitexp.deploy.sources import Source
 from bitexp.kernels import choose_kernel
 from bitexp.models import MODELS
 from bitexp.quant import Quantizer
+from bitexp.quant.calibration import CALIBRATIONS, Calibration
 from bitexp.quant.convert import Conversion, quantize
 from bitexp.quant.layers import set_backend
 from bitexp.quant.options import REGISTRIES
@@ -31,6 +32,7 @@ from bitexp.run.distill import build_losses, completed_losses, find_teacher
 from bitexp.run.parts import Parts
 from bitexp.run.start import Loaded, carry_on, load
 from bitexp.run.start import check as check_start
+from bitexp.run.start_checks import check_norm
 from bitexp.tasks import TASKS
 from bitexp.track.trackers import TRACKERS, Tracker
 
@@ -70,12 +72,18 @@ def build(settings: Settings, source: Source | None = None) -> Parts:
                 trackers[name] = construct(f"logger.{name}", TRACKERS, name, arguments)
                 trackers[name].check()
     problems.tell()
+    calibration: Calibration | None = None
     with problems:
         conversion = convert(model, quantizer, settings, data.example())
         set_backend(model, kernel.backend)
         if start is not None:
+            check_norm(settings, start.source)
             check_start(start, model)
             carry_on(start, model)
+        if settings.calibrate.name != "none":
+            chosen_way = settings.calibrate
+            calibration = construct("calibrate", CALIBRATIONS, chosen_way.name, chosen_way.arguments)
+            calibration.check(model)
     given = {**facts, "model": model, "optimizer": settings.optimizer}
     with problems:
         task = construct("task", TASKS, settings.task.name, settings.task.arguments, given)
@@ -86,7 +94,9 @@ def build(settings: Settings, source: Source | None = None) -> Parts:
         with problems:
             build_losses(settings.distill, task)
     problems.tell()
-    return Parts(data, task, quantizer, conversion, kernel, kernel_name, reason, trackers, start, teacher)
+    return Parts(
+        data, task, quantizer, conversion, kernel, kernel_name, reason, trackers, start, teacher, calibration
+    )
 
 
 def started(
@@ -153,7 +163,7 @@ def completed(
     chosen, distill = settings.quantizer, settings.distill
     rest = chosen.model_dump(mode="json", include={"include", "exclude", "lambda_schedule"})
     whole = QuantizerChoice.model_validate({**quantizer.to_json(), **rest})
-    known: dict[str, Any] = {"quantizer": whole}
+    known: dict[str, Any] = {"quantizer": whole, "calibrate": completed_calibration(settings.calibrate)}
     if start is not None:
         known["start"] = settings.start.model_copy(update={"identity": start.source.identity})
     if distill is not None and teacher is not None:
@@ -163,6 +173,14 @@ def completed(
             {**distill.model_dump(), "teacher": found, "losses": losses}
         )
     return settings.model_copy(update=known)
+
+
+def completed_calibration(chosen: Named) -> Named:
+    """The section with all its options said."""
+    if chosen.name == "none":
+        return chosen
+    known = keywords(CALIBRATIONS.get(chosen.name))
+    return Named(name=chosen.name, **{n: p.default for n, p in known.items()} | chosen.arguments)
 
 
 def construct(

@@ -49,6 +49,7 @@ def check(settings: Settings) -> None:
     trainer, schedule = settings.trainer, settings.quantizer.lambda_schedule
     check_latents(settings)
     check_start(settings.start)
+    check_steps(settings)
     if schedule is not None and schedule.start > schedule.end:
         raise UserError(
             f"quantizer.lambda_schedule.start={schedule.start} is larger than its "
@@ -87,6 +88,26 @@ def check_start(start: Start) -> None:
     if idle:
         raise UserError(
             f"start.{idle[0]} does nothing without a start: name one with start.from=RUN, or leave it out"
+        )
+
+
+def check_steps(settings: Settings) -> None:
+    """Raises `UserError` where a run without steps, or a calibration, could not do what is said."""
+    calibrates = settings.calibrate.name != "none"
+    if not calibrates and settings.calibrate.arguments:
+        key = next(iter(settings.calibrate.arguments))
+        raise UserError(f"calibrate.{key} does nothing with calibrate=none; choose one, or leave it out")
+    if settings.trainer.max_steps != 0:
+        if calibrates:
+            raise UserError(
+                f"calibrate={settings.calibrate.name} is for networks that are not trained any more, and "
+                "training would undo it; it needs trainer.max_steps=0, as +recipe=ptq has it"
+            )
+        return
+    if settings.trainer.devices != 1:
+        raise UserError(
+            f"trainer.max_steps=0 trains nothing, and trainer.devices={settings.trainer.devices} would share "
+            "that out; use trainer.devices=1"
         )
 
 

@@ -17,7 +17,7 @@ from bitexp.kernels.reference import Reference
 from bitexp.quant.backend import TORCH
 from bitexp.quant.layers import set_backend, set_lambda, set_progress
 from bitexp.run.attempt import Attempt
-from bitexp.run.fit import test
+from bitexp.run.fit import evaluated
 from bitexp.run.parts import Parts
 from bitexp.track.checkpoint_files import damage, load_checkpoint
 
@@ -50,7 +50,7 @@ def evaluate(attempt: Attempt) -> dict[str, float]:
     packing, body = attempt.settings.packing, parts.conversion.body
     if packing.embeddings == "int8":
         round_embeddings(parts.model, body)
-    metrics = test(attempt, parts.task)
+    metrics = evaluated(attempt, parts.task, "test")
     for name, table in parts.task.test_tables().items():
         rows = "".join(",".join(map(str, row)) + "\n" for row in table)
         write_atomic(attempt.folder.path / f"{name}.csv", rows.encode())
@@ -61,7 +61,7 @@ def evaluate(attempt: Attempt) -> dict[str, float]:
 
     file = read_packed(path)
     model, _ = unpack(path, file, parts.kernel)
-    packed = test(attempt, parts.task.with_model(model))
+    packed = evaluated(attempt, parts.task.with_model(model), "test")
     metrics |= {name.replace("test/", "test_packed/"): value for name, value in packed.items()}
     metrics |= {f"size/{name}": float(value) for name, value in sizes(file).items()}
     return metrics

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning_fabric.plugins.environments import (
@@ -22,7 +22,7 @@ from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
 from bitexp.run.start import calibrate
 from bitexp.tasks import Task
-from bitexp.track.checkpoint_files import state_of, unpacked
+from bitexp.track.checkpoint_files import BEST, LAST, state_of, unpacked
 from bitexp.track.folder import RunFolder
 from bitexp.track.metrics import MetricsCsv
 from bitexp.train.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -130,9 +130,28 @@ class Fit:
         return self.trainer.global_step
 
     @property
-    def best_step(self) -> int:
-        """The step of the best validation, where one is monitored."""
-        return self.checkpoints.best_step
+    def monitored(self) -> bool:
+        """Whether the best validation's weights are the ones to test, and not the last."""
+        return self.checkpoints.best is not None
+
+    @property
+    def tested(self) -> Path:
+        """The checkpoint of the weights to test."""
+        return self.checkpoints.folder / (BEST if self.monitored else LAST)
+
+    @property
+    def weights(self) -> str:
+        """Which weights were tested, for people."""
+        return "best validation" if self.monitored else "last step"
+
+    def validation(self) -> dict[str, float]:
+        """What the validation of the tested weights measured."""
+        return self.metrics.values("val/", self.checkpoints.best_step if self.monitored else self.steps)
+
+    @property
+    def step_ms(self) -> float | None:
+        """Milliseconds of a step."""
+        return self.metrics.values("time/step_ms").get("time/step_ms")
 
     @property
     def seconds(self) -> float:
@@ -200,8 +219,8 @@ def environment() -> ClusterEnvironment:
     return LightningEnvironment()
 
 
-def test(attempt: Attempt, task: Task) -> dict[str, float]:
-    """The metrics of the test set, in fp32 on one device, by the code as it is written.
+def evaluated(attempt: Attempt, task: Task, part: Literal["val", "test"]) -> dict[str, float]:
+    """The metrics of a part of the data, in fp32 on one device, by the code as it is written.
 
     A compiled model may round otherwise than its frozen twin, which is not compiled.
     """
@@ -213,8 +232,10 @@ def test(attempt: Attempt, task: Task) -> dict[str, float]:
         devices=1,
         precision="32-true",
         logger=False,
+        limit_val_batches=options.eval_batches,
         limit_test_batches=options.eval_batches,
     )
+    evaluate = trainer.test if part == "test" else trainer.validate
     with torch.compiler.set_stance("force_eager"):
-        trainer.test(task, datamodule=attempt.parts.data, verbose=False)
-    return measured(trainer, "test/")
+        evaluate(task, datamodule=attempt.parts.data, verbose=False)
+    return measured(trainer, f"{part}/")

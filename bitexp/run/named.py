@@ -8,6 +8,7 @@ from typing import Any
 from bitexp.config.schema import Settings
 from bitexp.data import DATA
 from bitexp.models import MODELS
+from bitexp.quant.calibration import CALIBRATIONS
 from bitexp.quant.options import REGISTRIES, LayerOptions
 from bitexp.quant.quantizer import Quantizer
 from bitexp.run.distill import OWN
@@ -22,6 +23,7 @@ def named_classes(settings: Settings, parts: Parts) -> dict[str, dict[str, Any]]
     Trackers are left out, since they change no result.
     """
     objectives = {f"objectives.{name}": OBJECTIVES.get(name) for name in parts.task.objectives}
+    name = settings.calibrate.name
     losses = () if settings.distill is None else settings.distill.losses
     kernel = {parts.kernel_name: parts.kernel} if parts.quantizer.quantizes else {}
     return {
@@ -35,6 +37,7 @@ def named_classes(settings: Settings, parts: Parts) -> dict[str, dict[str, Any]]
             if (part := getattr(options, key)) is not None
         },
         "kernel": kernel,
+        "calibrate": {} if name == "none" else {name: CALIBRATIONS.get(name)},
         "distill": {name: LOSSES.get(name) for name in losses if name != OWN},
     }
 

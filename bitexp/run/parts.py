@@ -10,6 +10,7 @@ from torch import nn
 from bitexp.data.base import Data
 from bitexp.deploy.sources import Source
 from bitexp.kernels.registry import Kernel
+from bitexp.quant.calibration import Calibration
 from bitexp.quant.convert import Conversion
 from bitexp.quant.quantizer import Quantizer
 from bitexp.run.start import Loaded
@@ -33,6 +34,8 @@ class Parts:
     """What the model began with; None: random weights."""
     teacher: Source | None = None
     """Whom the task learns from, where it has a teacher."""
+    calibration: Calibration | None = None
+    """What is done to the network instead of training it."""
 
     @property
     def model(self) -> nn.Module:

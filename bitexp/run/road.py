@@ -23,6 +23,7 @@ from bitexp.common.format import path_text
 from bitexp.common.logs import quiet_libraries
 from bitexp.common.ranks import announce, global_rank, inherited, own_environment, wait_for_decision
 from bitexp.config.schema import Settings, read_settings
+from bitexp.deploy.sources.runs import Run as SourceRun
 from bitexp.run.advice import advice
 from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
@@ -36,13 +37,15 @@ from bitexp.run.messages import closing, code_remarks, header, setting_changes
 from bitexp.run.model_card import write_card
 from bitexp.run.named import named_classes
 from bitexp.run.parts import Parts
+from bitexp.run.post_training import PostTraining
 from bitexp.run.slurm import requeue
 from bitexp.run.start_checks import check_as_before, check_vocabulary
 from bitexp.run.teacher_checks import check_same_teacher
 from bitexp.track.checkout import keep_uncommitted
-from bitexp.track.checkpoint_files import BEST, LAST, best_checkpoint, latest_checkpoint, surplus
+from bitexp.track.checkpoint_files import best_checkpoint, latest_checkpoint, surplus
 from bitexp.track.code import code_of, packages_of
 from bitexp.track.folder import RunFolder, Taken, unfinished_runs
+from bitexp.track.lineage import ancestors
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.tracking import tracking
 from bitexp.train.guards import Signals
@@ -133,6 +136,7 @@ def run(
             **({"teacher": teacher} if teacher else {}),
             "uncommitted": keep_uncommitted(folder.created(), packages_of(named)),
             **({} if parts.start is None else {"start": parts.start.record()}),
+            "ancestors": ancestors(runs_before(parts)),
         }
         record = provenance(settings.seed, settings.trainer.threads, data, facts)
         remarks += [*damages, *code_remarks(code), *advice(settings, parts)]
@@ -187,10 +191,14 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
         "quantizer": settings.quantizer.name,
         "source": source_fingerprint(),
     }
-    began, fit = time.monotonic(), None
+    began = time.monotonic()
+    fit: Fit | PostTraining | None = None
     try:
         with Signals() as signals, tracking(attempt.parts.trackers, settings, folder, report) as loggers:
-            fit = Fit(attempt, signals, loggers, pruner)
+            if attempt.steps:
+                fit = Fit(attempt, signals, loggers, pruner)
+            else:
+                fit = PostTraining(attempt, signals, loggers)
             fit.run(checkpoint)
             signals.check()
             result |= measure(attempt, fit)
@@ -228,6 +236,12 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
     return result
 
 
+def runs_before(parts: Parts) -> list[RunFolder]:
+    """The folders of the runs that this one starts from, or learns from."""
+    sources = [None if parts.start is None else parts.start.source, getattr(parts, "teacher", None)]
+    return [source.folder for source in sources if isinstance(source, SourceRun)]
+
+
 def may_thin(attempt: Attempt) -> bool:
     """Whether a finished run has checkpoints that are not to be kept, where they can be removed."""
     folder, keep = attempt.folder, attempt.settings.callbacks.checkpoint.keep
@@ -244,18 +258,17 @@ def thin(attempt: Attempt) -> None:
         attempt.report.line(f"checkpoints could not be removed: {error}")
 
 
-def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
+def measure(attempt: Attempt, fit: Fit | PostTraining) -> dict[str, Any]:
     """Tests the weights that count: the best validation's where one is monitored, else the last."""
-    parts, checkpoints = attempt.parts, attempt.folder.checkpoints
-    monitored = fit.checkpoints.best is not None
-    restore(parts, checkpoints / (BEST if monitored else LAST))
+    parts = attempt.parts
+    restore(parts, fit.tested)
     metrics = evaluate(attempt)
     try:
         metrics |= measured_costs(parts)
     except Exception as error:  # of whatever model: the result counts more than its costs
         reason = describe_crash(error)["reason"]
         attempt.report.line(f"the cost of inference could not be measured: {reason}")
-    validation = fit.metrics.values("val/", fit.best_step if monitored else fit.steps)
+    validation = fit.validation()
     fit.log(metrics)
     return {
         "metrics": {**validation, **metrics},
@@ -263,10 +276,10 @@ def measure(attempt: Attempt, fit: Fit) -> dict[str, Any]:
         "better": parts.task.measures[f"val/{parts.task.headline}"],
         "lr_decay_sum": attempt.lr_decay_sum,
         "steps": fit.steps,
-        "weights": "best validation" if monitored else "last step",
+        "weights": fit.weights,
         "kernel": parts.kernel_name,
         "unit": parts.task.unit,
-        "step_ms": fit.metrics.values("time/step_ms").get("time/step_ms"),
+        "step_ms": fit.step_ms,
     }
 
 

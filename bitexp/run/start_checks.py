@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bitexp.common.errors import UserError
-from bitexp.config.schema import Start
+from bitexp.config.schema import Settings, Start
 from bitexp.data.base import Data
 from bitexp.data.text.tokenizers import load_tokenizer
 from bitexp.deploy.sources import Source
@@ -47,6 +47,17 @@ def compare_arguments(start: Start, source: Source, name: str, arguments: Mappin
         raise UserError(
             f"{source.text} is of another model, though all shapes fit: {pairs}. Use "
             f"model.{first}={given[first]}, or say that it may differ: start.changed=[{','.join(wrong)}]"
+        )
+
+
+def check_norm(settings: Settings, source: Source) -> None:
+    """Raises `UserError` where a network that is not trained any more would have other norms than before."""
+    theirs = (source.describe()["quantizer"] or {}).get("norm")
+    if settings.trainer.max_steps == 0 and theirs not in (None, ours := settings.quantizer.norm):
+        raise UserError(
+            f"start.from={source.text} was trained with quantizer.norm={theirs}, and quantizer.norm={ours} "
+            "makes another network of it, which trainer.max_steps=0 leaves untrained; use "
+            f"quantizer.norm={theirs}"
         )
 
 

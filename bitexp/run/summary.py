@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from bitexp.common.format import amount, counted, size
+from bitexp.common.format import amount, counted, size, value_text
 from bitexp.config.schema import Distill, Settings
 from bitexp.deploy.frozen import Packing
 from bitexp.deploy.packing import Layout
@@ -114,9 +114,18 @@ def data_line(settings: Settings, parts: Parts, batches: int) -> str:
     return "; ".join([f"{settings.data.name}, {counts} {data.unit}", epoch, *filter(None, [data.remarks()])])
 
 
+def calibrate_line(settings: Settings) -> str:
+    """What is done to a network that is not trained any more."""
+    chosen = settings.calibrate
+    options = ", ".join(f"{key} {value_text(value)}" for key, value in chosen.arguments.items())
+    return "not calibrated" if chosen.name == "none" else f"calibrated by {chosen.name}: {options}"
+
+
 def train_line(settings: Settings, steps: int, lr_decay_sum: float) -> str:
     """Optimizer, schedule, steps, and how much weight decay can shrink the weights at all."""
     options, optimizer, scheduler = settings.trainer, settings.optimizer, settings.scheduler
+    if not steps:
+        return f"nothing is trained; {calibrate_line(settings)}"
     return (
         f"{optimizer.name} lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g} "
         f"(lr x decay sums to {lr_decay_sum:.3g}), {scheduler.name}; {counted(options.epochs, 'epoch')} "

@@ -41,6 +41,7 @@ ADDED = {
     "optimizer.kahan": False,
     "start": {"weights": "best", "identity": None, "share": None, "missing": [], "unused": [], "changed": []},
     "distill": None,
+    "calibrate": {"name": "none"},
     "model.head_dim": None, "model.qkv_bias": False, "model.qk_norm": False,
 }  # fmt: skip
 """Keys added since 2026-12, with the value that means as before: with that they are not hashed.
@@ -70,7 +71,7 @@ FURTHER: dict[str, Any] = {"unit": TEXT, "steps": NUMBER, "ended": TEXT, "kernel
 
 ATTEMPT: dict[str, Any] = {
     "started": str, "data": str, "source": str, "code": dict, "git": dict, "versions": dict, "gpus": list,
-    "start": dict, "teacher": dict,
+    "start": dict, "teacher": dict, "ancestors": list,
     "processor": str, "python": str, "threads": int,
 }  # fmt: skip
 """What the provenance of an attempt may hold, and of which types."""

@@ -29,6 +29,7 @@ from bitexp.data import DATA
 from bitexp.kernels import KERNELS
 from bitexp.models import MODELS
 from bitexp.quant import quantize
+from bitexp.quant.calibration import CALIBRATIONS
 from bitexp.quant.layers import set_backend
 from bitexp.quant.options import REGISTRIES
 from bitexp.tasks import LOSSES, OBJECTIVES, TASKS, Seen
@@ -46,6 +47,7 @@ SECTIONS: dict[str, Registry[Any]] = {
     "loss": LOSSES,
     "data": DATA,
     "kernel": KERNELS,
+    "calibration": CALIBRATIONS,
     **REGISTRIES,
 }
 SMALLEST = {"torchvision": "resnet18"}
@@ -145,6 +147,19 @@ def of_objective(name: str) -> list[float]:
     return train(Task.model, *batch, lambda out, _: term(out, batch, Task))
 
 
+def of_calibration(name: str) -> list[float]:
+    """What the outputs add up to before and after."""
+    model = small()
+    model.insert(1, nn.BatchNorm1d(24))  # type: ignore[operator]
+    quantize(model, {"weights": {"name": "int", "bits": 3}, "activations": "int8"}, exclude=["3"])
+    target, inputs = CALIBRATIONS.get(name), waves(32, 16)
+    options = {"iterations": STEPS} if "iterations" in keywords(target) else {}
+    with torch.no_grad():
+        before = model.eval()(inputs).abs().sum().item()
+        target(**options)(model, inputs.chunk(2))
+        return [before, model(inputs).abs().sum().item()]
+
+
 def of_loss(name: str) -> list[float]:
     """All states that a loss may look at are the outputs."""
     term = LOSSES.get(name)()
@@ -196,7 +211,7 @@ def numbers(section: str, name: str) -> list[float]:
     """What three steps with a class give."""
     own: dict[str, Callable[[str], list[float]]] = {
         "model": of_model, "task": of_task, "objective": of_objective, "loss": of_loss, "data": of_data,
-        "kernel": of_kernel,
+        "kernel": of_kernel, "calibration": of_calibration,
     }  # fmt: skip
     return own[section](name) if section in own else of_part(section, name)
 

@@ -21,6 +21,7 @@ from bitexp.deploy.sources.packed import dequantized_weights, tokenizer_of
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.quant.layers import quantized_layers, set_backend
 from bitexp.quant.options import LayerOptions
+from bitexp.quant.parts import is_held
 from bitexp.track.checkpoint_files import BEST, LAST, damage
 from bitexp.track.folder import RunFolder
 
@@ -114,7 +115,8 @@ class Run(Source):
                 for name, tensor in content["state_dict"].items()
                 if name.startswith("model.")
             }
-            check_same(shapes_of(self.blank(len(found)).state_dict()), shapes_of(found))
+            shapes = shapes_of({name: tensor for name, tensor in found.items() if not is_held(name)})
+            check_same(shapes_of(self.blank(len(found)).state_dict()), shapes)
             return sound(found)
 
     def blank(self, tensors: int) -> nn.Module:
@@ -136,7 +138,7 @@ class Run(Source):
             own = {
                 n.removeprefix(f"{layer}.parts."): t
                 for n, t in state.items()
-                if n.startswith(f"{layer}.parts.")
+                if n.startswith(f"{layer}.parts.") and not is_held(n)
             }
             if own:
                 found[layer] = own

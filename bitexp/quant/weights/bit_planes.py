@@ -28,6 +28,7 @@ class BitPlanes(WeightQuantizer):
             what they are at the start.
     """
 
+    ruled = True
     scales: Tensor
     fixed: Tensor
 

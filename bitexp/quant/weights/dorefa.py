@@ -35,6 +35,7 @@ class DoReFa(WeightQuantizer):
         if not 1 <= bits <= 7:
             raise ValueError(f"bits={bits} must be from 1 to 7")
         self.levels, self.steps = Levels.odd(bits), 2**bits - 1
+        self.ruled = bits > 1  # codes are those of the tanh
 
     def scale(self, rows: Tensor) -> Tensor:
         if self.steps == 1:

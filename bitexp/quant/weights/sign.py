@@ -51,6 +51,7 @@ class Sign(WeightQuantizer):
         if scale not in ("mean", "one", "learned", "power_of_two"):
             raise ValueError(f"scale={scale} should be 'mean', 'one', 'learned' or 'power_of_two'")
         self.kind, self.standardize = scale, standardize
+        self.ruled = standardize
         self.factor: nn.Parameter | None = None
         if scale == "learned":
             rows, shape = self.rows(weight)

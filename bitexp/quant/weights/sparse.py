@@ -46,6 +46,7 @@ class SparseTernary(WeightQuantizer):
     """
 
     levels = TERNARY
+    ruled = True
 
     def __init__(
         self,
