@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from bitexp.common.format import energy_text, size
 from bitexp.report import figure
-from bitexp.report.columns import cell_text, one_line, title
+from bitexp.report.columns import cell_text, one_line
 from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE
 from bitexp.report.runs import Run
+from bitexp.report.wording import particulars
 from bitexp.track.folder import validation_of
 
 SHOWN = 12
@@ -38,11 +39,7 @@ Curve = Sequence[tuple[int, float, float]]
 
 def label(comparison: Comparison, cell: Cell) -> str:
     """A cell's precision, with what else tells rows apart."""
-    keys = (*comparison.axes.setting, *comparison.axes.variant)
-    words = [
-        f"{title(key, keys)}={short(cell_text(value))}"
-        for key, value in zip(keys, (*cell.setting, *cell.variant), strict=True)
-    ]
+    words = [f"{name}={short(cell_text(part))}" for name, part in particulars(comparison, cell)]
     return one_line(", ".join([cell.precision, *words]))
 
 
