@@ -114,6 +114,11 @@ class Comparison:
         """Every finished run."""
         return [run for cell in self.cells for run in cell.runs]
 
+    @cached_property
+    def precisions(self) -> list[str]:
+        """Those of its rows, each once, full precision first."""
+        return sorted({row.cell.precision for row in self.rows}, key=order)
+
     @property
     def held_out(self) -> bool:
         """Whether settings could be chosen on validation data."""

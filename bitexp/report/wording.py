@@ -71,14 +71,10 @@ def named(comparison: Comparison, row: Row) -> str:
 
 
 def particulars(comparison: Comparison, cell: Cell) -> list[tuple[str, Any]]:
-    """What tells a cell from others of its precision: titles and values, without recipes that it has not."""
+    """What tells a cell from others of its precision: titles and values, without what it has none of."""
     axes = comparison.axes
     keys, parts = (*axes.setting, *axes.variant), (*cell.setting, *cell.variant)
-    return [
-        (title(key, keys), part)
-        for key, part in zip(keys, parts, strict=True)
-        if part is not None or not (key in axes.choices or key.endswith(".code"))  # as committed
-    ]
+    return [(title(key, keys), part) for key, part in zip(keys, parts, strict=True) if part is not None]
 
 
 def caption(comparison: Comparison) -> str:
