@@ -72,5 +72,5 @@ class Attempt:
             "quantizer": quantizer_line(settings, parts),
             "data": data_line(settings, parts, self.batches),
             "kernel": kernel_line(parts),
-            "train": train_line(settings, self.steps, self.lr_decay_sum),
+            "train": train_line(settings, parts, self.steps, self.lr_decay_sum),
         }

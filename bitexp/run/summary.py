@@ -10,6 +10,7 @@ from bitexp.deploy.frozen import Packing
 from bitexp.deploy.packing import Layout
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.run.parts import Parts
+from bitexp.train.buffers import has_batch_norm
 
 
 def body_weights(parts: Parts) -> int:
@@ -113,14 +114,19 @@ def data_line(settings: Settings, parts: Parts, batches: int) -> str:
     return "; ".join([f"{settings.data.name}, {counts} {data.unit}", epoch, *filter(None, [data.remarks()])])
 
 
-def train_line(settings: Settings, steps: int, lr_decay_sum: float) -> str:
+BY_PROCESS = " (batch norm over the part of the batch that each has)"
+"""Why several processes do not train what one would with the whole batch."""
+
+
+def train_line(settings: Settings, parts: Parts, steps: int, lr_decay_sum: float) -> str:
     """Optimizer, schedule, steps, and how much weight decay can shrink the weights at all."""
     options, optimizer, scheduler = settings.trainer, settings.optimizer, settings.scheduler
+    apart = options.devices != 1 and has_batch_norm(parts.model)
     return (
         f"{optimizer.name} lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g} "
         f"(lr x decay sums to {lr_decay_sum:.3g}), {scheduler.name}; {counted(options.epochs, 'epoch')} "
         f"= {counted(steps, 'step')}, "
         f"{'fp32' if options.precision == '32' else options.precision}, "
-        f"{options.devices} x {options.accelerator}, "
+        f"{options.devices} x {options.accelerator}{BY_PROCESS * apart}, "
         f"{counted(options.threads, 'thread')}"
     )
