@@ -24,7 +24,6 @@ from bitexp.tasks import Task
 from bitexp.track.checkpoint_files import state_of, unpacked
 from bitexp.track.folder import RunFolder
 from bitexp.track.metrics import MetricsCsv
-from bitexp.train.buffers import FirstBuffers
 from bitexp.train.checkpoints import AtomicCheckpointIO, Checkpoints
 from bitexp.train.diagnostics import Diagnostics
 from bitexp.train.guards import FiniteLoss, Signals
@@ -67,7 +66,7 @@ class Fit:
         phasing, max_steps = settings.quantizer.lambda_schedule, settings.trainer.max_steps
         staged = parts.quantizer.progressive
         schedule = Schedule(settings.scheduler, optimizer, phasing, max_steps, staged)
-        callbacks += [schedule, FiniteLoss(every), FirstBuffers()]
+        callbacks += [schedule, FiniteLoss(every)]
         if options.diagnostics and parts.quantizer.quantizes:
             callbacks.append(Diagnostics())
         if (stopping := options.early_stopping) is not None:

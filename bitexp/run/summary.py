@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
+from torch import nn
+
 from bitexp.common.format import amount, counted, size
 from bitexp.config.schema import Settings
 from bitexp.deploy.frozen import Packing
 from bitexp.deploy.packing import Layout
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.run.parts import Parts
-from bitexp.train.buffers import has_batch_norm
 
 
 def body_weights(parts: Parts) -> int:
@@ -114,6 +115,7 @@ def data_line(settings: Settings, parts: Parts, batches: int) -> str:
     return "; ".join([f"{settings.data.name}, {counts} {data.unit}", epoch, *filter(None, [data.remarks()])])
 
 
+BATCH_NORM = nn.modules.batchnorm._BatchNorm
 BY_PROCESS = " (batch norm over the part of the batch that each has)"
 """Why several processes do not train what one would with the whole batch."""
 
@@ -121,7 +123,7 @@ BY_PROCESS = " (batch norm over the part of the batch that each has)"
 def train_line(settings: Settings, parts: Parts, steps: int, lr_decay_sum: float) -> str:
     """Optimizer, schedule, steps, and how much weight decay can shrink the weights at all."""
     options, optimizer, scheduler = settings.trainer, settings.optimizer, settings.scheduler
-    apart = options.devices != 1 and has_batch_norm(parts.model)
+    apart = options.devices != 1 and any(isinstance(module, BATCH_NORM) for module in parts.model.modules())
     return (
         f"{optimizer.name} lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g} "
         f"(lr x decay sums to {lr_decay_sum:.3g}), {scheduler.name}; {counted(options.epochs, 'epoch')} "
