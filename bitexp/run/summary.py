@@ -115,7 +115,7 @@ def data_line(settings: Settings, parts: Parts, batches: int) -> str:
     return "; ".join([f"{settings.data.name}, {counts} {data.unit}", epoch, *filter(None, [data.remarks()])])
 
 
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 BY_PROCESS = " (batch norm over the part of the batch that each has)"
 """Why several processes do not train what one would with the whole batch."""
 
