@@ -84,8 +84,8 @@ class Report:
         if self.place is not None:
             return self._keep(text)
         width = self.console.width if self.console.is_terminal else UNLIMITED
-        for line in wrapped(text, width, indent) if len(text) > width else [text]:
-            self.console.print(line, markup=False)
+        lines = wrapped(text, width, indent) if len(text) > width else [text]
+        self.console.print("\n".join(lines), markup=False)
         self._keep(text)
 
     def _log(self, text: str) -> None:

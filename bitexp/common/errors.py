@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from pathlib import Path
 
 SURROUNDINGS = {
     errno.EACCES: "there is no permission for it",
@@ -63,9 +64,19 @@ def describe_crash(crash: BaseException) -> dict[str, str]:
         return {"kind": "disk_full", "reason": f"the disk is full ({reason})"}
     if isinstance(crash, OSError) and crash.errno in SURROUNDINGS and crash.filename is not None:
         name = os.fsdecode(crash.filename)
+        if crash.errno in (errno.ENOTDIR, errno.EEXIST):
+            name = in_the_way(name)
         shown = name if len(name) <= LONG else f"{name[:LONG]}..."
         return {"kind": "surroundings", "reason": f"{shown} cannot be used: {SURROUNDINGS[crash.errno]}"}
     return {"kind": "crash", "reason": reason}
+
+
+def in_the_way(path: str) -> str:
+    """The file on the way to a path that is no folder; the path itself where there is none."""
+    for place in (*reversed(Path(path).parents), Path(path)):
+        if os.path.lexists(place) and not place.is_dir():
+            return str(place)
+    return path
 
 
 def is_of_the_machine(problem: Exception) -> bool:

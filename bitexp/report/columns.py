@@ -12,6 +12,10 @@ from bitexp.report.axes import DATA
 from bitexp.report.runs import Run, clean
 
 SHORT, LONG, FILE = 0, 1, 2
+GAP = 2
+"""Letters that the space between two columns takes."""
+ONE_LINE = 8
+"""Letters of a heading that is not broken."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Column:
     number: bool = True
     shared: bool = False
     """Whether a page may leave it out where it is the same in all rows."""
+    names: bool = False
+    """Whether it tells rows apart, so that each part of a broken table begins with it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,28 @@ class Table:
         kept = tuple(column for column in self.columns if column not in same)
         return replace(self, columns=kept, caption=f"{self.caption} The same in all rows: {words}.".strip())
 
+    def parts(self, width: int) -> list[Table]:
+        """The same as tables of about so many letters a line; the last one has the caption.
+
+        Each begins with what tells rows apart. Where that alone takes half of a line there is one table.
+        """
+        letters = {column.key: GAP + letters_of(column, self.items) for column in self.columns}
+        names = tuple(column for column in self.columns if column.names)
+        own = sum(letters[column.key] for column in names)
+        if 2 * own > width:
+            return [self]
+        lines, room = [names], width - own
+        for column in self.columns:
+            if column in names:
+                continue
+            if letters[column.key] > room and lines[-1] != names:
+                lines.append(names)
+                room = width - own
+            lines[-1] = (*lines[-1], column)
+            room -= letters[column.key]
+        tables = [replace(self, columns=line, caption="") for line in lines]
+        return [*tables[:-1], replace(tables[-1], caption=self.caption)]
+
     def texts(self) -> list[list[str]]:
         """All cells as text."""
         return [[one_line(column.text(item)) for column in self.columns] for item in self.items]
@@ -73,6 +101,19 @@ class Table:
     def values(self) -> list[dict[str, Any]]:
         """All cells as values by the name of their column."""
         return [{column.key: column.value(item) for column in self.columns} for item in self.items]
+
+
+def letters_of(column: Column, items: Sequence[Any]) -> int:
+    """How wide a column is: its longest cell, or its heading in two lines."""
+    return max(*map(len, in_two(column.title)), *(len(column.text(item)) for item in items))
+
+
+def in_two(title: str) -> tuple[str, str]:
+    """A heading in two lines of about the same length; the second one is empty where it is short."""
+    if len(title) <= ONE_LINE:
+        return title, ""
+    breaks = [(title[: at.start()], title[at.end() :]) for at in re.finditer(" ", title)]
+    return min(breaks, key=lambda lines: max(map(len, lines)), default=(title, ""))
 
 
 def numeric(title: str, key: str, value: Callable[[Any], Any], form: Any, level: int = SHORT) -> Column:
@@ -99,14 +140,14 @@ def cell_text(value: Any, digits: int = 4) -> str:
 def axis_columns(
     keys: Sequence[str], part: Callable[[Any], Sequence[Any]], items: Sequence[Any]
 ) -> list[Column]:
-    """A column for each axis of a setting; numbers stand on the right."""
+    """A column for each axis of a setting, which tells rows apart; numbers stand on the right."""
 
     def column(place: int, key: str) -> Column:
         def value(item: Any) -> Any:
             return part(item)[place]
 
         numbers = all(isinstance(value(item), int | float) for item in items)
-        return replace(word(title(key, keys), key, value), number=numbers)
+        return replace(word(title(key, keys), key, value), number=numbers, names=True)
 
     return [column(place, key) for place, key in enumerate(keys)]
 

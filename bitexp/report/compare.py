@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from bitexp.report.axes import Axes, find_axes, values
+from bitexp.report.axes import Axes, find_axes, independent, values
 from bitexp.report.energy import NODE, energy
 from bitexp.report.runs import Run
 from bitexp.report.stats import Paired, Spread, front, holm, paired, spread, within
@@ -114,6 +114,11 @@ class Comparison:
         """Every finished run."""
         return [run for cell in self.cells for run in cell.runs]
 
+    @cached_property
+    def precisions(self) -> list[str]:
+        """Those of its rows, each once, full precision first."""
+        return sorted({row.cell.precision for row in self.rows}, key=order)
+
     @property
     def held_out(self) -> bool:
         """Whether settings could be chosen on validation data."""
@@ -143,12 +148,19 @@ class Comparison:
             pools[values(row.cell.runs[0], self.pool_keys)].append(place)
         return dict(pools)
 
-    @property
+    @cached_property
     def pool_keys(self) -> tuple[str, ...]:
-        """What rows have to have in common to be compared at equal cost: a size of a network may differ."""
-        keys = [key for key in self.axes.setting if not key.startswith("model.")]
+        """What rows have to have in common to be compared at equal cost: a size of a network may differ.
+
+        A choice that stands for nothing of the network is named; of another one the other keys are.
+        """
         networks = [key for key in NETWORK if len({row.cell.runs[0].flat.get(key) for row in self.rows}) > 1]
-        return (*networks, *keys)
+        keys = list(networks)
+        for axis in self.axes.setting:
+            stands_for = self.axes.choices.get(axis, (axis,))
+            others = [key for key in stands_for if not key.startswith("model.")]
+            keys += [axis] if len(others) == len(stands_for) else others
+        return tuple(independent([row.cell.runs[0] for row in self.rows], keys))
 
     def fronts(self, costs: Sequence[float | None]) -> list[list[int]]:
         """The Pareto front of quality against a cost per row, for each pool, of the rows that have one."""

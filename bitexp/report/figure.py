@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import math
 import re
@@ -110,7 +111,30 @@ def svg(figure: Figure, name: str) -> str:
     text = text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     for colour in DARK:
         text = re.sub(colour, f"var(--c{colour[1:]})", text, flags=re.IGNORECASE)
-    return text
+    return smaller(text)
+
+
+def smaller(drawing: str) -> str:
+    """SVG of half the size: coordinates in hundredths of a point, and a class for each style.
+
+    Classes are named by what they say, so that those of several drawings on one page agree.
+    """
+    styles: dict[str, str] = {}
+
+    def classed(match: re.Match[str]) -> str:
+        name = styles.setdefault(match[1], f"s{hashlib.sha256(match[1].encode()).hexdigest()[:6]}")
+        return f'class="{name}"'
+
+    text = re.sub(r'\bstyle="([^"]*)"', classed, re.sub(r">\s+<", "><", drawing))
+    text = re.sub(r'\b(d|x|y|transform|points)="([^"]*)"', lambda m: f'{m[1]}="{rounded(m[2])}"', text)
+    rules = "".join(f".{name}{{{style}}}" for style, name in styles.items())
+    return text.replace("</style>", f"{rules}</style>", 1).replace("<g >", "<g>")
+
+
+def rounded(numbers: str) -> str:
+    """Numbers of a drawing in hundredths, on one line."""
+    text = re.sub(r"-?\d+\.\d{3,}", lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), numbers)
+    return " ".join(text.split())
 
 
 def larger(drawing: str, factor: float = 1.25) -> str:

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 
-from bitexp.report.columns import Table, one_line
+from bitexp.report.columns import Table, in_two, one_line
 from bitexp.report.runs import Run, clean
 
 LATEX = {
@@ -76,12 +76,25 @@ def escape(text: object) -> str:
     return html.escape(clean(str(text)), quote=True)
 
 
+WIDE = 180
+"""Letters of a table that a page of 1,400 pixels shows side by side."""
+
+
 def web(table: Table, link: Callable[[Run], str] | None = None) -> str:
-    """An HTML table; with `link` the second column leads to the folders of the runs behind each row."""
+    """An HTML table, or several one below the other where it would be too wide for a page.
+
+    With `link` the second column of the first one leads to the folders of the runs behind each row.
+    """
+    first, *others = table.parts(WIDE)
+    return "".join([web_part(first, link), *map(web_part, others)])
+
+
+def web_part(table: Table, link: Callable[[Run], str] | None = None) -> str:
+    """One HTML table."""
     if not any(table.links(item) for item in table.items[:1]):
         link = None
     heads = "".join(
-        f'<th scope="col"{number(column.number)}>{escape(column.title)}</th>' for column in table.columns
+        f'<th scope="col"{number(column.number)}>{heading(column.title)}</th>' for column in table.columns
     )
     heads = heads.replace("</th>", "</th><th>runs</th>", 1) if link else heads
     lines = []
@@ -96,6 +109,11 @@ def web(table: Table, link: Callable[[Run], str] | None = None) -> str:
     note = f"<p class=note>{escape(table.caption)}</p>" if table.caption else ""
     body = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return f'<div class=scroll tabindex="0"><table>{body}</table></div>{note}'
+
+
+def heading(title: str) -> str:
+    """A heading in at most two lines."""
+    return " <br>".join(escape(line) for line in in_two(one_line(title)) if line)
 
 
 def number(is_number: bool) -> str:

@@ -33,7 +33,7 @@ h1,h2,h3,p,li,summary{overflow-wrap:anywhere}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;font-size:.78rem;font-variant-numeric:tabular-nums;margin:.3rem 0}
 th,td{padding:.28rem .4rem;border-bottom:1px solid var(--cd6dae0)}
-th{font-weight:600;text-align:left;vertical-align:bottom;
+th{font-weight:600;text-align:left;vertical-align:bottom;white-space:nowrap;
 border-bottom-color:var(--c5c6570);color:var(--c5c6570)}
 td{white-space:nowrap}
 td.wrap{white-space:normal;min-width:18rem;overflow-wrap:anywhere}

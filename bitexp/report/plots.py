@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,10 +12,11 @@ from matplotlib.figure import Figure
 
 from bitexp.common.format import energy_text, size
 from bitexp.report import figure
-from bitexp.report.columns import cell_text, one_line, title
+from bitexp.report.columns import cell_text, one_line
 from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE
 from bitexp.report.runs import Run
+from bitexp.report.wording import particulars
 from bitexp.track.folder import validation_of
 
 SHOWN = 12
@@ -29,7 +31,7 @@ DASHES = (
     (0, (9, 3)),
     (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)),
 )
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX*<>ph"
 BYTES = "bytes of the packed weights"
 
 Curve = Sequence[tuple[int, float, float]]
@@ -38,17 +40,13 @@ Curve = Sequence[tuple[int, float, float]]
 
 def label(comparison: Comparison, cell: Cell) -> str:
     """A cell's precision, with what else tells rows apart."""
-    keys = (*comparison.axes.setting, *comparison.axes.variant)
-    words = [
-        f"{title(key, keys)}={short(cell_text(value))}"
-        for key, value in zip(keys, (*cell.setting, *cell.variant), strict=True)
-    ]
+    words = [f"{name}={short(cell_text(part))}" for name, part in particulars(comparison, cell)]
     return one_line(", ".join([cell.precision, *words]))
 
 
 def looks(comparison: Comparison) -> Callable[[Row], dict[str, Any]]:
     """How a row is drawn: the colour says its precision, dashes and markers what else it differs in."""
-    palette = figure.colours(list(dict.fromkeys(row.cell.precision for row in comparison.rows)))
+    palette = figure.colours(comparison.precisions)
     places: dict[str, dict[str, int]] = {}  # by precision, since a colour of its own tells others apart
     for row in comparison.rows:
         of_precision = places.setdefault(row.cell.precision, {})
@@ -66,17 +64,25 @@ def besides_precision(cell: Cell) -> str:
     return repr((cell.setting, cell.variant))
 
 
+HANDLE, LETTER, LINE = 0.6, 0.07, 0.16
+"""Inches of a legend: what stands before a name, a letter of it, and the height of a line."""
+
+
 def legend(drawing: Figure, axes: Any) -> None:
-    """One legend for all panels, below them."""
+    """One legend for all panels, below them; the figure grows by all of its lines but the first."""
     entries: dict[str, Any] = {}
     for panel in axes.flat:
         handles, names = panel.get_legend_handles_labels()
         entries.update(zip(names, handles, strict=True))
-    longest = max((len(name) for name in entries), default=0)
-    fit = max(1, int(drawing.get_figwidth() / (0.6 + 0.07 * longest)))
-    if entries:
-        columns = min(fit, len(entries))
-        drawing.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+    if not entries:
+        return
+    letters = int((drawing.get_figwidth() - HANDLE) / LETTER)
+    names = [textwrap.fill(name, letters) for name in entries]
+    longest = max(len(line) for name in names for line in name.split("\n"))
+    columns = min(len(names), max(1, int(drawing.get_figwidth() / (HANDLE + LETTER * longest))))
+    lines = -(-sum(1 + name.count("\n") for name in names) // columns)
+    drawing.set_figheight(drawing.get_figheight() + LINE * (lines - 1))
+    drawing.legend(entries.values(), names, loc="outside lower center", ncols=columns)
 
 
 def quality(comparison: Comparison) -> Figure | None:
@@ -127,9 +133,8 @@ def draw_few(panel: Any, comparison: Comparison, shown: Sequence[tuple[Row, floa
 
 def draw_many(panel: Any, comparison: Comparison, shown: Sequence[tuple[Row, float]]) -> None:
     """More rows than a legend can tell apart: precisions have colours, and the table has the names."""
-    names = list(dict.fromkeys(row.cell.precision for row in comparison.rows))
-    palette = figure.colours(names)
-    for name in names:
+    palette = figure.colours(comparison.precisions)
+    for name in comparison.precisions:
         of_name = [(row.cell.score, cost) for row, cost in shown if row.cell.precision == name]
         if of_name:
             panel.errorbar(
@@ -192,7 +197,7 @@ def lines(
             panel.set_yscale("log")
             figure.logarithmic(panel.yaxis)
         if metric == "quant/zero_fraction":
-            panel.set_ylim(0, max(0.1, panel.get_ylim()[1]))
+            panel.set_ylim(0, max(0.1, 1.08 * panel.get_ylim()[1]))
         panel.set_title(metric)
         panel.set_xlabel("step")
         panel.xaxis.set_major_locator(ticks(4))
@@ -202,9 +207,18 @@ def lines(
 
 def draw_curve(panel: Any, curve: Curve, style: dict[str, Any], above_zero: bool) -> None:
     """A line, and its band where seeds differ; `above_zero` keeps the band on a logarithmic axis."""
-    dash = DASHES[style.pop("place") % len(DASHES)]
+    again, dash = divmod(style.pop("place"), len(DASHES))
     steps, means, stds = zip(*curve, strict=True)
-    panel.plot(steps, means, linestyle=dash, marker="." if len(steps) < 3 else None, **style)
+    marker = MARKERS[again] if again else "." if len(steps) < 3 else None
+    panel.plot(
+        steps,
+        means,
+        linestyle=DASHES[dash],
+        marker=marker,
+        markersize=4,
+        markevery=max(1, len(steps) // 8),
+        **style,
+    )
     if any(stds):
         high = [mean + std for mean, std in zip(means, stds, strict=True)]
         low = [mean - std for mean, std in zip(means, stds, strict=True)]

@@ -61,9 +61,14 @@ class Run:
     @property
     def precision(self) -> str:
         """The quantizer's name; an old run of a preset holds its class, so what was typed comes first."""
-        typed = dict(word.lstrip("+").partition("=")[::2] for word in self.overrides)
-        chosen = typed.get("quantizer.name") or typed.get("quantizer")
+        chosen = self.typed.get("quantizer.name") or self.typed.get("quantizer")
         return chosen or str(self.flat.get("quantizer.name", "?"))
+
+    @cached_property
+    def typed(self) -> dict[str, str]:
+        """The values that were typed by their keys, without those that were deleted."""
+        words = (word.lstrip("+").partition("=") for word in self.overrides if not word.startswith("~"))
+        return {key.partition("@")[0]: value for key, _, value in words}
 
     @property
     def seed(self) -> Any:

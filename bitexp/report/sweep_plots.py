@@ -15,13 +15,13 @@ from bitexp.report import figure
 from bitexp.report.axes import values
 from bitexp.report.columns import cell_text, one_line
 from bitexp.report.compare import Cell, Comparison, Row, sortable
-from bitexp.report.plots import MANY, label, legend, short, ticks
+from bitexp.report.plots import MANY, label, legend, short
 from bitexp.report.runs import Run
 
 FACETS = 12
 """Heat maps in one figure."""
 NAMED = 48
-"""Runs that the timeline names."""
+"""Runs that the timeline names; of more runs it names every second or third, and so on."""
 ENTRIES = 14
 """Values of an axis up to which settings are a grid; beyond, they are points."""
 STATES = {
@@ -187,7 +187,7 @@ def sweep_lines(comparison: Comparison) -> Figure | None:
     if len(comparison.axes.hyperparameters) != 1 or not rows:
         return None
     drawing, axes = figure.new(6.2, 3.3)
-    panel, colours = axes[0, 0], figure.colours(list(dict.fromkeys(row.cell.precision for row in rows)))
+    panel, colours = axes[0, 0], figure.colours(comparison.precisions)
     numbers = True
     for row in rows:
         cells = sorted(row.cells, key=lambda cell: sortable(cell.hyperparameters))
@@ -257,12 +257,9 @@ def timeline(runs: Sequence[Run]) -> Figure | None:
                 linewidth=max(0.8, min(7.0, 50 * height / len(spans))), capstyle="projecting",
             )  # fmt: skip
     panel.set_ylim(len(spans) - 0.4, -0.6)
-    if len(spans) <= NAMED:
-        panel.set_yticks(range(len(spans)), [run_label(run) for _, _, run in spans])
-        panel.grid(axis="y", visible=False)
-    else:
-        panel.yaxis.set_major_locator(ticks(6))
-        panel.set_ylabel("run, in the order of their starts")
+    named = range(0, len(spans), -(-len(spans) // NAMED))
+    panel.set_yticks(named, [run_label(spans[place][2]) for place in named])
+    panel.grid(axis="y", visible=False)
     middle = statistics.median((end - began).total_seconds() for began, end, _ in spans)
     panel.set_xlabel(f"{name} since {start:%Y-%m-%d %H:%M} UTC; a run takes {middle:.0f} s (median)")
     legend(drawing, axes)

@@ -23,11 +23,14 @@ def precision_table(comparison: Comparison) -> Table:
     axes, rows = comparison.axes, comparison.rows
     own = {"optimizer.lr": "lr", "optimizer.weight_decay": "weight decay"}
     columns = [
-        word("precision", "precision", lambda row: row.cell.precision),
+        replace(word("precision", "precision", lambda row: row.cell.precision), names=True),
         *axis_columns(axes.setting, lambda row: row.cell.setting, rows),
         *axis_columns(axes.variant, lambda row: row.cell.variant, rows),
         *score_columns(comparison.metric),
-        *axis_columns(axes.hyperparameters, lambda row: row.cell.hyperparameters, rows),
+        *(
+            replace(column, names=False)
+            for column in axis_columns(axes.hyperparameters, lambda row: row.cell.hyperparameters, rows)
+        ),
         *(setting_column(title, key) for key, title in own.items() if key not in axes.hyperparameters),
     ]
     if any(row.cell.result("lr_decay_sum") for row in rows):
@@ -107,7 +110,7 @@ def setting_table(comparison: Comparison) -> Table:
     axes = comparison.axes
     validated = validation_of(comparison.metric)
     columns = [
-        word("precision", "precision", lambda cell: cell.precision),
+        replace(word("precision", "precision", lambda cell: cell.precision), names=True),
         *axis_columns(axes.setting, lambda cell: cell.setting, comparison.cells),
         *axis_columns(axes.variant, lambda cell: cell.variant, comparison.cells),
         *axis_columns(axes.hyperparameters, lambda cell: cell.hyperparameters, comparison.cells),

@@ -78,13 +78,20 @@ def print_comparisons(report: Report, comparisons: Sequence[Comparison]) -> None
     for comparison in comparisons:
         report.line()
         if len(comparison.rows) < len(comparison.cells) <= LISTED:
-            report.table(rich_table(setting_table(comparison).up_to(SHORT)), OPTIONAL, REST)
+            settings = setting_table(comparison).up_to(SHORT)
+            report.table(rich_table(settings), optional(settings), REST)
         table = precision_table(comparison).up_to(SHORT).first(SCREEN, "the report")
         if not fits(rich_table(table), report.console):
             table = table.condensed()
-        energy = [column.title for column in table.columns if column.title.startswith("energy")]
-        report.table(rich_table(table), [*energy, *OPTIONAL], REST)
+        report.table(rich_table(table), optional(table), REST)
         report.sentences(one_line(f"{verdict(comparison)} {table.caption}"))
+
+
+def optional(table: Table) -> list[str]:
+    """The columns that a narrow screen does without; what tells rows apart is none of them."""
+    kept = [column.title for column in table.columns if column.names]
+    energy = [column.title for column in table.columns if column.title.startswith("energy")]
+    return [title for title in (*energy, *OPTIONAL) if title not in kept]
 
 
 def rich_table(table: Table) -> RichTable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from bitexp.common.format import size
 from bitexp.report.columns import cell_text, title
@@ -65,14 +66,15 @@ def how_sure(test: Paired) -> str:
 
 def named(comparison: Comparison, row: Row) -> str:
     """A row in words: its precision, and what else tells it from others."""
-    axes, cell = comparison.axes, row.cell
+    more = [f"{name} {cell_text(part)}" for name, part in particulars(comparison, row.cell)]
+    return f"{row.cell.precision} ({', '.join(more)})" if more else row.cell.precision
+
+
+def particulars(comparison: Comparison, cell: Cell) -> list[tuple[str, Any]]:
+    """What tells a cell from others of its precision: titles and values, without what it has none of."""
+    axes = comparison.axes
     keys, parts = (*axes.setting, *axes.variant), (*cell.setting, *cell.variant)
-    more = [
-        f"{title(key, keys)} {cell_text(part)}"
-        for key, part in zip(keys, parts, strict=True)
-        if part is not None or not key.endswith(".code")  # as committed
-    ]
-    return f"{cell.precision} ({', '.join(more)})" if more else cell.precision
+    return [(title(key, keys), part) for key, part in zip(keys, parts, strict=True) if part is not None]
 
 
 def caption(comparison: Comparison) -> str:

@@ -81,7 +81,7 @@ class Attempt:
             "quantizer": quantizer_line(settings, parts),
             "data": data_line(settings, parts, self.batches),
             "kernel": kernel_line(parts),
-            "train": train_line(settings, self.steps, self.lr_decay_sum),
+            "train": train_line(settings, parts, self.steps, self.lr_decay_sum),
             **({"teacher": teacher_line(settings.distill, parts)} if settings.distill else {}),
         }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from torch import nn
+
 from bitexp.common.format import amount, counted, size, value_text
 from bitexp.config.schema import Distill, Settings
 from bitexp.deploy.frozen import Packing
@@ -121,17 +123,23 @@ def calibrate_line(settings: Settings) -> str:
     return "not calibrated" if chosen.name == "none" else f"calibrated by {chosen.name}: {options}"
 
 
-def train_line(settings: Settings, steps: int, lr_decay_sum: float) -> str:
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BY_PROCESS = " (batch norm over the part of the batch that each has)"
+"""Why several processes do not train what one would with the whole batch."""
+
+
+def train_line(settings: Settings, parts: Parts, steps: int, lr_decay_sum: float) -> str:
     """Optimizer, schedule, steps, and how much weight decay can shrink the weights at all."""
     options, optimizer, scheduler = settings.trainer, settings.optimizer, settings.scheduler
     if not steps:
         return f"nothing is trained; {calibrate_line(settings)}"
+    apart = options.devices != 1 and any(isinstance(module, BATCH_NORM) for module in parts.model.modules())
     return (
         f"{optimizer.name} lr {optimizer.lr:g}, weight decay {optimizer.weight_decay:g} "
         f"(lr x decay sums to {lr_decay_sum:.3g}), {scheduler.name}; {counted(options.epochs, 'epoch')} "
         f"= {counted(steps, 'step')}, "
         f"{'fp32' if options.precision == '32' else options.precision}, "
-        f"{options.devices} x {options.accelerator}, "
+        f"{options.devices} x {options.accelerator}{BY_PROCESS * apart}, "
         f"{counted(options.threads, 'thread')}"
     )
 

@@ -4,6 +4,8 @@ To compose a config, to build its model and to fingerprint its data takes a tent
 is there already. So `outputs/.cells.json` keeps which words led to which run. It counts as long as nothing
 has changed that the way from the words to the run depends on: the source of bitexp and its extensions, every
 YAML, the variables that YAML reads, and the data, whose fingerprint is taken once for each way to load them.
+It also keeps which jobs a sweep has begun, so that the next command finds what has ended after that sweep was
+left in a queue or was killed.
 """
 
 from __future__ import annotations
@@ -49,13 +51,17 @@ class FinishedCells:
     @cached_property
     def cells(self) -> dict[str, Any]:
         """By the key of its words, the run of each cell and its data."""
+        return self._content()["cells"]
+
+    def _content(self) -> dict[str, dict[str, Any]]:
+        """What the file keeps: cells, and by their folders the numbers of jobs that sweeps have begun."""
         try:
             known = read_json(self.file)
         except OSError:  # the runs will say what is wrong with the place
-            return {}
+            known = None
         if not isinstance(known, dict) or known.get("context") != self.context:
-            return {}
-        return dict(known["cells"])
+            known = {}
+        return {part: dict(known.get(part, {})) for part in ("cells", "begun")}
 
     def record(self, words: Sequence[str]) -> dict[str, Any] | None:
         """What the job of a finished cell would record; None where it is not known to be finished."""
@@ -81,18 +87,39 @@ class FinishedCells:
             "headline": result["headline"],
         }
 
-    def note(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Keeps the cells of jobs that have finished."""
-        new = {}
-        for record in records:
-            if record.get("status") == "finished" and (cell := cell_of(Path(record["run"]))) is not None:
-                new[key(record["overrides"])] = cell
-        if not new:
+    def begin(self, sweep: Path, numbers: Sequence[int]) -> None:
+        """Keeps that a sweep makes jobs, whoever sees their ends: it may be left, or killed."""
+        for number in numbers if (sweep / "jobs").is_dir() else ():
+            (sweep / "jobs" / f"{number}.json").unlink(missing_ok=True)  # of an earlier sweep in this folder
+        with contextlib.suppress(OSError), self._lock():
+            content = self._content()
+            content["begun"][str(sweep.absolute())] = list(numbers)
+            self._write(content)
+
+    def collect(self) -> None:
+        """Keeps the cells of jobs that have finished, in this sweep and in those that were left."""
+        if not self._content()["begun"]:
             return
-        with contextlib.suppress(OSError), FileLock(self.file.with_suffix(".lock")):
-            vars(self).pop("cells", None)  # others may have added theirs
-            text = json.dumps({"context": self.context, "cells": {**self.cells, **new}})
-            write_atomic(self.file, text.encode())
+        with contextlib.suppress(OSError), self._lock():
+            content = self._content()
+            begun, content["begun"] = content["begun"], {}
+            for sweep, numbers in begun.items():
+                open_ones = []
+                for number in numbers:
+                    record = read_json(Path(sweep) / "jobs" / f"{number}.json")
+                    if not isinstance(record, dict):
+                        open_ones.append(number)
+                    elif record["status"] == "finished" and (cell := cell_of(Path(record["run"]))):
+                        content["cells"][key(record["overrides"])] = cell
+                if open_ones and Path(sweep).is_dir():
+                    content["begun"][sweep] = open_ones
+            self._write(content)
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.file.with_suffix(".lock"))
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        write_atomic(self.file, json.dumps({"context": self.context, **content}).encode())
         vars(self).pop("cells", None)
 
     def _fingerprint(self, text: str, seed: int) -> str | None:

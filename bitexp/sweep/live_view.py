@@ -16,9 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
-from rich.console import Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from bitexp.common.console import Report
@@ -142,7 +140,7 @@ class LiveView:
             outcome = ", ".join(f"{value:.4f}" for value in values) or self._told(number, reason)
             place = f"{self.done}/{self.total}" if self.total else str(self.done)
             parts = [f"[{place}] {number}: {status}", outcome, what, duration(seconds)]
-            self.report.line(" · ".join([*filter(None, parts), *self.outlook()]))
+            self.report.sentences(" · ".join([*filter(None, parts), *self.outlook()]))
 
     def _told(self, number: int, reason: str | None) -> str:
         """A reason, or where it was told before."""
@@ -172,7 +170,9 @@ class LiveView:
         if self.total is None or not known:
             return None
         mean = sum(known) / len(known)
-        running = [max(0.0, whole.get(number, mean) - seconds) for number, seconds in spent.items()]
+        # the further a job is, the more its own pace counts: at first that is of imports and warming up
+        ends = {n: shares[n] * whole.get(n, mean) + (1 - shares[n]) * mean for n in spent}
+        running = [max(0.0, ends[number] - seconds) for number, seconds in spent.items()]
         waiting = max(0, self.total - self.done - len(running))
         return max([(sum(running) + mean * waiting) / self.workers, *running])
 
@@ -187,18 +187,15 @@ class LiveView:
 
     def _table(self) -> Any:
         with self._lock:
-            running = Table.grid(padding=(0, 1))
-            for _ in range(3):
-                running.add_column(no_wrap=True)
-            running.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+            now = time.monotonic()
+            lines = []
             for number, (what, since) in list(self._running.items())[:ROWS]:
-                spent = duration(time.monotonic() - since)
                 words = "  ".join(filter(None, (self._look(number)[0], what)))
-                running.add_row(f"{number}:", "running", spent, Text(words))
+                lines.append(f"{number}: running {duration(now - since)}  {words}")
             place = f"{self.done} of {self.total}" if self.total else str(self.done)
             counts = ", ".join(f"{count} {status}" for status, count in self.counts.items())
             best = [f"best {self.best[0]:.4f} by {self.best[1]} ({self.best[2]})"] if self.best else []
             left = self.left()
             ahead = [f"about {duration(left)} left"] if left else []
-            summary = " · ".join([f"{place} done" + (f": {counts}" if counts else ""), *best, *ahead])
-            return Group(running, Text(summary))
+            summary = " · ".join([f"{place} done" + (f": {counts}" if counts else ""), *ahead, *best])
+            return Text("\n".join([*lines, summary]), no_wrap=True, overflow="ellipsis")

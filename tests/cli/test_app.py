@@ -345,7 +345,7 @@ def test_a_file_in_place_of_a_folder_is_a_sentence(
     monkeypatch.setenv("BITEXP_OUTPUTS", str(tmp_path / "outputs"))
     ended = command(*words)
     assert ended.code == code, ended.out + ended.err
-    assert "a file is in the place of a folder" in ended.err + ended.out
+    assert f"{tmp_path}/outputs cannot be used: a file is in the place of a folder" in ended.err + ended.out
     assert "Traceback" not in ended.err + ended.out
 
 

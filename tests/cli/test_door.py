@@ -90,23 +90,33 @@ def test_a_shell_is_told_words_groups_and_keys(
 
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="needs bash")
 def test_bash_completes_as_the_help_says(tmp_path: Path, call: Callable[..., Any]) -> None:
-    """The script named in --help, in a real bash, with a program called bitexp on the PATH."""
+    """The script named in --help, in a real bash, with a program called bitexp on the PATH, and a python."""
     assert 'eval "$(bitexp -sc install=bash)"' in call("--help").out
     program = tmp_path / "bitexp"
     body = f"import sys; sys.argv[0] = {str(program)!r}; from bitexp.__main__ import main; main()"
     program.write_text(f"#!{sys.executable}\n{body}\n")
     program.chmod(0o755)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
     script = """
         eval "$(bitexp -sc install=bash)"
-        complete -p bitexp >&2
-        COMP_LINE="bitexp gen" COMP_POINT=10 COMP_WORDS=(bitexp gen) COMP_CWORD=1
-        hydra_bash_completion
-        echo "${COMPREPLY[@]}"
+        complete -p bitexp python >&2
+        try() {
+            COMP_LINE="$1" COMP_POINT=${#1} COMP_WORDS=($1) COMPREPLY=()
+            COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+            _bitexp
+            echo "$1: ${COMPREPLY[@]}"
+        }
+        try "bitexp gen"
+        try "python -m bitexp gen"
+        try "python -m pip gen"
     """
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(["/bin/bash", "-c", script], env=env, capture_output=True, text=True, timeout=120)
-    assert "-F hydra_bash_completion bitexp" in done.stderr
-    assert done.stdout == "generate\n"
+    assert done.stderr.count("-F _bitexp") == 2
+    answers = ["bitexp gen: generate", "python -m bitexp gen: generate", "python -m pip gen: "]
+    assert done.stdout.splitlines() == answers
 
 
 @pytest.mark.parametrize("words", ["--version", "--help"])

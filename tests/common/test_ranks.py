@@ -17,6 +17,8 @@ import torch
 
 from bitexp.common import ranks
 from bitexp.common.errors import UserError
+from bitexp.data import load_data
+from bitexp.models import build_model
 from bitexp.track.checkpoint_files import LAST, load_checkpoint
 from tests.support.processes import Start
 
@@ -156,6 +158,28 @@ def test_two_processes_train_what_one_would_with_the_whole_batch(
         together = load_checkpoint(folder / "checkpoints" / LAST)["state_dict"]
         for name, weight in load_checkpoint(alone.folder / "checkpoints" / LAST)["state_dict"].items():
             torch.testing.assert_close(together[name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantizer", ["full", "ternary_mean"])
+def test_a_convolutional_network_of_two_processes_is_deployed_to_the_bit(
+    quantizer: str, outputs: Path, tiny: Any
+) -> None:
+    """Batch norm is each process's own, which the header says; what is validated and kept is the first's."""
+    out, err = (process := bitexp(*tiny, "model=cnn", *TWO[:2], f"quantizer={quantizer}")).communicate()
+    assert (process.returncode, err) == (0, "")
+    assert out.count("from the packed file: exactly the same") == 2
+    assert "2 x cpu (batch norm over the part of the batch that each has), 1 thread" in out
+    (folder,) = (path.parent for path in outputs.glob("*/*/result.json"))
+    metrics = json.loads((folder / "result.json").read_text())["metrics"]
+    if quantizer == "full":
+        data = load_data("digits")
+        model = build_model("cnn", shape=data.shape, classes=data.classes).eval()
+        state = load_checkpoint(folder / "checkpoints" / LAST)["state_dict"]
+        model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
+        ((images, labels),) = data.val_dataloader()
+        loss = torch.nn.functional.cross_entropy(model(images), labels)
+        assert metrics["val/loss"] == pytest.approx(loss.item(), rel=1e-5)
 
 
 @pytest.mark.slow

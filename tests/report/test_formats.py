@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from bitexp.report.columns import FILE, LONG, SHORT, Column, Table, numeric, one_line, word
+from bitexp.report.columns import FILE, LONG, SHORT, Column, Table, in_two, numeric, one_line, word
 from bitexp.report.formats import comma_separated, latex, markdown, web
 
 texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
@@ -96,3 +97,28 @@ def test_a_page_leaves_out_what_is_the_same_in_all_rows() -> None:
     assert Table("t", (mean, shared), (1,)).condensed().columns == (mean, shared)
     assert table.first(1, "report.md").caption == "Means. The first 1 of 2 rows; all are in report.md."
     assert "<th>runs</th>" not in web(table, lambda run: "")
+
+
+def test_a_table_too_wide_for_a_page_goes_on_below() -> None:
+    """Each part begins with what names its rows, and the caption stands below the last."""
+    names = [replace(word(key, key, str), names=True) for key in ("who", "where")]
+    others = [Column(f"n{place}", f"n{place}", lambda item: "12345678", lambda item: 1) for place in range(5)]
+    broken = Table("t", (*names, *others), ("a", "b"), "Numbers.")
+    parts = broken.parts(34)
+    assert [[column.title for column in part.columns] for part in parts] == [
+        ["who", "where", "n0", "n1"], ["who", "where", "n2", "n3"], ["who", "where", "n4"],
+    ]  # fmt: skip
+    assert [part.caption for part in parts] == ["", "", "Numbers."]
+    assert broken.parts(62) == [broken]
+    assert broken.parts(10) == [broken]  # names alone would take all of each line
+
+
+@pytest.mark.parametrize(
+    ("title", "lines"),
+    [
+        ("seeds", ("seeds", "")), ("p (Holm)", ("p (Holm)", "")), ("bits per weight", ("bits per", "weight")),
+        ("energy per image, 45 nm", ("energy per", "image, 45 nm")), ("test/accuracy", ("test/accuracy", "")),
+    ],
+)  # fmt: skip
+def test_headings_have_two_lines_at_most(title: str, lines: tuple[str, str]) -> None:
+    assert in_two(title) == lines

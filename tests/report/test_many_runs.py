@@ -110,8 +110,11 @@ def test_a_start_reads_one_file_of_each_other_run(
     assert opened == {"provenance.json": 31, "result.json": 1} or opened == {"provenance.json": 31}
 
 
-def test_the_timeline_names_its_runs_where_there_is_room(runs: list[Run]) -> None:
+def test_the_timeline_names_its_runs_or_some_of_them(runs: list[Run]) -> None:
     few = sweep_plots.timeline(runs[:4])
     assert few is not None
     labels = [text.get_text() for text in few.axes[0].get_yticklabels()]
     assert sorted(labels) == sorted(f"{run.precision}, seed {run.seed} · {run.id}" for run in runs[:4])
+    many = sweep_plots.timeline(runs)
+    assert many is not None
+    assert 24 <= len(many.axes[0].get_yticklabels()) <= sweep_plots.NAMED

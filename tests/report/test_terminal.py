@@ -303,3 +303,15 @@ def test_what_is_wrong_with_tuning_is_told(
     config = OmegaConf.create({"tuned": True, "name": name, "optimizer": {"lr": 1.0, "weight_decay": 0.0}})
     with pytest.raises(UserError, match=message):
         apply_tuned(config, hydra_with(tuning, quantizer), typed)
+
+
+def test_a_narrow_screen_keeps_what_tells_settings_apart(record: Any, tmp_path: Path) -> None:
+    for lr in (0.001, 0.003):
+        for decay in (0.0, 0.1):
+            words = (f"optimizer.lr={lr}", f"optimizer.weight_decay={decay}", "quantizer=ternary_median")
+            record(*words, accuracy=0.9, validated=0.91)
+    report, screen = Report(), io.StringIO()
+    report.console = Console(file=screen, force_terminal=True, width=72, soft_wrap=True, color_system=None)
+    summarize(tmp_path, report)
+    rows = re.findall(r"ternary_median +(\S+) +(\S+) +0\.9100", screen.getvalue())
+    assert rows == [("0.001", "0"), ("0.001", "0.1"), ("0.003", "0"), ("0.003", "0.1")]

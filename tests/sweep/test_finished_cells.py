@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def test_what_words_do_not_say_is_not_kept(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").touch()
     assert command("-m", *CELL, word).code == 0
-    assert not (outputs / ".cells.json").exists()
+    assert json.loads((outputs / ".cells.json").read_text())["cells"] == {}
 
 
 def test_words_mean_something_else_when_what_they_depend_on_has_changed(
@@ -108,7 +109,7 @@ def test_words_mean_something_else_when_what_they_depend_on_has_changed(
 
 
 def test_a_place_that_cannot_be_used_ends_no_sweep(
-    known: FinishedCells, monkeypatch: pytest.MonkeyPatch
+    known: FinishedCells, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kept = json.loads(known.file.read_text())["context"]
     monkeypatch.setattr(finished_cells, "context", lambda *_: kept)
@@ -119,7 +120,8 @@ def test_a_place_that_cannot_be_used_ends_no_sweep(
     unusable = FinishedCells([], ())
     assert unusable.record(CELL) is None
     assert record is not None
-    unusable.note([record])
+    unusable.begin(tmp_path, [0])
+    unusable.collect()
     assert known.file.is_dir()
 
 
@@ -130,3 +132,30 @@ def test_a_teacher_that_the_words_describe_is_no_file(train: Any) -> None:
     assert (made.folder / "packed.safetensors").exists()
     named = train(f"distill.teacher={made.folder / 'packed.safetensors'}")
     assert finished_cells.cell_of(named.folder) is None
+
+
+def test_the_next_command_finds_what_has_ended_after_a_sweep_was_left(
+    known: FinishedCells, as_before: None, outputs: Path, tmp_path: Path
+) -> None:
+    """As in a cluster's queue, or with its launcher killed; of a job that has not ended nothing is known."""
+    kept = json.loads(known.file.read_text())
+    assert kept["begun"] == {}
+    (sweep,) = outputs.glob("*/sweeps/*")
+    jobs = [path.read_text() for path in sorted((sweep / "jobs").iterdir())]
+    known.file.write_text(json.dumps({**kept, "cells": {}}))
+    left = FinishedCells([], ())
+    (tmp_path / "left" / "jobs").mkdir(parents=True)
+    (tmp_path / "left" / "jobs" / "0.json").write_text("of another command in this folder")
+    left.begin(tmp_path / "left", range(3))
+    left.collect()
+    assert FinishedCells([], ()).record(CELL) is None
+    for number, job in zip((0, 2), jobs, strict=True):
+        (tmp_path / "left" / "jobs" / f"{number}.json").write_text(job)
+    later = FinishedCells([], ())
+    later.collect()
+    assert later.cells == kept["cells"]
+    assert later.record(CELL) is not None
+    assert list(json.loads(known.file.read_text())["begun"].values()) == [[1]]
+    shutil.rmtree(tmp_path / "left")
+    later.collect()
+    assert json.loads(known.file.read_text())["begun"] == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def terminal() -> tuple[Report, io.StringIO]:
-    """A report to what takes itself for a terminal of 120 columns."""
+def terminal(width: int = 120) -> tuple[Report, io.StringIO]:
+    """A report to what takes itself for a terminal of so many columns."""
     report, screen = Report(), io.StringIO()
-    report.console = Console(file=screen, force_terminal=True, width=120, highlight=False, soft_wrap=True)
+    report.console = Console(file=screen, force_terminal=True, width=width, highlight=False, soft_wrap=True)
     return report, screen
 
 
@@ -103,7 +104,7 @@ def test_a_terminal_has_a_table_that_renews_itself_below_the_lines(clock: list[f
         view.line("Trial 2 goes on")
     text = screen.getvalue()
     assert "1: running 1:15 0.4321 at 50% model.hidden=[16]" in " ".join(text.split())
-    assert "1 of 3 done: 1 finished · best 0.7500 by 0 (model.hidden=[8]) · about 1:15 left" in text
+    assert "1 of 3 done: 1 finished · about 56 s left · best 0.7500 by 0 (model.hidden=[8])" in text
     assert "[1/3] 0: finished · 0.7500 · model.hidden=[8] · 1:15" in text
     assert "Trial 2 goes on" in text
     assert 1 in looked
@@ -175,7 +176,37 @@ def test_the_time_left_goes_on_while_jobs_run(clock: list[float]) -> None:
     assert view.left() == pytest.approx((30 + 30 + 2 * 60) / 2)
     view.ended(0, "finished")  # after half a minute
     clock[0] += 10
-    assert view.left() == pytest.approx((40 + 2 * 30) / 2)
+    assert view.left() == pytest.approx((80 / 2 + 30 / 2 - 40 + 2 * 30) / 2)
+
+
+def test_a_slow_beginning_does_not_put_the_end_off(clock: list[float]) -> None:
+    """A job's first step comes after its imports: the time of others counts, too."""
+    view = LiveView(Report(quiet=True), 3, 1, look=lambda number: ("", 0.01))
+    for number in (0, 1):
+        view.began(number, "")
+        clock[0] += 30
+        view.ended(number, "finished")
+    view.began(2, "")
+    clock[0] += 6  # and not 600
+    assert view.left() == pytest.approx(0.01 * 600 + 0.99 * 30 - 6)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_a_narrow_terminal_cuts_words_and_not_numbers(clock: list[float], width: int) -> None:
+    report, screen = terminal(width)
+    words = "optimizer.lr=0.001 optimizer.weight_decay=0.01 quantizer=ternary_median model=vit_mini seed=0"
+    with LiveView(report, 20, 2, "max", look=lambda number: ("epoch 3/9  val/accuracy 0.9", 0.5)) as view:
+        for number in (10, 11):
+            view.began(number, words)
+        clock[0] += 75
+        view._live.refresh()  # type: ignore[union-attr]
+        view.ended(10, "finished", None, [0.75])
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n")
+    assert "11: running 1:15  epoch 3/9  val/accuracy 0.9  " in text
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert max(map(len, lines)) <= width
+    told = " ".join(lines[next(i for i, line in enumerate(lines) if line.startswith("[1/20]")) :])
+    assert told.startswith(f"[1/20] 10: finished · 0.7500 · {words} · 1:15 · best 0.7500 by 10")
 
 
 def test_a_reason_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:

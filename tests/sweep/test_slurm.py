@@ -95,9 +95,8 @@ def test_a_study(small: Any, outputs: Path, load: Any) -> None:
 
 
 def test_what_is_submitted_can_be_left_and_followed(small: Any, outputs: Path, until: Any) -> None:
-    code, said = ended(
-        bitexp("-m", *small, "seed=0,1", "hydra/launcher=slurm", "hydra.launcher.wait=false", *LIMITS)
-    )
+    words = (*small, "seed=0,1", "hydra/launcher=slurm", "hydra.launcher.wait=false", *LIMITS)
+    code, said = ended(bitexp("-m", *words))
     assert code == 0, said
     found = re.search(r"python -m bitexp (report \S+ --watch) follows them; scancel \d+ ends them", said)
     assert found, said
@@ -111,6 +110,10 @@ def test_what_is_submitted_can_be_left_and_followed(small: Any, outputs: Path, u
     code, said = ended(watching)
     assert code == 0, said
     assert statuses(outputs) == ["finished", "finished"]
+    code, said = ended(bitexp("-m", *words))
+    assert code == 0, said
+    assert "2 of 2 cells were finished before" in said
+    assert "in Slurm's queue" not in said
 
 
 def test_a_job_over_its_time_limit_is_queued_again_and_continues(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitexp.common.checks import at_least, check_share, held_out_count
+from bitexp.common.errors import UserError
 from bitexp.data.base import Data, Part
 from bitexp.data.images.augment import Augment, Augmentation, check_augment
 from bitexp.data.images.batches import ImageBatches, Images, channel_statistics
@@ -117,9 +118,15 @@ class ImageData(Data):
         return channel_statistics(self._train, training[::step], self.divide_by)
 
     def fingerprint(self) -> str:
-        parts = [self._train, self.read("val"), self._test]
-        digests = "/".join("" if part is None else part.digest for part in parts)
-        return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
+        digests, problems = [], []
+        for part in (self._train, self.read("val"), self._test):
+            try:
+                digests.append("" if part is None else part.digest)
+            except UserError as problem:  # the files of all parts are told at once
+                problems.append(str(problem))
+        if problems:
+            raise UserError("\n".join(problems))
+        return hashlib.blake2b("/".join(digests).encode(), digest_size=16).hexdigest()
 
     @property
     def facts(self) -> dict[str, Any]:

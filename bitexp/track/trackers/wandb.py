@@ -59,7 +59,7 @@ class Wandb(Tracker):
 
         if self.mode == "offline" and forget(folder):
             self.replays = True
-        with nothing_staged():
+        with nothing_staged(), usable_cache():
             run = wandb.init(
                 dir=folder.path,
                 mode="disabled" if os.environ.get("WANDB_MODE") == "disabled" else self.mode,
@@ -98,6 +98,34 @@ def nothing_staged() -> Iterator[None]:
         yield
     finally:
         del sys.modules[LAUNCH]
+
+
+@contextlib.contextmanager
+def usable_cache() -> Iterator[None]:
+    """A place for the log of wandb's service where the home has none: else it would be on the screen."""
+    named, home = os.environ.get("XDG_CACHE_HOME"), os.environ.get("HOME")
+    cache = Path(named) if named else Path(home) / ".cache" if home else None
+    if cache is not None and can_hold(cache / "wandb"):
+        yield
+        return
+    place = tempfile.mkdtemp(prefix="bitexp-wandb-")
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = place
+    try:
+        yield
+    finally:
+        del os.environ["XDG_CACHE_HOME"]
+        if named is not None:
+            os.environ["XDG_CACHE_HOME"] = named
+
+
+def can_hold(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def forget(folder: RunFolder) -> bool:

@@ -174,12 +174,12 @@ def test_a_damaged_image_is_named(tmp_path, folder):
     assert str(caught.value).startswith(f"{broken} cannot be decoded (")
 
 
-@pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_damaged_images_of_any_part_are_told_before_training(tmp_path, folder, part):
+@pytest.mark.parametrize("parts", [("train",), ("val",), ("test",), ("train", "test")])
+def test_damaged_images_of_all_parts_are_told_before_training(tmp_path, folder, parts):
     for each in ("train", "val", "test"):
         pets(tmp_path / each)
     folder(tmp_path).fingerprint()
-    broken = [tmp_path / part / name for name in ("cat/3.png", "dog/5.PNG")]
+    broken = [tmp_path / part / name for part in parts for name in ("cat/3.png", "dog/5.PNG")]
     for path in broken:
         content = bytearray(path.read_bytes())
         content[60] ^= 1  # as long as before

@@ -70,6 +70,28 @@ def test_a_run_is_written_offline_and_closed(tracked: Any, capfd: pytest.Capture
         assert name in text
 
 
+@pytest.mark.parametrize("home", [None, "/dev/null/nobody"])
+def test_a_home_that_cannot_be_written_is_not_told(
+    home: str | None,
+    tracked: Any,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """wandb's service has a log in the home, and would write it on the screen."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    setup = imported(tmp_path / "scraps").sdk.wandb_setup
+    monkeypatch.setattr(setup, "_singleton", None)  # a service of its own
+    outcome = tracked("seed=2", report=Report(quiet=True))
+    setup.teardown()
+    assert capfd.readouterr() == ("", "")
+    assert list(outcome.folder.glob("wandb/offline-run-*"))
+    assert "XDG_CACHE_HOME" not in os.environ
+
+
 def test_a_preset_is_a_group_of_its_own(tracked: Any) -> None:
     (run,) = records(tracked("quantizer=reloaded").folder)["run"]
     assert run["run_group"] == "first_steps/reloaded"

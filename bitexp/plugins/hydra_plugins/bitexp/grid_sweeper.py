@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class GridSweeper(Sweeper):
         OmegaConf.save(self.config, folder / "multirun.yaml")
         sources = self.config.hydra.runtime.config_sources
         known = FinishedCells([Path(s.path) for s in sources if s.schema == "file"], words)
+        known.collect()
         finished = {cell: record for cell in cells if (record := known.record(cell)) is not None}
         missing, done = [list(cell) for cell in cells if cell not in finished], len(finished)
         self.validate_batch_is_legal(missing)
@@ -65,6 +66,8 @@ class GridSweeper(Sweeper):
         in_turn = type(self.launcher).__name__ == "BasicLauncher"
         launch = self.one_by_one(len(cells), missing) if in_turn else self.launcher.launch
         returns, size = [], self.max_batch_size or len(missing) or 1
+        if missing:
+            known.begin(folder, range(done, len(cells)))
         try:
             for start in range(0, len(missing), size):
                 batch = missing[start : start + size]
@@ -72,7 +75,7 @@ class GridSweeper(Sweeper):
                 for job in returns[-1]:
                     _ = job.return_value  # raises what a job has raised
         finally:
-            known.note(records(folder / "jobs", range(done, len(cells))))
+            known.collect()
         return returns
 
     def one_by_one(self, total: int, cells: Sequence[Sequence[str]]) -> Callable[..., list[JobReturn]]:
@@ -113,12 +116,3 @@ def choices(override: Override) -> list[str]:
     if not override.is_discrete_sweep():
         raise HydraException(f"'{override.input_line}' lists no values: hydra/sweeper=optuna draws from it")
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
-
-
-def records(folder: Path, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """What jobs have recorded, by number."""
-    from bitexp.common.files import read_json
-
-    for number in numbers:
-        if isinstance(record := read_json(folder / f"{number}.json"), dict):
-            yield record
