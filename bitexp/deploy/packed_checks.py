@@ -19,7 +19,7 @@ TENSORS_AT_LEAST, TENSORS_FOR_EACH = 1000, 16
 
 
 NUMBERS, NUMBERS_AT_MOST = (torch.arange, torch.linspace, torch.tensor), 4096
-"""What makes tensors to calculate with, as widths of layers are calculated, and how long such a one may be."""
+"""What makes tensors to calculate with, as the widths of layers, and how long such a one may be."""
 
 
 class Limited(TorchFunctionMode):

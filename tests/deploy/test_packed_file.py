@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ class Calculated(nn.Sequential):
 
     def __init__(self, *, shape: tuple[int, int, int], classes: int) -> None:
         widths = (torch.linspace(0, 1, 3) * torch.tensor(-32.0) + 64).int().tolist()
-        linears = [nn.Linear(*pair) for pair in zip(widths, widths[1:], strict=False)]
+        linears = [nn.Linear(*pair) for pair in pairwise(widths)]
         super().__init__(nn.Flatten(), *linears, nn.Linear(widths[-1], classes))
 
 
