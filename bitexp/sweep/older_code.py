@@ -38,9 +38,8 @@ def about_older_code(trials: Iterable[FrozenTrial]) -> str | None:
     shown = ", ".join(map(str, others[:SHOWN])) + ", ..." * (len(others) > SHOWN)
     were = "was" if len(others) == 1 else "were"
     return (
-        f"{counted(len(others), 'trial')} of this study ({shown}) {were} made by other code than that of now, "
-        "and the values stay. The same command with rerun=older makes a study of its own, all of it by the "
-        "code of now"
+        f"{counted(len(others), 'trial')} of this study ({shown}) {were} made by other code than that of "
+        "now, and the values stay. The same command with rerun=older makes a study of its own, by this code"
     )
 
 
