@@ -28,6 +28,7 @@ from bitexp.deploy.packed_checks import (
     TENSORS_FOR_EACH,
     Limited,
     check_body,
+    check_integers,
     check_shapes,
     check_types,
     check_values,
@@ -131,6 +132,7 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
         freeze_blank(model, header["layers"], kernel)
         owners = owner_names(model)
         check_types(model.state_dict(), owners, tensors)
+        check_integers(model.state_dict(), owners, tensors)
         check_body(model, header["body"], header["layers"])
         state = {name: tensors[owner] for name, owner in owners.items()}
         numbers = versions(model)  # of files that do not say them
