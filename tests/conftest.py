@@ -21,12 +21,15 @@ from tests.support.data_sets import write_data_sets
 import_torchvision()
 torch.set_num_threads(1)
 settings.register_profile("bitexp", deadline=None, max_examples=40)
+settings.register_profile("short", deadline=None, max_examples=20)
 settings.load_profile("bitexp")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hears Ctrl-C; hides GPUs from all tests but those for them: who has seen one cannot be forked."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us beside it
+    if config.option.markexpr == "not slow and not gpu":  # `make test`, which is to take five minutes
+        settings.load_profile("short")
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -20,8 +21,7 @@ import safetensors
 import torch
 from PIL import Image
 
-import bitexp
-import bitexp.run.road  # children that are forked do not import it again
+import bitexp.run.road  # noqa: F401  children that are forked do not import it again
 from bitexp.cli.commands import COMMANDS
 from bitexp.deploy import LAYOUTS
 from bitexp.kernels import KERNELS
@@ -37,6 +37,24 @@ TINY += ("data.batch_size=4", "data.eval_batch_size=4")
 INTERPRETERS = ("hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra.launcher.gpus=")
 CLUSTER = ("hydra/launcher=slurm", "hydra/launcher=cluster")
 """What only a cluster can run, and tests/sweep/test_slurm.py does where there is one."""
+LONG = (
+    "bench sweep",
+    "bench layers",
+    "bench models",
+    "bench --model",
+    "sweeps=lr_weight_decay",
+    "sweeps=doubling",
+)
+LONG += (
+    "lm_ternary +sweeps=precisions",
+    "fashion_mlp +sweeps=precisions",
+    "QMCSampler",
+    "model=resnet18",
+    "model.dim=256",
+)
+"""Commands that do again, at more length, what tests/test_configs.py and tests/bench do in short."""
+TUNE = "vit_ternary +sweeps=tune"
+"""The same: of one precision it is among the others."""
 EXAMPLES = [block for block in blocks("python") if block.file is None]
 OLD_WORDS = {
     r"set_product": (), r"act_qmax": ("bitexp/deploy/README.md",), r"bitexp\.generate": (),
@@ -103,12 +121,17 @@ def interrupt(seconds: float) -> None:
 # commands
 
 
-def is_slow(line: str) -> bool:
+def starts_interpreters(line: str) -> bool:
     """Whether a command starts interpreter after interpreter; tests/sweep/test_launchers.py starts fewer."""
     return any(words in line for words in (*INTERPRETERS, *CLUSTER))
 
 
-@pytest.mark.parametrize("line", [c for c in commands() if is_slow(c)])
+def is_slow(line: str) -> bool:
+    """Whether a command waits for `make test-all`."""
+    return starts_interpreters(line) or line.endswith(TUNE) or any(words in line for words in LONG)
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if starts_interpreters(c)])
 def test_a_command_that_starts_interpreters_composes(
     line: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +170,7 @@ def overlay(line: str, words: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param(c, marks=[pytest.mark.slow] * (is_slow(c) or "bench sweep" in c))
+        pytest.param(c, marks=[pytest.mark.slow] * is_slow(c))
         for c in commands()
         if not any(word in c for word in ("ddp", *CLUSTER))
     ],
@@ -277,28 +300,34 @@ def test_examples_use_the_public_surface_alone() -> None:
 
 @pytest.mark.parametrize("room", ["quant", "kernels", "models", "data", "tasks", "deploy", "report"])
 def test_a_room_has_what_it_exports(room: str) -> None:
-    module = getattr(bitexp, room)
+    module = importlib.import_module(f"bitexp.{room}")
     assert all(getattr(module, name) is not None for name in module.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         module.nonsense  # noqa: B018
 
 
-def test_what_is_added_is_one_class_and_one_yaml(tmp_path: Path) -> None:
+@pytest.fixture
+def python(tmp_path: Path) -> Callable[..., str]:
+    """Runs Python in a copy of the checkout with all that the READMEs add to it; gives what it prints."""
     for part in ("bitexp", "conf", "sweeps", "tests"):
         shutil.copytree(ROOT / part, tmp_path / part, symlinks=True)
     shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
     write_shown(tmp_path, "bitexp", "conf")
-    quantizers = [Path(path).stem for path in shown_files("conf/quantizer")]
-    assert len(quantizers) == 3
     env = {**os.environ, "BITEXP_OUTPUTS": str(tmp_path / "runs"), "PYTHONPATH": str(tmp_path)}
 
-    def python(*words: str) -> str:
+    def call(*words: str) -> str:
         ended = subprocess.run(
             [sys.executable, *words], env=env, capture_output=True, text=True, timeout=280, cwd=tmp_path
         )
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return ended.stdout
 
+    return call
+
+
+def test_what_is_added_is_one_class_and_one_yaml(python: Callable[..., str], tmp_path: Path) -> None:
+    quantizers = [Path(path).stem for path in shown_files("conf/quantizer")]
+    assert len(quantizers) == 3
     sweep = ("+experiment=vit_ternary", "+sweeps=precisions", "seed=0", "model.depth=1", "tuned=false",
              f"quantizer=full,{','.join(quantizers)}", "+task.objectives.confidence.weight=0.1")  # fmt: skip
     table = python("-m", "bitexp", "-m", *sweep, "logger=plain", *TINY[1:]).rpartition("vs full")[2]
@@ -310,6 +339,10 @@ def test_what_is_added_is_one_class_and_one_yaml(tmp_path: Path) -> None:
         assert metrics["test/accuracy"] == metrics["test_packed/accuracy"]
         assert "train/confidence" in (run / "metrics.csv").read_text()
         assert (run / "plain" / "metrics.csv").exists()
+
+
+@pytest.mark.slow
+def test_tests_pick_up_what_is_added(python: Callable[..., str]) -> None:
     collected = python("-m", "pytest", "--collect-only", "-q", "tests/quant/test_weights.py", "-k", "_max")
     assert "[ternary_max" in collected
 

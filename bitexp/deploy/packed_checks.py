@@ -7,25 +7,37 @@ import math
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bitexp.deploy.frozen import FrozenLayer, Packing
 from bitexp.quant.layers import QuantizedLayer
+from bitexp.quant.spec import Geometry
 
 TENSORS_AT_LEAST, TENSORS_FOR_EACH = 1000, 16
 """How many tensors a constructor may make: so many, and so many more for each one in the file."""
 
 
-class Limited(TorchFunctionMode):
-    """While it is active, making more than `count` tensors raises `ValueError`."""
+NUMBERS, NUMBERS_AT_MOST = (torch.arange, torch.linspace, torch.tensor), 4096
+"""What makes tensors to calculate with, as the widths of layers, and how long such a one may be."""
 
-    def __init__(self, count: int) -> None:
+
+class Limited(TorchFunctionMode):
+    """While it is active, making more than `count` tensors raises `ValueError`.
+
+    With `numbers`, short tensors of `NUMBERS` are made on the CPU, whatever the default device is: on `meta`
+    a constructor cannot read them.
+    """
+
+    def __init__(self, count: int, numbers: bool = False) -> None:
         super().__init__()
-        self.left = count
+        self.left, self.numbers = count, numbers
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self.numbers and func in NUMBERS and result.is_meta and result.numel() <= NUMBERS_AT_MOST:
+            result = func(*args, **{**(kwargs or {}), "device": "cpu"})
         if isinstance(result, Tensor) and not (args and result is args[0]):
             self.left -= 1
             if self.left < 0:
@@ -106,6 +118,23 @@ def check_types(
             raise ValueError(f"{owner} is {tensors[owner].dtype} and should be {state[name].dtype}")
 
 
+def check_integers(
+    state: Mapping[str, Tensor], owners: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Raises `ValueError` for integers of a file that cannot be where the state, which is new, has its own.
+
+    Where these differ from each other they are a table, as of positions, whose range holds; others count.
+    """
+    for name, made in state.items():
+        if made.is_floating_point() or made.is_complex() or made.dtype == torch.bool or not made.numel():
+            continue
+        values, low, high = tensors[owners[name]], int(made.min()), int(made.max())
+        counts = low == high
+        if int(values.min()) < (min(low, 0) if counts else low) or not (counts or int(values.max()) <= high):
+            span = "below 0" if counts else f"outside of {low} .. {high}"
+            raise ValueError(f"{owners[name]} holds integers {span}, which it cannot hold")
+
+
 def check_values(model: nn.Module) -> None:
     """Raises `ValueError` for values that no training leaves in a frozen model. Codes check themselves."""
     for name, tensor in model.state_dict().items():
@@ -120,6 +149,21 @@ def check_values(model: nn.Module) -> None:
                 raise ValueError(
                     f"{name}.scale holds values that are no scales: they must be above 0 and finite"
                 )
+            check_activations(name, layer)
+
+
+def check_activations(name: str, layer: FrozenLayer) -> None:
+    """Raises `ValueError` where what the activations of a layer have learned gives them no scale."""
+    part, at = layer.activations, Geometry(layer.spec.conv)
+    if part is None or not part.state_dict():
+        return
+    features = at.features(layer.spec.shape)
+    x = torch.ones(1, features) if layer.spec.conv is None else torch.ones(1, features, 1, 1)
+    scale = part.codes(x, at.scale_dims)[1]
+    if not bool(((scale > 0) & (scale * part.spec.levels.largest).isfinite()).all()):
+        raise ValueError(
+            f"{name}.activations holds values of which no scale comes that is above 0 and finite"
+        )
 
 
 def check_body(model: nn.Module, body: list[Any], layers: Iterable[str]) -> None:

@@ -30,7 +30,7 @@ def ordered_sum(dim: int, x: Tensor, y: Tensor | None = None) -> Tensor:
     """
     if y is not None:
         x = x * y
-    count = x.shape[dim]
+    count = int(x.shape[dim])  # which torch.jit.trace gives as a tensor
     if few(dim, x):
         return torch.from_numpy(few_sums(copied_rows(x)[1])).reshape(*x.shape[:-1], 1)
     if count <= LANES:
@@ -54,7 +54,7 @@ def ordered_sum(dim: int, x: Tensor, y: Tensor | None = None) -> Tensor:
 def few(dim: int, x: Tensor) -> bool:
     """Whether numpy may read x, and sums it faster than torch."""
     fits = dim == -1 and x.dtype is torch.float32 and 0 < x.numel() <= FEW and x.is_cpu
-    return fits and readable(x) and in_memory(x)  # a compiler cannot follow the second
+    return fits and readable(x) and in_memory(x)
 
 
 def copied_rows(x: Tensor) -> tuple[Tensor, Any]:

@@ -16,8 +16,6 @@ from bitexp.tasks import TASKS
 from bitexp.track.checkout import DIFF
 from bitexp.track.provenance import command_of
 
-NAME = "MODEL_CARD.md"
-
 
 def write_card(attempt: Attempt, result: Mapping[str, Any]) -> Path:
     """Writes the card of a finished run beside its result, and returns where.
@@ -25,7 +23,7 @@ def write_card(attempt: Attempt, result: Mapping[str, Any]) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    path = attempt.folder.path / NAME
+    path = attempt.folder.card
     write_atomic(path, redacted(card(attempt, result)).encode())
     return path
 

@@ -6,7 +6,6 @@ check -> build -> find the run's folder -> fit -> test -> freeze -> test the pac
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 import traceback
@@ -34,15 +33,15 @@ from bitexp.run.earlier import Earlier
 from bitexp.run.evaluate import evaluate, measured_costs, restore
 from bitexp.run.fit import Fit
 from bitexp.run.messages import closing, code_remarks, header, setting_changes
-from bitexp.run.model_card import write_card
 from bitexp.run.named import named_classes
 from bitexp.run.parts import Parts
 from bitexp.run.post_training import PostTraining
 from bitexp.run.slurm import requeue
 from bitexp.run.start_checks import check_as_before, check_vocabulary
 from bitexp.run.teacher_checks import check_same_teacher
+from bitexp.run.tidy import may_tidy, tidy
 from bitexp.track.checkout import keep_uncommitted
-from bitexp.track.checkpoint_files import best_checkpoint, latest_checkpoint, surplus
+from bitexp.track.checkpoint_files import best_checkpoint, latest_checkpoint
 from bitexp.track.code import code_of, packages_of
 from bitexp.track.folder import RunFolder, Taken, unfinished_runs
 from bitexp.track.lineage import ancestors
@@ -106,7 +105,7 @@ def run(
     code = code_of(named)
     folder = RunFolder.of(settings, data, code.digests)
     attempt = Attempt(settings, tuple(overrides), parts, folder, report)
-    if (earlier := Earlier.of(attempt)).stands and inherited() is None and not may_thin(attempt):
+    if (earlier := Earlier.of(attempt)).stands and inherited() is None and not may_tidy(attempt):
         return Outcome(folder.path, earlier.tell(), trained=False)  # without a lock: nothing is written
     teach(settings, parts, data)
     teacher = teacher_record(settings, parts)
@@ -116,8 +115,9 @@ def run(
     folder.acquire(wait)
     try:
         if (earlier := Earlier.of(attempt)).stands:  # another process has made it meanwhile
-            thin(attempt)
-            return Outcome(folder.path, earlier.tell(), trained=False)
+            result = earlier.tell()
+            tidy(attempt, result)
+            return Outcome(folder.path, result, trained=False)
         remarks = earlier.make_way()
         if not (settings.rerun or folder.path.exists()):
             remarks += others_unfinished(settings, data)
@@ -226,12 +226,7 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
         folder.finish(result)
     except OSError as error:
         report.line(f"result.json could not be written: {error}")
-    if result["status"] == "finished":
-        thin(attempt)
-        try:
-            write_card(attempt, result)
-        except Exception as error:  # the result stands without it
-            report.line(f"the model card could not be written: {describe_crash(error)['reason']}")
+    tidy(attempt, result)
     closing(attempt, result, trained=True)
     return result
 
@@ -240,22 +235,6 @@ def runs_before(parts: Parts) -> list[RunFolder]:
     """The folders of the runs that this one starts from, or learns from."""
     sources = [None if parts.start is None else parts.start.source, getattr(parts, "teacher", None)]
     return [source.folder for source in sources if isinstance(source, SourceRun)]
-
-
-def may_thin(attempt: Attempt) -> bool:
-    """Whether a finished run has checkpoints that are not to be kept, where they can be removed."""
-    folder, keep = attempt.folder, attempt.settings.callbacks.checkpoint.keep
-    finished = (folder.result() or {}).get("status") == "finished"
-    return finished and bool(surplus(folder.checkpoints, keep)) and os.access(folder.checkpoints, os.W_OK)
-
-
-def thin(attempt: Attempt) -> None:
-    """Removes the checkpoints of a finished run that `callbacks.checkpoint.keep` does not keep."""
-    try:
-        for path in surplus(attempt.folder.checkpoints, attempt.settings.callbacks.checkpoint.keep):
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        attempt.report.line(f"checkpoints could not be removed: {error}")
 
 
 def measure(attempt: Attempt, fit: Fit | PostTraining) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from bitexp.common.files import read_json, write_json
 from bitexp.common.format import counted
 from bitexp.sweep.findings import StudySummary, print_findings
 from bitexp.sweep.live_view import LiveView
+from bitexp.sweep.older_code import about_older_code
 from bitexp.sweep.options import SweeperOptions
 from bitexp.sweep.samplers import latest
 from bitexp.sweep.spec import StudySpec, read_specs, typed
@@ -138,7 +139,7 @@ def work_off(study: Study, jobs: Jobs, spec: StudySpec, report: Report) -> None:
 
 
 def announce(study: Study, spec: StudySpec, before: Sequence[FrozenTrial], report: Report) -> None:
-    """The line above the trials: the study, its goal, and how far it is."""
+    """The lines above the trials: the study, its goal, how far it is, and what other code has made of it."""
     done = sum(trial.state.is_finished() for trial in latest(before))
     pairs = zip(spec.definition.directions, spec.definition.objectives, strict=True)
     goal = " and ".join(f"{direction} {objective}" for direction, objective in pairs)
@@ -147,6 +148,8 @@ def announce(study: Study, spec: StudySpec, before: Sequence[FrozenTrial], repor
         state = f"{done} of {state} done"
     retried = f"; retrying {study.retried} that failed" if study.retried else ""
     report.line(f"Study {spec.name}: {goal} by {spec.definition.sampler['name']}; {state}{retried}")
+    if sentence := about_older_code(before):
+        report.line(sentence)
 
 
 def better_end(spec: StudySpec) -> str | None:

@@ -72,6 +72,8 @@ class FinishedCells:
         result = folder.result()
         if result is None or result["status"] != "finished" or folder.spoiled(result):
             return None
+        if not folder.card.exists():  # its process was killed before it was written: the road writes it
+            return None
         if self._fingerprint(cell["data"], result["seed"]) != cell["fingerprint"]:
             return None
         self.of_other_source += result["source"] != source_fingerprint()

@@ -136,6 +136,7 @@ class RunFolder:
         self.metrics = path / "metrics.csv"
         self.packed = path / "packed.safetensors"
         self.model = path / "model.json"
+        self.card = path / "MODEL_CARD.md"
         self._lock = FileLock(path.parent / ".locks" / f"{path.name}.lock")
         self._held: tuple[int, int] | None = None
 

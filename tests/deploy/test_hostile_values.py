@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitexp.common.errors import UserError
+from bitexp.deploy.packed_checks import check_integers
 from bitexp.deploy.packed_file import load_packed
 from bitexp.models import MODELS
 from tests.support.packed_files import REFERENCE, SHAPE, assert_refused, describe, rewrite, write
@@ -39,6 +40,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
         ("int4", describe("mlp", "ternary_int4"), "auto"),
         ("words", describe("mlp", "sherry"), "auto"),
         ("planes", describe("mlp", "ttq"), "auto"),
+        ("learned", describe("mlp", "lsq_wa"), "auto"),
+        ("learned cnn", describe("cnn", "lsq_plus"), "auto"),
     ):
         write(path, description, layout)
         contents[name] = path.read_bytes()
@@ -67,6 +70,13 @@ def put(name: str, value: float, place: int = 0) -> Callable[[dict[str, Any], di
         ("mlp", "layers.0.packed", 243, "bytes that this layout never writes"),
         ("pack2", "layers.0.packed", 0b00_11_00_00, "bytes that this layout never writes"),
         ("planes", "layers.0.packed", 243, "bytes that this layout never writes"),
+        (
+            "learned",
+            "layers.0.activations.step_size",
+            3e38,
+            r"layers\.0\.activations holds values of which no",
+        ),
+        ("learned", "layers.0.activations.step_size", NAN, "no finite numbers"),
     ],
 )
 def test_values_that_no_training_leaves_are_refused(
@@ -83,6 +93,32 @@ def test_a_variance_below_zero_is_refused(good: Good, spoiled: Path) -> None:
 
     rewrite(spoiled, good["cnn"], change)
     assert_refused(spoiled, "a variance below 0")
+
+
+def test_what_convolutions_have_learned_of_activations_is_checked(good: Good, spoiled: Path) -> None:
+    def change(_: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        name = next(name for name in tensors if name.endswith("activations.step_size"))
+        tensors[name].fill_(3e38)
+
+    rewrite(spoiled, good["learned cnn"], change)
+    assert_refused(spoiled, r"activations holds values of which no scale comes")
+
+
+def test_batches_below_zero_are_refused(good: Good, spoiled: Path) -> None:
+    def change(_: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        name = next(name for name in tensors if name.endswith("num_batches_tracked"))
+        tensors[name].fill_(-1)
+
+    rewrite(spoiled, good["cnn"], change)
+    assert_refused(spoiled, "num_batches_tracked holds integers below 0")
+
+
+@pytest.mark.parametrize("value", [-1, 4])
+def test_positions_outside_of_a_table_are_refused(value: int) -> None:
+    made = {"index": torch.arange(4).reshape(2, 2), "flag": torch.tensor(False)}
+    check_integers(made, {name: name for name in made}, {**made, "index": made["index"].flip(0)})
+    with pytest.raises(ValueError, match=r"index holds integers outside of 0 \.\. 3"):
+        check_integers(made, {name: name for name in made}, {**made, "index": torch.full((2, 2), value)})
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,11 @@ QUANTIZE = ir.FunctionType(ir.VoidType(), [I64, I64, I64, F32, I64, I64])
 TILE = ir.FunctionType(ir.VoidType(), [I64] * 11)
 
 
-@pytest.mark.parametrize("variables", [{"NUMBA_CPU_NAME": "generic"}, {"NUMBA_CPU_FEATURES": "+avx2"}])
+@pytest.mark.parametrize(
+    "variables",
+    [{"NUMBA_CPU_NAME": "generic"}, pytest.param({"NUMBA_CPU_FEATURES": "+avx2"}, marks=pytest.mark.slow)],
+    ids=["generic", "avx2"],
+)
 def test_a_processor_without_the_newest_instructions(variables: dict[str, str]) -> None:
     program = """
 import torch

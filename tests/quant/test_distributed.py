@@ -57,7 +57,7 @@ def train(rank: int, folder: str) -> None:
 
 
 def test_gradients_of_two_processes_are_averaged(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(train, (str(tmp_path),), nprocs=RANKS)
+    torch.multiprocessing.start_processes(train, (str(tmp_path),), nprocs=RANKS, start_method="fork")
     alone = [gradients(build(), rank) for rank in range(RANKS)]
     assert any(not torch.equal(a, b) for a, b in zip(*alone, strict=True))
     for rank in range(RANKS):

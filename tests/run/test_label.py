@@ -9,7 +9,6 @@ import yaml
 
 from bitexp.common.console import Report
 from bitexp.report.runs import Run, read_run
-from bitexp.run.model_card import NAME
 from tests.support.training import Train
 
 
@@ -23,7 +22,7 @@ def test_a_preset_has_its_own_name_in_the_header_the_result_the_card_the_config_
     assert any(line.startswith("first_steps · reloaded · seed 0: finished") for line in lines)
     assert json.loads((folder / "result.json").read_text())["quantizer"] == "reloaded"
     assert yaml.safe_load((folder / "config.yaml").read_text())["quantizer"]["name"] == "reloaded"
-    assert (folder / NAME).read_text().startswith("# first_steps, reloaded, seed 0\n")
+    assert (folder / "MODEL_CARD.md").read_text().startswith("# first_steps, reloaded, seed 0\n")
     run = read_run(folder)
     assert isinstance(run, Run)
     assert run.precision == "reloaded"

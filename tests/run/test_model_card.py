@@ -11,12 +11,13 @@ import pytest
 import yaml
 
 import bitexp.run.road
-from bitexp.run.model_card import NAME, fenced
+import bitexp.run.tidy
+from bitexp.run.model_card import fenced
 
 
 def test_a_run_ends_with_a_card(train: Any) -> None:
     outcome = train("quantizer=binary")
-    text = (outcome.folder / NAME).read_text()
+    text = (outcome.folder / "MODEL_CARD.md").read_text()
     metrics = outcome.result["metrics"]
     accuracy = f"{metrics['test/accuracy']:.6g}"
     made = json.loads((outcome.folder / "provenance.json").read_text())["attempts"][-1]
@@ -38,13 +39,13 @@ def test_a_run_ends_with_a_card(train: Any) -> None:
 
 def test_what_monitored_says_so(train: Any) -> None:
     outcome = train("callbacks.checkpoint.monitor=val/accuracy")
-    assert "chosen on the validation part" in (outcome.folder / NAME).read_text()
+    assert "chosen on the validation part" in (outcome.folder / "MODEL_CARD.md").read_text()
 
 
 def test_a_run_that_fails_has_none(train: Any) -> None:
     outcome = train("optimizer.lr=1e30", "optimizer=sgd", "trainer.log_every=1")
     assert outcome.status == "failed"
-    assert not (outcome.folder / NAME).exists()
+    assert not (outcome.folder / "MODEL_CARD.md").exists()
 
 
 @pytest.mark.parametrize("error", [OSError("the disk is full"), KeyError("gpus")])
@@ -54,11 +55,20 @@ def test_a_card_that_cannot_be_written_loses_no_result(
     def refuse(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(bitexp.run.road, "write_card", refuse)
+    monkeypatch.setattr(bitexp.run.tidy, "write_card", refuse)
     outcome = train()
     assert outcome.status == "finished"
     assert json.loads((outcome.folder / "result.json").read_text())["status"] == "finished"
     assert "the model card could not be written" in (outcome.folder / "train.log").read_text()
+
+
+def test_a_card_that_was_never_written_is_written_when_the_run_is_asked_for_again(train: Any) -> None:
+    """As after a kill between the result and the card."""
+    card = train().folder / "MODEL_CARD.md"
+    text = card.read_text()
+    card.unlink()
+    assert not train().trained
+    assert card.read_text() == text
 
 
 def test_costs_that_cannot_be_measured_lose_no_result(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,7 +79,7 @@ def test_costs_that_cannot_be_measured_lose_no_result(train: Any, monkeypatch: p
     outcome = train()
     assert outcome.status == "finished"
     assert "cost/total_macs" not in outcome.result["metrics"]
-    assert (outcome.folder / NAME).exists()
+    assert (outcome.folder / "MODEL_CARD.md").exists()
     assert "cost of inference could not be measured" in (outcome.folder / "train.log").read_text()
 
 

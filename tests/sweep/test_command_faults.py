@@ -97,7 +97,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
     assert len(json.loads((run / "provenance.json").read_text())["attempts"]) == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_stopped_study_goes_on_where_it_was(
     number: int, sweep: Any, studies: Any, undisturbed: list[Any]
 ) -> None:

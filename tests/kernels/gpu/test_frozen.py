@@ -69,7 +69,7 @@ def test_a_frozen_model_gives_the_bits_of_the_trained_one(
         assert torch.equal(model(x), expected)
 
 
-@pytest.mark.parametrize("batch", [1, 9])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 9])
 def test_fused_norms_change_little(make_quantizer: Make, device: str, batch: int) -> None:
     model = network(make_quantizer, device)
     freeze(model, "auto", TRITON)

@@ -9,6 +9,8 @@ import pytest
 
 from bitexp.kernels import KERNELS
 
+SHORT = ("trainer.epochs=1", "trainer.train_batches=3", "trainer.eval_batches=2")
+
 
 def test_it_trains_and_freezes(
     train: Callable[..., Any], device: str, monkeypatch: pytest.MonkeyPatch
@@ -18,7 +20,7 @@ def test_it_trains_and_freezes(
         monkeypatch.setattr(type(KERNELS.get("triton")), "unavailable", lambda self, device: None)
     metrics = {}
     for kernel in ("triton", "reference"):
-        outcome = train(f"kernel={kernel}", f"trainer.accelerator={accelerator}", "trainer.epochs=1")
+        outcome = train(f"kernel={kernel}", f"trainer.accelerator={accelerator}", *SHORT)
         assert outcome.status == "finished"
         metrics[kernel] = {k: v for k, v in outcome.result["metrics"].items() if not k.startswith("time")}
         for name in ("accuracy", "loss"):

@@ -22,6 +22,7 @@ from bitexp.track.metrics import rows
 from bitexp.track.trackers.wandb import LAUNCH, Wandb, imported, nothing_staged, remove
 
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL", "WANDB_MODE", "NETRC")
+KEYS += ("WANDB_SAVE_CODE",)
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,8 @@ def test_a_run_is_written_offline_and_closed(tracked: Any, capfd: pytest.Capture
     text = json.dumps(found["history"])
     for name in ("train/loss", "val/accuracy", "quant/flip_rate", "test/accuracy", "test_packed/accuracy"):
         assert name in text
+    kept = {path.name for path in outcome.folder.glob("wandb/offline-run-*/files/*")}
+    assert kept == {"requirements.txt"}  # no code, and no changes of a checkout
 
 
 @pytest.mark.parametrize("home", [None, "/dev/null/nobody"])
