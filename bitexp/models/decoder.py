@@ -27,8 +27,8 @@ ROOM = 256
 class Cache:
     """Keys and values of the tokens so far: `[layers, 2, B, kv_heads, room, head_dim]`.
 
-    A model that is called with a cache takes its tokens as the ones that follow, and adds them to it. The room
-    is doubled when it is full, up to the context.
+    A model that is called with a cache takes its tokens as the ones that follow, and adds them to it. The
+    room is doubled when it is full, up to the context.
     """
 
     def __init__(self, model: Decoder, batch: int = 1) -> None:

@@ -213,40 +213,25 @@ def softmax(x: Array) -> None:
 @part
 def mixed(q: Array, keys: Array, values: Array, scores: Array, out: Array) -> None:
     """Attention of one query of a head over keys and values `[tokens, head_dim]`; `scores` is scratch."""
-    tokens, size, at = scores.size, q.size, scores.ctypes.data
-    products_with_rows(q.ctypes.data, keys.ctypes.data, tokens, size, at)
-    scale = F32(1) / np.sqrt(F32(size))
-    for j in range(tokens):
-        scores[j] *= scale
-    softmax(scores)
-    sum_of_rows(at, values.ctypes.data, tokens, size, out.ctypes.data)
-
-
-@fused
-def add_products(x: Array, columns: Array, out: Array) -> None:
-    """out = the sum of x[i] * columns[i], four at a time: as many as are left come last."""
-    whole = x.size - x.size % 4
-    for j in range(out.size):
-        out[j] = F32(0)
-    for i in range(0, whole, 4):
-        a, b, c, d = columns[i], columns[i + 1], columns[i + 2], columns[i + 3]
-        for j in range(out.size):
-            out[j] += (x[i] * a[j] + x[i + 1] * b[j]) + (x[i + 2] * c[j] + x[i + 3] * d[j])
-    for i in range(whole, x.size):
-        for j in range(out.size):
-            out[j] += x[i] * columns[i, j]
+    products_with_rows(q.ctypes.data, keys.ctypes.data, scores.size, q.size, scores.ctypes.data)
+    mixed_by(q.size, scores, values, out)
 
 
 @part
-def mixed_columns(q: Array, keys: Array, values: Array, scores: Array, out: Array) -> None:
-    """`mixed` over keys and values `[head_dim, tokens]`, for many queries over the same ones."""
-    add_products(q, keys, scores)
-    scale = F32(1) / np.sqrt(F32(q.size))
-    for j in range(scores.size):
-        scores[j] *= scale
-    softmax(scores)
-    for i in range(q.size):
-        out[i] = dot(scores, values[i])
+def mixed_columns(q: Array, columns: Array, values: Array, scores: Array, out: Array) -> None:
+    """The same with keys `[head_dim, tokens]`, for many queries over the same ones."""
+    sum_of_rows(q.ctypes.data, columns.ctypes.data, q.size, scores.size, scores.ctypes.data)
+    mixed_by(q.size, scores, values, out)
+
+
+@part
+def mixed_by(size: int, products: Array, values: Array, out: Array) -> None:
+    """The mix of values `[tokens, head_dim]` by the products of a query with keys, which become shares."""
+    scale = F32(1) / np.sqrt(F32(size))
+    for j in range(products.size):
+        products[j] *= scale
+    softmax(products)
+    sum_of_rows(products.ctypes.data, values.ctypes.data, products.size, size, out.ctypes.data)
 
 
 @part

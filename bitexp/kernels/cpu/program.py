@@ -110,14 +110,14 @@ def attend_all(step, scratch):  # type: ignore[no-untyped-def]
     rows, heads, size = step.rows, step.heads, step.size
     width = heads * size
     x, out = matrix(step.x, rows, 3 * width), matrix(step.out, rows, width)
-    keys, values = matrix(scratch, size, rows), matrix(scratch + 4 * rows * size, size, rows)
+    keys, values = matrix(scratch, size, rows), matrix(scratch + 4 * rows * size, rows, size)
     scores = floats(scratch + 8 * rows * size, rows)
     for h in range(heads):
         first = h * size
         for r in range(rows):
             for j in range(size):
                 keys[j, r] = x[r, width + first + j]
-                values[j, r] = x[r, 2 * width + first + j]
+                values[r, j] = x[r, 2 * width + first + j]
         for r in range(rows):
             ops.mixed_columns(x[r, first : first + size], keys, values, scores, out[r, first : first + size])
 
