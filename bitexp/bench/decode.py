@@ -3,8 +3,10 @@
     python -m bitexp bench decode
     python -m bitexp bench decode --models decoder --quantizer ternary_mean --texts 8
 
-The floor reads as many bytes as a token reads of weights, in the same rounds. llama.cpp runs the same model
-with TQ2_0 weights where `xllamacpp` and `gguf` are installed and it has such a model (the preset `b158`).
+There are two floors, measured in the same rounds: reading as many bytes as a token reads of weights, and as
+many bare products as its packed layers have, where the processor has an instruction for them. llama.cpp runs
+the same model with TQ2_0 weights where `xllamacpp` and `gguf` are installed and it has such a model (as the
+preset `b158` gives).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from bitexp.bench.layers import call_on, positive
+from bitexp.bench.layers import bare_products, call_on, positive
 from bitexp.bench.llama import Llama, greedy, write_gguf
 from bitexp.bench.models import composed_model
 from bitexp.bench.output import save_rows
@@ -36,7 +38,8 @@ from bitexp.kernels.cpu.jit import missing
 from bitexp.models.decoder import Decoder
 from bitexp.models.generation import Sampling, Writer, generate_together
 
-FLOOR, COMPILED, LAYERS, LLAMA = "reading the bytes", "compiled", "layer by layer", "llama.cpp TQ2_0"
+READ, DOTS = "reading the bytes", "bare products"
+COMPILED, LAYERS, LLAMA = "compiled", "layer by layer", "llama.cpp TQ2_0"
 OFF = 0.2
 """Relative error of logits from which a peer computes another model, and not only a coarser one."""
 
@@ -90,11 +93,16 @@ def measured(
 ) -> dict[str, float]:
     """Seconds per step, a token of each text, by implementation."""
     from bitexp.bench.floors import read_bytes
+    from bitexp.kernels.cpu.program import LAYER
 
-    steps = options.tokens
+    steps, tape = options.tokens, compiled.compiled.steps
+    layers = tape[tape["operation"] == LAYER]
+    multiply = bare_products(int((layers["inputs"] * layers["outputs"]).sum()) * options.texts * steps)
     bytes_ = memory.copied(torch.ones(-(-compiled.compiled.bytes // 256) * 256, dtype=torch.uint8))
     floor = functools.partial(call_on, read_bytes(), bytes_)
-    calls: dict[str, Callable[[], object]] = {FLOOR: lambda: [floor() for _ in range(steps)]}
+    calls: dict[str, Callable[[], object]] = {READ: lambda: [floor() for _ in range(steps)]}
+    if multiply is not None:
+        calls[DOTS] = multiply
     for name, writer in ((COMPILED, compiled), (LAYERS, model)):
         calls[name] = functools.partial(write, writer, options.texts, steps)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,9 +140,10 @@ def table(title: str, seconds: dict[str, float], texts: int) -> Table:
     """A line per implementation."""
     out = Table(box=box.SIMPLE_HEAD, title=title)
     out.add_column("a token of each text by" if texts > 1 else "a token by")
-    for name in ("us", "tokens per second", "share of the floor"):
-        out.add_column(name, justify="right")
+    floors = [name for name in (READ, DOTS) if name in seconds]
+    for title in ("us", "tokens per second", *(f"share of {name}" for name in floors)):
+        out.add_column(title, justify="right")
     for name, taken in sorted(seconds.items(), key=lambda item: item[1]):
-        rate = "" if name == FLOOR else f"{texts / taken:,.0f}"
-        out.add_row(name, f"{taken * 1e6:,.0f}", rate, f"{seconds[FLOOR] / taken:.2f}")
+        rate = "" if name in floors else f"{texts / taken:,.0f}"
+        out.add_row(name, f"{taken * 1e6:,.0f}", rate, *(f"{seconds[floor] / taken:.2f}" for floor in floors))
     return out

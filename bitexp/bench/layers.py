@@ -29,6 +29,7 @@ from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.format import counted
 from bitexp.common.spelling import nearest
+from bitexp.kernels.cpu import memory
 from bitexp.kernels.cpu.jit import missing
 
 COLD = 144 << 20
@@ -148,23 +149,32 @@ def floors(cache: str, outputs: int, inputs: int, tokens: int) -> dict[str, list
     """
     if missing():
         return {}
-    from bitexp.bench.floors import CHAINS, bare_dots, read_bytes
-    from bitexp.kernels.cpu.dots import ISAS, supported
+    from bitexp.bench.floors import read_bytes
 
     size = max(256, outputs * inputs // 4 // 256 * 256)
     copies = 1 if cache == "hot" else min(600, -(-COLD // size))
-    memory = torch.ones(copies, size, dtype=torch.uint8)
-    read, isa = read_bytes(), supported()[0]
-    floors: dict[str, list[Call]] = {READ: [functools.partial(call_on, read, line) for line in memory]}
-    if not ISAS[isa].paired:
-        turns = max(1, outputs * inputs * tokens // (64 * CHAINS))
-        floors[DOTS] = [functools.partial(bare_dots(isa), turns, 1)]
-    return floors
+    lines = memory.copied(torch.ones(copies, size, dtype=torch.uint8))  # in pages as weights lie in
+    read, multiply = read_bytes(), bare_products(outputs * inputs * tokens)
+    return {
+        READ: [functools.partial(call_on, read, line) for line in lines],
+        **({} if multiply is None else {DOTS: [multiply]}),
+    }
 
 
-def call_on(read: Callable[[int, int], int], memory: torch.Tensor) -> int:
+def bare_products(products: int) -> Call | None:
+    """As many products as that and nothing else; None where the processor has no instruction for them."""
+    from bitexp.bench.floors import CHAINS, bare_dots
+    from bitexp.kernels.cpu.dots import ISAS, supported
+
+    isa = supported()[0]
+    if ISAS[isa].paired:
+        return None
+    return functools.partial(bare_dots(isa), max(1, products // (64 * CHAINS)), 1)
+
+
+def call_on(read: Callable[[int, int], int], given: torch.Tensor) -> int:
     """Reads a tensor's bytes."""
-    return read(memory.data_ptr(), memory.numel())
+    return read(given.data_ptr(), given.numel())
 
 
 def rate(cache: str, outputs: int, inputs: int, tokens: int, seconds: dict[str, float]) -> list[LayerTiming]:

@@ -50,7 +50,7 @@ class Compiled:
         self.bytes = recorder.bytes
         self.output = floats(recorder.keep[-1], result.address, (texts, result.features))
         self.scratch = torch.empty(max(64, recorder.scratch), dtype=torch.uint8)
-        self.rows = np.zeros((3, texts), np.int64)  # token, position and address of the cache of each text
+        self.rows = np.zeros((4, texts), np.int64)  # of each text: token, position, cache, room in it
         self.chosen = np.zeros((AHEAD, texts), np.int64)
         self.lock = threading.Lock()
         given = self.steps.ctypes.data, len(self.steps), self.rows.ctypes.data, texts
@@ -127,7 +127,8 @@ class CompiledDecoder:
                 end = cache.length + turns
                 if end > self.context:
                     raise ValueError(f"{end} tokens are more than the context of {self.context}")
-                rows[0, i], rows[1, i], rows[2, i] = token, cache.length, cache.address
+                cache.grow(end)
+                rows[:, i] = token, cache.length, cache.address, cache.room
             self.compiled.play(chosen, len(tokens), turns)
         for cache in caches:
             cache.length += turns

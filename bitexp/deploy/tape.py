@@ -50,6 +50,7 @@ class Recorder:
     Attributes:
         scratch: bytes that the steps need beside the values.
         bytes: of the weights of layers, which every call reads.
+        turn: address of the cosines and sines of all positions.
     """
 
     names: dict[int, str]
@@ -59,6 +60,7 @@ class Recorder:
     keep: list[Any] = field(default_factory=list)
     scratch: int = 0
     bytes: int = 0
+    turn: int = 0
     source: Slot | None = None
 
     def slot(self, rows: int, features: int) -> Slot:
@@ -168,12 +170,13 @@ class Recorder:
 
     def attend(self, q: Slot, k: Slot, v: Slot, layer: int, model: Decoder) -> Slot:
         size, context, kv_heads = model.head_dim, model.context, model.kv_heads
-        turn = torch.stack(rotation(0, context, size, model.rope_base, model.embed.weight))
+        if not self.turn:
+            angles = rotation(0, context, size, model.rope_base, model.embed.weight)
+            self.turn = self.tensor(torch.stack(angles))
         self.scratch = max(self.scratch, 4 * (size + context))
         sizes = {"heads": q.features // size, "kv_heads": kv_heads, "size": size, "context": context}
         out = self.slot(q.rows, q.features)
-        weight = self.tensor(turn)
-        return self.step("attend", out, q.rows, x=q, y=k, z=v, weight=weight, block=layer, **sizes)
+        return self.step("attend", out, q.rows, x=q, y=k, z=v, weight=self.turn, block=layer, **sizes)
 
     def attend_all(self, qkv: Slot, heads: int) -> Slot:
         out = self.slot(qkv.rows, qkv.features // 3)

@@ -22,21 +22,39 @@ from bitexp.models.taps import Tap, Taps
 Activation = Literal["silu", "relu2"]
 
 
-class Cache:
-    """Keys and values of the tokens so far: `[layers, 2, B, kv_heads, context, head_dim]`.
+ROOM = 256
+"""Tokens that a cache has memory for at first."""
 
-    A model that is called with a cache takes its tokens as the ones that follow, and adds them to it.
+
+class Cache:
+    """Keys and values of the tokens so far: `[layers, 2, B, kv_heads, room, head_dim]`.
+
+    A model that is called with a cache takes its tokens as the ones that follow, and adds them to it. The
+    room is doubled when it is full, up to the context.
     """
 
     def __init__(self, model: Decoder, batch: int = 1) -> None:
-        weight = model.embed.weight
-        shape = (len(model.blocks), 2, batch, model.kv_heads, model.context, model.head_dim)
+        weight, self.most = model.embed.weight, model.context
+        shape = (len(model.blocks), 2, batch, model.kv_heads, min(ROOM, self.most), model.head_dim)
+        self.length, self.room = 0, shape[4]
         self.store = torch.empty(shape, dtype=weight.dtype, device=weight.device)
-        self.length, self.address = 0, self.store.data_ptr()
+        self.address = self.store.data_ptr()
+
+    def grow(self, tokens: int) -> None:
+        """Makes room for so many tokens, at most the context."""
+        if tokens <= self.room:
+            return
+        self.room = min(self.most, max(tokens, 2 * self.room))
+        *shape, _, head_dim = self.store.shape
+        with torch.inference_mode(False):  # it outlives the mode in which it is made
+            store = self.store.new_empty(*shape, self.room, head_dim)
+        store[..., : self.length, :] = self.store[..., : self.length, :]
+        self.store, self.address = store, store.data_ptr()
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Adds keys and values `[B, kv_heads, T, head_dim]` of one layer; returns all of them so far."""
         end = self.length + keys.shape[2]
+        self.grow(end)
         for part, new in enumerate((keys, values)):
             self.store[layer, part, :, :, self.length : end] = new
         return self.store[layer, 0, :, :, :end], self.store[layer, 1, :, :, :end]

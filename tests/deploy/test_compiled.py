@@ -170,6 +170,16 @@ def test_texts_are_the_same_beyond_the_context_too(sampling: Sampling) -> None:
     assert len(set(ours)) > 5
 
 
+def test_texts_are_the_same_when_their_caches_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each by itself: they are of different lengths."""
+    model = decoder(init_std=1.0)
+    prompts, sampling = [[5], [1, 2, 3], list(range(9))], Sampling(0.0)
+    writer = CompiledDecoder(model, 2)
+    whole = list(itertools.islice(generate_together(writer, prompts, sampling), 14))
+    monkeypatch.setattr("bitexp.models.decoder.ROOM", 2)
+    assert list(itertools.islice(generate_together(writer, prompts, sampling), 14)) == whole
+
+
 @pytest.mark.parametrize("texts", [1, 2, 8])
 def test_prompts_of_different_lengths_go_together(texts: int) -> None:
     """Whether they fit into one call or not."""

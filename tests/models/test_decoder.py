@@ -204,6 +204,20 @@ def test_logits_with_a_cache_equal_those_of_one_pass_whatever_the_pieces(
     assert difference(torch.cat(parts, 1), model(tokens)) < 1e-12
 
 
+def test_a_cache_begins_small_and_grows_up_to_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitexp.models.decoder.ROOM", 4)
+    model = build(context=21).double()
+    tokens, cache, rooms, parts = draw(model, 20, batch=1), Cache(model), [], []
+    for start, end in ((0, 3), (3, 4), (4, 7), (7, 20)):
+        with torch.inference_mode(end == 7):
+            parts.append(model(tokens[:, start:end], cache))
+        rooms.append(cache.store.shape[-2])
+    assert rooms == [4, 4, 8, 20]
+    assert difference(torch.cat(parts, 1), model(tokens)) < 1e-12
+    model(tokens[:, :1], cache)
+    assert cache.room == 21
+
+
 def test_more_tokens_than_the_context_are_refused_with_a_cache_and_without() -> None:
     model, message = build(context=6), "7 tokens are more than the context of 6"
     with pytest.raises(ValueError, match=message):

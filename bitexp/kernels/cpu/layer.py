@@ -76,6 +76,8 @@ def overload(isa: str, bits: int) -> Any:
         nothing = scale + (outputs + 63) // 64 * 256
         if bias and outputs % 64:
             copy(bias + 4 * (outputs - outputs % 64), padded, 4 * (outputs % 64))
+        before, step_before = (bias, 256) if bias and scaled else (nothing, 0)
+        behind, step_behind = (bias, 256) if bias and not scaled else (nothing, 0)
         for start in range(token, tokens, rows):
             end = min(start + rows, tokens)
             for r in range(end - start):
@@ -88,7 +90,14 @@ def overload(isa: str, bits: int) -> Any:
                     source = normed
                 quantize(source, inputs, line, np.float32(qmax), sums + 4 * r, x_scales + 4 * r)
                 clear(line + filled, ldq - filled)
-            for s in range(stream, streams):
+            first = stream
+            if end - start == 1:  # in a loop of its own: where rows are short, every instruction counts
+                first = max(stream, min(streams, outputs // 64))
+                for s in range(stream, first):
+                    tile(number, bits, 1, 4, w + s * blocks * 256, blocks, q, 0, sums, x_scales,
+                         scale + s * 256, before + s * step_before, behind + s * step_behind,
+                         y + 4 * (start * outputs + 64 * s), 0)  # fmt: skip
+            for s in range(first, streams):
                 codes, factors, whole = w + s * blocks * 256, scale + s * 256, 64 * (s + 1) <= outputs
                 pre = post = nothing
                 if bias:

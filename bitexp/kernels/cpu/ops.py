@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from bitexp.kernels.cpu.addresses import part
+from bitexp.kernels.cpu.attention import products_with_rows, sum_of_rows
 from bitexp.kernels.cpu.norm_quant import statistics
 
 Array = Any
@@ -42,12 +43,18 @@ def total(x: Array) -> Any:
     return out
 
 
+@part
+def within(x: Any, low: Any, high: Any) -> Any:
+    """x, or the limit that it lies beyond."""
+    x = low if x < low else x
+    return high if x > high else x
+
+
 @fused
-def exp(x: Any) -> Any:
-    """e^x to 2 units in the last place; beyond -87 and 88 its values there. Loops of it become vectors."""
-    x = LOWEST if x < LOWEST else x
-    x = HIGHEST if x > HIGHEST else x
-    n = F32(F32(x * LOG2E + ROUND) - ROUND)
+def power(x: Any) -> Any:
+    """e^x to 2 units in the last place for x from `LOWEST` to `HIGHEST`."""
+    rounded = F32(x * LOG2E + ROUND)
+    n = F32(rounded - ROUND)
     r = F32(F32(x - n * LN2_HIGH) - n * LN2_LOW)
     p = F32(1.9875691500e-4)
     p = F32(p * r + F32(1.3981999507e-3))
@@ -56,7 +63,14 @@ def exp(x: Any) -> Any:
     p = F32(p * r + F32(1.6666665459e-1))
     p = F32(p * r + F32(5.0000001201e-1))
     p = F32(F32(F32(p * r) * r + r) + F32(1))
-    return F32(p * I32((I32(n) + I32(127)) << I32(23)).view(np.float32))
+    exponent = I32(rounded.view(np.int32) << I32(23))  # n is in the lowest bits
+    return F32(p * I32(exponent + I32(127 << 23)).view(np.float32))
+
+
+@part
+def exp(x: Any) -> Any:
+    """e^x; beyond -87 and 88 its values there. Loops of it become vectors."""
+    return power(within(x, LOWEST, HIGHEST))
 
 
 @fused
@@ -83,7 +97,7 @@ def erf(x: Any) -> Any:
 @part
 def silu(x: Any) -> Any:
     """x times its logistic function."""
-    return x / (F32(1) + exp(-x))
+    return x / (F32(1) + power(-within(x, -HIGHEST, -LOWEST)))
 
 
 @part
@@ -199,43 +213,25 @@ def softmax(x: Array) -> None:
 @part
 def mixed(q: Array, keys: Array, values: Array, scores: Array, out: Array) -> None:
     """Attention of one query of a head over keys and values `[tokens, head_dim]`; `scores` is scratch."""
-    scale = F32(1) / np.sqrt(F32(q.size))
-    for j in range(scores.size):
-        scores[j] = dot(q, keys[j]) * scale
-    softmax(scores)
-    for i in range(q.size):
-        out[i] = F32(0)
-    for j in range(scores.size):
-        share = scores[j]
-        for i in range(q.size):
-            out[i] += share * values[j, i]
-
-
-@fused
-def add_products(x: Array, columns: Array, out: Array) -> None:
-    """out = the sum of x[i] * columns[i], four at a time: as many as are left come last."""
-    whole = x.size - x.size % 4
-    for j in range(out.size):
-        out[j] = F32(0)
-    for i in range(0, whole, 4):
-        a, b, c, d = columns[i], columns[i + 1], columns[i + 2], columns[i + 3]
-        for j in range(out.size):
-            out[j] += (x[i] * a[j] + x[i + 1] * b[j]) + (x[i + 2] * c[j] + x[i + 3] * d[j])
-    for i in range(whole, x.size):
-        for j in range(out.size):
-            out[j] += x[i] * columns[i, j]
+    products_with_rows(q.ctypes.data, keys.ctypes.data, scores.size, q.size, scores.ctypes.data)
+    mixed_by(q.size, scores, values, out)
 
 
 @part
-def mixed_columns(q: Array, keys: Array, values: Array, scores: Array, out: Array) -> None:
-    """`mixed` over keys and values `[head_dim, tokens]`, for many queries over the same ones."""
-    add_products(q, keys, scores)
-    scale = F32(1) / np.sqrt(F32(q.size))
-    for j in range(scores.size):
-        scores[j] *= scale
-    softmax(scores)
-    for i in range(q.size):
-        out[i] = dot(scores, values[i])
+def mixed_columns(q: Array, columns: Array, values: Array, scores: Array, out: Array) -> None:
+    """The same with keys `[head_dim, tokens]`, for many queries over the same ones."""
+    sum_of_rows(q.ctypes.data, columns.ctypes.data, q.size, scores.size, scores.ctypes.data)
+    mixed_by(q.size, scores, values, out)
+
+
+@part
+def mixed_by(size: int, products: Array, values: Array, out: Array) -> None:
+    """The mix of values `[tokens, head_dim]` by the products of a query with keys, which become shares."""
+    scale = F32(1) / np.sqrt(F32(size))
+    for j in range(products.size):
+        products[j] *= scale
+    softmax(products)
+    sum_of_rows(products.ctypes.data, values.ctypes.data, products.size, size, out.ctypes.data)
 
 
 @part

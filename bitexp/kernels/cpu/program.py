@@ -78,17 +78,18 @@ def embed(step, ids, rows):  # type: ignore[no-untyped-def]
 
 
 @part
-def attend(step, rows, positions, caches, scratch):  # type: ignore[no-untyped-def]
+def attend(step, rows, positions, caches, rooms, scratch):  # type: ignore[no-untyped-def]
     """Each row is the next token of a text: its keys and values join the cache, its queries see them all."""
     size, heads, kv_heads, context = step.size, step.heads, step.kv_heads, step.context
-    per_part, group = 4 * kv_heads * context * size, heads // kv_heads
+    group = heads // kv_heads
     for r in range(rows):
-        place = positions[r]
+        place, per_head = positions[r], 4 * rooms[r] * size
+        per_part = kv_heads * per_head
         cos = floats(step.weight + 4 * size * place, size)
         sin = floats(step.weight + 4 * size * (context + place), size)
         keys_at = caches[r] + 2 * step.block * per_part
         for h in range(kv_heads):
-            start = keys_at + 4 * h * context * size
+            start = keys_at + h * per_head
             given = 4 * size * (r * kv_heads + h)
             ops.rotated(floats(step.y + given, size), cos, sin, floats(start + 4 * size * place, size))
             source, target = floats(step.z + given, size), floats(start + per_part + 4 * size * place, size)
@@ -97,7 +98,7 @@ def attend(step, rows, positions, caches, scratch):  # type: ignore[no-untyped-d
         query, scores = floats(scratch, size), floats(scratch + 4 * size, place + 1)
         for h in range(heads):
             given = 4 * size * (r * heads + h)
-            start = keys_at + 4 * (h // group) * context * size
+            start = keys_at + h // group * per_head
             ops.rotated(floats(step.x + given, size), cos, sin, query)
             keys, values = matrix(start, place + 1, size), matrix(start + per_part, place + 1, size)
             ops.mixed(query, keys, values, scores, floats(step.out + given, size))
@@ -109,20 +110,20 @@ def attend_all(step, scratch):  # type: ignore[no-untyped-def]
     rows, heads, size = step.rows, step.heads, step.size
     width = heads * size
     x, out = matrix(step.x, rows, 3 * width), matrix(step.out, rows, width)
-    keys, values = matrix(scratch, size, rows), matrix(scratch + 4 * rows * size, size, rows)
+    keys, values = matrix(scratch, size, rows), matrix(scratch + 4 * rows * size, rows, size)
     scores = floats(scratch + 8 * rows * size, rows)
     for h in range(heads):
         first = h * size
         for r in range(rows):
             for j in range(size):
                 keys[j, r] = x[r, width + first + j]
-                values[j, r] = x[r, 2 * width + first + j]
+                values[r, j] = x[r, 2 * width + first + j]
         for r in range(rows):
             ops.mixed_columns(x[r, first : first + size], keys, values, scores, out[r, first : first + size])
 
 
 @part
-def play(steps, rows, ids, positions, caches, scratch):  # type: ignore[no-untyped-def]
+def play(steps, rows, ids, positions, caches, rooms, scratch):  # type: ignore[no-untyped-def]
     """All steps once."""
     for i in range(steps.size):
         step = steps[i]
@@ -152,7 +153,7 @@ def play(steps, rows, ids, positions, caches, scratch):  # type: ignore[no-untyp
             for j in range(target.size):
                 target[j] = first[j] + second[j]
         elif operation == ATTEND:
-            attend(step, m, positions, caches, scratch)
+            attend(step, m, positions, caches, rooms, scratch)
         elif operation == DENSE:
             bias = floats(step.bias, outputs if step.bias else 0)
             x, out = matrix(step.x, m, inputs), matrix(step.out, m, outputs)
@@ -193,8 +194,8 @@ def program() -> Callable[..., None]:
     """The compiled function itself; compiles it at once. Its arguments, in order, all of them integers:
 
     steps, count      address of records of `STEP`, and how many they are
-    texts, most       address of int64 `[3, most]`: of each text the next token, its position, and the
-                      address of its cache `[layers, 2, kv_heads, context, size]`
+    texts, most       address of int64 `[4, most]`: of each text the next token, its position, the address
+                      of its cache `[layers, 2, kv_heads, room, size]`, and the room in it
     scratch           address of memory for one call at a time
     rows              how many texts there are
     """
@@ -203,10 +204,10 @@ def program() -> Callable[..., None]:
     def run(steps_at, count, texts, most, scratch, logits, features, chosen, rows, tokens):  # type: ignore[no-untyped-def]
         _ = stamp  # in the closure, so that it is in the key of numba's cache
         steps = carray(pointer(steps_at), count, STEP)
-        of_texts = carray(pointer(texts), (3, most), np.int64)
-        ids, positions, caches = of_texts[0], of_texts[1], of_texts[2]
+        of_texts = carray(pointer(texts), (4, most), np.int64)
+        ids, positions, caches, rooms = of_texts[0], of_texts[1], of_texts[2], of_texts[3]
         for turn in range(tokens):
-            play(steps, rows, ids, positions, caches, scratch)
+            play(steps, rows, ids, positions, caches, rooms, scratch)
             if chosen:
                 for r in range(rows):
                     ids[r] = ops.likeliest(floats(logits + 4 * features * r, features))
@@ -221,6 +222,6 @@ def program() -> Callable[..., None]:
 
 def fingerprint() -> str:
     """Of the modules whose code the program contains: numba's cache looks at one module only."""
-    names = ("ops.py", "program.py")
+    names = ("attention.py", "ops.py", "program.py")
     sources = [Path(__file__).with_name(name).read_bytes() for name in names]
     return hashlib.sha256(b"".join(sources)).hexdigest()

@@ -26,6 +26,7 @@ from bitexp.kernels.cpu.dots import (
     LANES,
     Builder,
     Isa,
+    Pairs,
     Value,
     call,
     splat,
@@ -129,8 +130,9 @@ def emit_tile(
     a byte can be multiplied, up to four groups then stay at their bits instead of being shifted down, and it
     is the sums that are shifted in the end: of `(code << s) * x` no bit below s is set.
 
-    Codes and activations come as late as they can. What is there before waits in registers, and a tile that
-    needs more than there are keeps the rest on the stack, where half of it lies across two cache lines.
+    Four of them go panel by panel, four masks and then four products: so all units of a Zen 4 are busy.
+    Otherwise codes and activations come as late as they can. What is there before waits in registers, and a
+    tile that needs more than there are keeps the rest on the stack, where half of it lies across two lines.
     """
     groups = 8 // bits
     unshifted = min(groups, 4) if isa.wide and rows == 1 else 1
@@ -145,25 +147,38 @@ def emit_tile(
         ahead = at(b, stream, I8, AHEAD + 64 * j)
         hints = [ir.Constant(I32, n) for n in (0, 3, 1)]  # to read, to keep, data
         call(b, "llvm.prefetch.p0", ir.VoidType(), ahead, *hints)
+    batches = (
+        [range(c, groups, chains) for c in range(chains)] if isa.paired else [[g] for g in range(groups)]
+    )
+
+    def codes(raw: Value, g: int) -> Value:
+        stay = g % unshifted
+        shift = bits * (g - stay)
+        shifted = b.lshr(raw, splat(shift, LANES)) if shift else raw
+        return b.and_(b.bitcast(shifted, BYTES), splat((2**bits - 1) << bits * stay, BYTES))
+
+    def activations(i: int, g: int) -> Value:
+        four = load(b, tokens[i], I32, b.add(place, ir.Constant(I64, 4 * g)))
+        return b.bitcast(spread(b, four, LANES), BYTES)
+
+    def add(first: int, i: int, j: int, pairs: Pairs) -> None:
+        n = (first % chains * rows + i) * panels + j
+        acc[n] = isa.dots(b, acc[n], pairs)
+
     raw = [load(b, stream, LANES, 64 * j) for j in range(panels)]
-    order = [range(c, groups, chains) for c in range(chains)] if isa.paired else [[g] for g in range(groups)]
-    for batch in order:
-        codes = {}
-        for g in batch:
-            stay = g % unshifted
-            mask = splat((2**bits - 1) << bits * stay, BYTES)
-            for j in range(panels):
-                shift = bits * (g - stay)
-                shifted = b.lshr(raw[j], splat(shift, LANES)) if shift else raw[j]
-                codes[g, j] = b.and_(b.bitcast(shifted, BYTES), mask)
-        for i in range(rows):
-            x = {}
-            for g in batch:
-                four = load(b, tokens[i], I32, b.add(place, ir.Constant(I64, 4 * g)))
-                x[g] = b.bitcast(spread(b, four, LANES), BYTES)
-            for j in range(panels):
-                n = (batch[0] % chains * rows + i) * panels + j
-                acc[n] = isa.dots(b, acc[n], [(codes[g, j], x[g]) for g in batch])
+    if unshifted == groups == 4:
+        x = [activations(0, g) for g in range(groups)]
+        for j in range(panels):
+            of_panel = [codes(raw[j], g) for g in range(groups)]
+            for g in range(groups):
+                add(g, 0, j, [(of_panel[g], x[g])])
+    else:
+        for batch in batches:
+            w_at = {(g, j): codes(raw[j], g) for g in batch for j in range(panels)}
+            for i in range(rows):
+                of_token = {g: activations(i, g) for g in batch}
+                for j in range(panels):
+                    add(batch[0], i, j, [(w_at[g, j], of_token[g]) for g in batch])
     total = loop.close(*acc)
     one = rows * panels
     for c in range(1, chains):

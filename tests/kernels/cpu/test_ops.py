@@ -93,15 +93,14 @@ def test_heads_are_turned_to_the_bit(size: int) -> None:
     assert torch.equal(out, rotate(x, turn))
 
 
-@pytest.mark.parametrize(("tokens", "size"), [(1, 2), (5, 64), (70, 10)])
+@pytest.mark.parametrize(("tokens", "size"), [(1, 2), (5, 64), (70, 10), (18, 80)])
 def test_attention_is_torchs(tokens: int, size: int) -> None:
     q, k, v = drawn(1, size) * 3, drawn(tokens, size, seed=1), drawn(tokens, size, seed=2)
     out, scores = torch.empty(size), np.empty(tokens, np.float32)
     ops.mixed(q[0].numpy(), k.numpy(), v.numpy(), scores, out.numpy())
     expected = F.scaled_dot_product_attention(q, k, v)[0]
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
-    columns = k.t().contiguous().numpy(), v.t().contiguous().numpy()
-    ops.mixed_columns(q[0].numpy(), *columns, scores, out.numpy())
+    ops.mixed_columns(q[0].numpy(), k.t().contiguous().numpy(), v.numpy(), scores, out.numpy())
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
 
 
