@@ -41,7 +41,7 @@ SLOW_MODELS = (
 OTHER_QUANTIZERS = tuple(name for name, quantizer in QUANTIZERS.items() if not quantizer.layers)
 BUDGET = dict.fromkeys(("qat_from_full", "paretoq"), ("trainer.train_batches=2", "start.share=0.5"))
 SLOW_RECIPES = ("bitdistill", "onebit", "reactnet")
-STUDIES = ("pareto", "tune")
+STUDIES = ("methods_tune", "pareto", "tune")
 SLOW_SWEEPS = (
     "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median",
     "lm_reloaded",
@@ -240,6 +240,22 @@ def test_an_experiment_that_trains_its_own_tokenizer(trains: Trains) -> None:
     trains("+experiment=lm_reloaded", "data.context=32", "data.vocabulary=300")
 
 
+def test_the_sweep_of_methods_takes_every_preset_that_there_is(
+    tmp_path: Path, in_process: InProcess, outputs: Path
+) -> None:
+    """Also those of a folder of one's own: a new YAML is compared with all others by itself."""
+    folder = tmp_path / "mine" / "quantizer"
+    folder.mkdir(parents=True)
+    text = (CONF / "quantizer" / "binary.yaml").read_text().replace("name: binary\n", "name: of_my_own\n", 1)
+    (folder / "of_my_own.yaml").write_text(text)
+    sweep = yaml.safe_load((ROOT / "sweeps" / "methods.yaml").read_text())
+    assert sweep["hydra"]["sweeper"]["params"]["quantizer"] == "glob(*)"
+    words = ("-m", "--config-dir", str(tmp_path / "mine"), "+sweeps=methods", "tuned=false", "seed=0")
+    ended = in_process(bitexp.__main__.main, "bitexp")(*words, "quantizer=glob([full,of_my*])", *ONE_BATCH)
+    assert ended.code == 0, ended.err
+    assert re.findall(r"quantizer=(\w+)", ended.out) == ["full", "of_my_own"]
+
+
 @pytest.mark.parametrize("experiment", options("experiment", SLOW_SWEEPS))
 @pytest.mark.parametrize("sweep", options("sweeps"))
 def test_sweeps(
@@ -252,6 +268,10 @@ def test_sweeps(
     words = ["-m", f"+experiment={experiment}", f"+sweeps={sweep}", *ONE_BATCH, *short(experiment), "seed=0"]
     if sweep in STUDIES:
         words += ["hydra.sweeper.n_trials=1", "quantizer=binary"]
+    if sweep == "methods_tune":
+        words += ["hydra.sweeper.write_tuned=false"]
+    if sweep == "methods":
+        words += ["quantizer=glob(ternary_m*)"]
     if sweep == "lr_weight_decay":
         words += ["optimizer.lr=0.01", "optimizer.weight_decay=0.1"]
     if not (CONF / "tuning" / f"{experiment}.yaml").exists():
@@ -265,5 +285,5 @@ def test_sweeps(
     if sweep in STUDIES:
         assert ": 1 finished; budget 1. " in ended.out
         return
-    count = {"precisions": 5, "doubling": 4, "lr_weight_decay": 4}[sweep]
+    count = {"precisions": 5, "doubling": 4, "lr_weight_decay": 4, "methods": 2}[sweep]
     assert f"{count} jobs: {count} trained, 0 finished before, 0 not finished" in ended.out

@@ -150,7 +150,11 @@ def overlay(line: str, words: list[str]) -> list[str]:
     if "--cfg" in words or "--help" in words:
         return []
     short = [word for word in TINY if word != "logger=csv" or "logger" not in line]
-    search = "hydra/sweeper=optuna" in words or {"+sweeps=tune", "+sweeps=pareto"} & set(words)
+    search = "hydra/sweeper=optuna" in words or {
+        "+sweeps=tune",
+        "+sweeps=pareto",
+        "+sweeps=methods_tune",
+    } & set(words)
     short += ["seed=0"] if "-m" in words else []
     if "start." in line or "qat_from_full" in words:
         short += ["model.depth=1", "trainer.train_batches=2"]
@@ -160,6 +164,8 @@ def overlay(line: str, words: list[str]) -> list[str]:
         short += ["model.hidden=[16]", "trainer.train_batches=2"]
         short += ["calibrate.iterations=2"] if "calibrate=adaround" in words else []
     short += ["hydra.sweeper.n_trials=1", "trainer.validate_every=1"] if search else []
+    if {"+sweeps=methods", "+sweeps=methods_tune"} & set(words):
+        short += ["quantizer=binary", "tuned=false"] + ["hydra.sweeper.write_tuned=false"] * search
     if "+sweeps=lr_weight_decay" in words:
         short += ["optimizer.lr=0.01", "optimizer.weight_decay=0.0,0.1"]
     if any(word.startswith("hydra/launcher=") for word in words):  # a new interpreter for each job

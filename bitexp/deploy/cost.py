@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
@@ -90,7 +91,7 @@ def saved_bytes(forward: Callable[[], Tensor], model: nn.Module, given: Tensor |
 def costs(
     model: nn.Module, inputs: Tensor, body: Collection[str], amount: int, batch_size: int
 ) -> dict[str, float]:
-    """What a run records: `cost/*`, `memory/saved_bytes`, `size/body_weights`, `size/total_weights`.
+    """What a run records: `cost/*`, `memory/saved_bytes`, `size/*_weights`, and the bits of the body.
 
     Args:
         inputs: one sample, as a batch; amount: the images or tokens in it, for each of which the
@@ -103,7 +104,39 @@ def costs(
     }
     found = {f"cost/{name}": value / amount for name, value in counted.items()}
     found |= {f"size/{part}_weights": float(number) for part, number in weights.items()}
+    found |= body_bits(model, body)
     return found | {"memory/saved_bytes": step_bytes(model, inputs, batch_size)}
+
+
+def body_bits(model: nn.Module, body: Collection[str]) -> dict[str, float]:
+    """`size/weight_bits` and `size/activation_bits`: means over the weights of the body.
+
+    Of weights it is the information in their codes, 1.58 of ternary ones; scales are not counted. Of
+    activations it is the width of their codes. What stays in floats has 32.
+    """
+    counts = [model.get_parameter(f"{name}.weight").numel() for name in body]
+    widths = [bits(model.get_submodule(name)) for name in body]
+    if not counts:
+        return {}
+    weights, activations = (
+        sum(count * width for count, width in zip(counts, column, strict=True)) / sum(counts)
+        for column in zip(*widths, strict=True)
+    )
+    return {"size/weight_bits": weights, "size/activation_bits": activations}
+
+
+def bits(layer: nn.Module) -> tuple[float, int]:
+    """Bits of a weight and of an activation."""
+    if not isinstance(layer, QuantizedLayer) or layer.spec.weights is None:
+        return 32, 32
+    activations = layer.spec.activations
+    return bits_per_weight(layer), 32 if activations is None else math.ceil(activations.levels.bits)
+
+
+def bits_per_weight(layer: QuantizedLayer) -> float:
+    """Bits of information in a weight."""
+    weights = layer.parts.weights
+    return weights.levels.bits if weights.bits is None else weights.bits
 
 
 def step_bytes(model: nn.Module, inputs: Tensor, batch_size: int) -> float:

@@ -108,7 +108,10 @@ class Layout:
                 beyond = torch.cat([beyond, digits[:, -1:] - place_of(cut, self.words)[:, None]], 1)
         if bool(beyond.any()):
             raise ValueError("packed weights hold codes beyond the end of a row: the file is damaged")
-        return codes if self.planes == 1 else codes.unflatten(1, (-1, self.planes)).movedim(-1, 0)
+        if self.planes == 1:
+            return codes
+        # integer products of what does not lie together take hundreds of times as long
+        return codes.unflatten(1, (-1, self.planes)).movedim(-1, 0).contiguous()
 
     def _code_digits(self, codes: Tensor) -> Tensor:
         span = self.stride * (self.used - 1)

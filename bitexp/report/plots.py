@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from bitexp.common.format import energy_text, size
 from bitexp.report import figure
+from bitexp.report.by_bits import draw_groups, groups
 from bitexp.report.columns import cell_text, one_line
 from bitexp.report.compare import Cell, Comparison, Row
 from bitexp.report.energy import NODE
@@ -105,7 +106,9 @@ def quality(comparison: Comparison) -> Figure | None:
         shown = [
             (row, spent) for row, spent in zip(comparison.rows, values, strict=True) if spent is not None
         ]
-        if len(shown) > SHOWN:
+        if groups(comparison.rows):
+            draw_groups(panel, comparison, shown)
+        elif len(shown) > SHOWN:
             draw_many(panel, comparison, shown)
         else:
             draw_few(panel, comparison, shown)

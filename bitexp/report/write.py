@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from bitexp.common.files import remove_scraps, write_atomic
 from bitexp.report import figure, plots, sweep_plots, tables
+from bitexp.report.by_bits import by_bits_table
 from bitexp.report.columns import LONG, SHORT
 from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
@@ -84,6 +85,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
     """One comparison: writes its tables and plots, and returns them for the page."""
     listed = [
         tables.precision_table(comparison),
+        by_bits_table(comparison),
         tables.bytes_table(comparison),
         tables.setting_table(comparison),
     ]

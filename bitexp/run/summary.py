@@ -8,6 +8,7 @@ from torch import nn
 
 from bitexp.common.format import amount, counted, size, value_text
 from bitexp.config.schema import Distill, Settings
+from bitexp.deploy.cost import bits_per_weight
 from bitexp.deploy.frozen import Packing
 from bitexp.deploy.packing import Layout
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
@@ -80,12 +81,6 @@ def packed_bytes(layer: QuantizedLayer, layout: Layout) -> int:
     kept = sum(t.nbytes for part in parts if part is not None for t in part.state_dict().values())
     of_weights = layer.spec.levels.planes * scales.numel() + (0 if shift is None else shift.numel())
     return codes + kept + 4 * of_weights
-
-
-def bits_per_weight(layer: QuantizedLayer) -> float:
-    """Bits of information in a weight."""
-    weights = layer.parts.weights
-    return weights.levels.bits if weights.bits is None else weights.bits
 
 
 def label(layer: QuantizedLayer) -> str:

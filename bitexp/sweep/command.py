@@ -69,11 +69,11 @@ def make_studies(
     summaries: list[StudySummary] = []
     for spec in specs:
         summaries.append(make_study(jobs, spec, report))
+        if options.write_tuned:
+            write_best(summaries[-1], fixed, jobs, report)
         if Progress.worst >= 128:
             break
     print_findings(summaries, report)
-    if options.write_tuned:
-        write_best(summaries, jobs, report)
     return summaries
 
 
@@ -214,16 +214,14 @@ def status(trial: FrozenTrial) -> str:
     return words.get(trial.state, "running")
 
 
-def write_best(summaries: Sequence[StudySummary], jobs: Jobs, report: Report) -> None:
-    """Puts each study's best setting into the file that `tuned=true` reads."""
-    for summary in summaries:
-        best = summary.best
-        if best is None:
-            continue
-        precision = next(
-            (word.partition("=")[2] for word in summary.words if word.startswith("quantizer=")), None
-        ) or str(jobs.config.hydra.runtime.choices.quantizer)
-        path = write_tuned(
-            summary.experiment, precision, best.params, jobs.config.hydra.runtime.config_sources
-        )
-        report.line(f"{path}: {precision} has the setting of trial {best.number} of {summary.study}")
+def write_best(summary: StudySummary, fixed: Sequence[str], jobs: Jobs, report: Report) -> None:
+    """Puts a study's best setting into the file that `tuned=true` reads."""
+    best = summary.best
+    if best is None:
+        return
+    precision = next(
+        (word.partition("=")[2] for word in summary.words if word.startswith("quantizer=")), None
+    ) or str(jobs.config.hydra.runtime.choices.quantizer)
+    sources = jobs.config.hydra.runtime.config_sources
+    path = write_tuned(summary.experiment, precision, best.params, sources, [*fixed, *summary.words])
+    report.line(f"{path}: {precision} has the setting of trial {best.number} of {summary.study}")

@@ -90,7 +90,7 @@ def drawn_space(
             "'optimizer.lr=tag(log, interval(1e-4, 1e-1))'"
         )
     if options.write_tuned:
-        check_tunes(drawn)
+        check_tunes(drawn, fixed)
         if len(options.objectives) > 1:
             raise UserError("hydra.sweeper.write_tuned=true needs one objective: several have no best trial")
     return drawn

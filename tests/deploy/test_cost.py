@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitexp.deploy.cost import costs, operations, step_bytes
+from bitexp.deploy.cost import body_bits, costs, operations, step_bytes
 from bitexp.quant.convert import quantize
 
 
@@ -98,6 +99,31 @@ def test_counts_are_for_each_token_and_weights_are_counted() -> None:
     assert found["cost/total_macs"] == (MACS + REST) / 5
     assert found["size/body_weights"] == 2 * 128
     assert found["size/total_weights"] == sum(p.numel() for p in Net().parameters())
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "weight", "activation"),
+    [
+        ("full", {}, 32, 32),
+        ("bireal", {}, 1, 1),
+        ("sherry", {}, 1.25, 8),
+        ("ternary_int4", {}, math.log2(3), 4),
+        ("paretoq_2bit", {}, 2, 32),
+        (
+            "lsq",
+            {"layers": [{"match": "one", "weights": "none", "activations": "none"}]},
+            (4 + 32) / 2,
+            (8 + 32) / 2,
+        ),
+    ],
+)
+def test_bits_are_those_of_the_codes_as_means_over_the_weights(
+    preset: str, changes: dict[str, Any], weight: float, activation: float, make_quantizer: Any
+) -> None:
+    model = Net().eval()
+    quantize(model, make_quantizer(preset, **changes), ["*"], ["head"])
+    found = body_bits(model, BODY)
+    assert found == {"size/weight_bits": pytest.approx(weight), "size/activation_bits": activation}
 
 
 def test_memory_grows_with_the_batch_by_what_a_sample_adds() -> None:

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from bitexp.sweep.tuned import further_choices
+
 OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.sampler.name=RandomSampler")
 LR = "optimizer.lr=tag(log, interval(0.001, 0.1))"
 EVERY_STEP = "callbacks.checkpoint.every_steps=1"
@@ -136,9 +138,11 @@ def test_the_best_setting_is_written_where_tuned_reads_it(
     assert ended.code == 0, ended.err
     best = max(studies(), key=lambda trial: trial.value)
     assert f"{file}: ternary_mean has the setting of trial {best.number} of study-" in ended.out
-    comment, line, full = file.read_text().splitlines()
-    assert (comment, full) == ("# measured", "full: {lr: 0.25}")
-    (setting,) = yaml.safe_load(line).values()
+    comment, old, full, line = file.read_text().splitlines()
+    assert (comment, old, full) == ("# measured", "ternary_mean: {lr: 0.5}", "full: {lr: 0.25}")
+    ((name, setting),) = yaml.safe_load(line).items()
+    assert name.split() == ["ternary_mean", *further_choices(small)]
+    assert "trainer.epochs=2" in name  # with which it was found
     assert setting == {"lr": pytest.approx(best.params["optimizer.lr"], rel=5e-3)}
 
 

@@ -18,7 +18,7 @@ from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.files import write_json, write_yaml
 from bitexp.sweep.findings import StudySummary, print_findings
-from bitexp.sweep.tuned import write_tuned
+from bitexp.sweep.tuned import check_tunes, write_tuned
 
 LR = FloatDistribution(0.0, 1.0)
 
@@ -216,6 +216,35 @@ def test_what_is_written_is_read_back_as_numbers(tune: Any) -> None:
 
 def test_a_value_that_was_one_of_a_list_may_be_a_word(tune: Any) -> None:
     assert yaml.safe_load(tune("", lr="0.05")) == {"full": {"lr": 0.05}}
+
+
+TYPED = ["+experiment=a", "seed=3", "trainer.epochs=1", "logger=csv", "kernel=cpu", "+task.mixup=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("full: {lr: 1}\n", "full: {lr: 1}\nfull task.mixup=0.1 trainer.epochs=1: {lr: 0.5}\n"),
+        (
+            "full: {lr: 1}\nfull task.mixup=0.1 trainer.epochs=1: {lr: 2}\nbinary: {lr: 3}\n",
+            "full: {lr: 1}\nfull task.mixup=0.1 trainer.epochs=1: {lr: 0.5}\nbinary: {lr: 3}\n",
+        ),
+    ],
+)
+def test_what_was_typed_beside_a_search_is_kept_with_its_setting(
+    before: str, after: str, tmp_path: Path
+) -> None:
+    source = SimpleNamespace(schema="file", path=str(tmp_path))
+    path = tmp_path / "tuning" / "mine.yaml"
+    path.parent.mkdir()
+    path.write_text(before)
+    assert write_tuned("mine", "full", {"optimizer.lr": 0.5}, [source], TYPED) == path
+    assert path.read_text() == after
+
+
+def test_a_word_that_no_line_can_hold_is_told() -> None:
+    with pytest.raises(UserError, match=r"cannot write data.name='a b' into a line of conf/tuning"):
+        check_tunes(["optimizer.lr"], ["data.name='a b'"])
 
 
 def test_nothing_to_keep_or_nowhere_to_keep_it_is_told(tmp_path: Path) -> None:
