@@ -11,7 +11,7 @@ from bitexp.quant.levels import BINARY
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
-from bitexp.quant.sums import row_means, row_sums
+from bitexp.quant.sums import ordered_means, row_means, row_sums
 
 
 @WEIGHTS.register("sign")
@@ -45,7 +45,7 @@ class Sign(WeightQuantizer):
         self.factor: nn.Parameter | None = None
         if scale == "learned":
             rows, shape = self.rows(weight)
-            self.factor = nn.Parameter(row_means(rows.abs()).clamp(min=EPS).reshape(shape))
+            self.factor = nn.Parameter(ordered_means(rows.abs()).clamp(min=EPS).reshape(shape))
 
     def values(self, rows: Tensor) -> Tensor:
         """What the signs are taken of."""
