@@ -13,7 +13,7 @@ import numpy as np
 
 from bitexp.kernels.cpu.addresses import bytes_at, floats, halves, narrow, wide_row
 from bitexp.kernels.cpu.jit import compiled, of_integers
-from bitexp.kernels.cpu.lanes import along, squares, total, total_magnitude
+from bitexp.kernels.cpu.lanes import norm_rows_backward, squares, total, total_magnitude
 from bitexp.quant.spec import EPS
 from bitexp.quant.sums import BLOCK
 
@@ -21,6 +21,8 @@ Array = Any
 
 F32, I8, I32 = np.float32, np.int8, np.int32
 FLOOR = np.float32(EPS)
+TOGETHER = 4
+"""Tokens whose norms are computed at once: one alone is mostly waiting for its own sums."""
 NOTHING = np.float32(-0.0)
 """What changes no number that it is added to."""
 ROUND = np.float32(1.5 * 2**23)
@@ -60,33 +62,30 @@ def norm_backward(
 
     It has the size of x, and may lie where `grad` does.
     """
-    share = F32(1 / np.float64(features))
-    means, rstds = floats(mean, end), floats(rstd, end)
-    room = np.empty((3, features), np.float32)
-    of_grad, of_x, of_out = room[0], room[1], room[2]
-    for i in range(start, end):
-        g_at = wide_row(grad + grad_size * features * i, grad_size, features, of_grad)
-        x_at = wide_row(x + size * features * i, size, features, of_x)
-        g, row = floats(g_at, features), floats(x_at, features)
-        m, r = means[i] if mean else F32(0), rstds[i]
-        slope = along(g_at, x_at, features, m, r) * share
-        plain = total(g_at, features) * share if mean else F32(0)
-        for j in range(features):
-            of_out[j] = ((g[j] - plain) - ((row[j] - m) * r) * slope) * r
-        write_row(of_out, out, size, i)
-
-
-@compiled
-def write_row(row: Array, out: int, size: int, i: int) -> None:
-    """Puts row i of `[tokens, features]` where it belongs."""
-    if size == 4:
-        result = floats(out + 4 * row.size * i, row.size)
-        for j in range(row.size):
-            result[j] = row[j]
-    else:
-        short = halves(out + 2 * row.size * i, row.size)
-        for j in range(row.size):
-            short[j] = narrow(row[j])
+    room = np.empty((3, TOGETHER * features), np.float32)
+    of_out = np.int64(room[2].ctypes.data)
+    for i in range(start, end, TOGETHER):
+        some = min(TOGETHER, end - i)
+        g = wide_row(grad + grad_size * features * i, grad_size, features * some, room[0])
+        values = wide_row(x + size * features * i, size, features * some, room[1])
+        result = out + 4 * features * i if size == 4 else of_out
+        if some == TOGETHER and mean:
+            norm_rows_backward(4, 1, g, values, features, mean + 4 * i, rstd + 4 * i, result)
+        elif some == TOGETHER:
+            norm_rows_backward(4, 0, g, values, features, 0, rstd + 4 * i, result)
+        else:
+            for k in range(some):
+                away, at = 4 * features * k, 4 * (i + k)
+                if mean:
+                    norm_rows_backward(
+                        1, 1, g + away, values + away, features, mean + at, rstd + at, result + away
+                    )
+                else:
+                    norm_rows_backward(1, 0, g + away, values + away, features, 0, rstd + at, result + away)
+        if size == 2:
+            short = halves(out + 2 * features * i, features * some)
+            for j in range(features * some):
+                short[j] = narrow(room[2, j])
 
 
 @of_integers

@@ -18,13 +18,11 @@ from bitexp.kernels.cpu.dots import ISAS
 from bitexp.kernels.cpu.jit import compiled, of_integers
 from bitexp.kernels.cpu.lanes import norm_rows
 from bitexp.kernels.cpu.layout import STREAM
-from bitexp.kernels.cpu.norm_quant import FLOOR, NOTHING
+from bitexp.kernels.cpu.norm_quant import FLOOR, NOTHING, TOGETHER
 from bitexp.kernels.cpu.tile import NAMES, copy, quantize, tile
 
 ROWS = 80
 """Tokens whose codes are made at once, so that they stay in the cache."""
-TOGETHER = 4
-"""Tokens whose norms are computed at once: one alone is mostly waiting for its own sums."""
 SIGN = np.int32(-0x7F7F7F80)
 """Flips the highest bit of four bytes: of an int8 code it makes the code plus 128."""
 
