@@ -19,6 +19,7 @@ from rich.table import Table
 from bitexp.bench.candidates import CONTROL, FULL, Cost, candidates, measure
 from bitexp.common.console import Report
 from bitexp.common.format import counted, size
+from bitexp.common.memory import keep_freed_memory
 
 PRECISIONS = ("binary", "ternary_mean", "ternary_median", "b158", "reloaded")
 """What is measured beside `full` and `full_norm` where nothing else is asked for."""
@@ -75,6 +76,7 @@ def steps_table(results: dict[str, Cost]) -> Table:
 def run(options: argparse.Namespace, report: Report) -> None:
     """Measures and prints the table."""
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as a run does
     competitors = candidates(options)
     report.line(
         f"{options.model} on {' x '.join(map(str, competitors[0].inputs.shape))}, "

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitexp.common import checks
+from bitexp.models.attention import attention
 from bitexp.models.registry import MODELS
 from bitexp.models.tape import Tape, Value
 from bitexp.models.taps import Tap, Taps
@@ -316,8 +317,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, past: int) -> Tensor:
     """Causal attention of T queries that follow upon `past` tokens over past + T keys and values."""
     grouped = q.shape[1] != k.shape[1]
     if past == 0:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        return attention(q, k, v, causal=True, grouped=grouped)
     mask = None
     if q.shape[2] > 1:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(past)
-    return F.scaled_dot_product_attention(q, k, v, mask, enable_gqa=grouped)
+    return attention(q, k, v, mask, grouped=grouped)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitexp.common import checks
+from bitexp.models.attention import attention
 from bitexp.models.registry import MODELS
 from bitexp.models.tape import Tape, Value
 from bitexp.models.taps import Tap, Taps
@@ -35,9 +36,11 @@ class Attention(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))  # [B, N, 3, H, D/H]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, D/H]
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [B, H, N, D/H]
+            for part in self.qkv(self.norm(x)).chunk(3, -1)
+        )
+        mixed = attention(q, k, v)
         return self.drop(self.proj(mixed.transpose(1, 2).flatten(2)))
 
     def record(self, tape: Tape, x: Value) -> Value:

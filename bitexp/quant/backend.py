@@ -12,6 +12,7 @@ from bitexp.quant.convolution import exact_conv
 from bitexp.quant.levels import Levels
 from bitexp.quant.norms import Normed, normalize
 from bitexp.quant.spec import LayerSpec, Norm
+from bitexp.quant.sums import ordered_means
 
 
 class Call(NamedTuple):
@@ -61,6 +62,18 @@ class Backend:
     def abs_median(self, rows: Tensor) -> Tensor:
         """`[rows, weights] -> [rows, 1]`: the median of |W|, the lower of two middle values."""
         return rows.abs().median(-1, keepdim=True).values
+
+    def means(self, rows: Tensor) -> Tensor:
+        """`[rows, weights] -> [rows, 1]`: the mean of W."""
+        return ordered_means(rows)
+
+    def abs_means(self, rows: Tensor) -> Tensor:
+        """`[rows, weights] -> [rows, 1]`: the mean of |W|."""
+        return ordered_means(rows.abs())
+
+    def signs(self, rows: Tensor, middle: Tensor) -> Tensor:
+        """int8 codes, 1 where a weight is above `middle`, `[rows, 1]`, else -1."""
+        return torch.where(rows > middle, 1.0, -1.0).to(torch.int8)
 
     def rounded(self, rows: Tensor, scale: Tensor, levels: Levels) -> Tensor:
         """int8 `round(W / scale)` clamped to `low..high`, half to even; `scale` is `[rows, 1]`."""

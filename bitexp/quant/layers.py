@@ -22,7 +22,7 @@ from bitexp.quant.backend import TORCH, Backend, Call
 from bitexp.quant.carriers import OutputCarrier, carried
 from bitexp.quant.checks import check_exact, check_input, unfit_parameters
 from bitexp.quant.endings import constant_codes, ended
-from bitexp.quant.modes import in_forward, in_memory, no_autocast, own, result_dtype
+from bitexp.quant.modes import autocasts, in_forward, in_memory, no_autocast, own, result_dtype
 from bitexp.quant.norms import native_norm, normed
 from bitexp.quant.options import LayerOptions, LayerParts
 from bitexp.quant.outside import LatentWeight
@@ -166,6 +166,8 @@ class QuantizedLayer(nn.Module):
         check_input(input)
         if self.options.weights is None:
             return self._plain_forward(input)
+        if not autocasts(input):
+            return self._quantized_forward(input, input.dtype)
         dtype = result_dtype(input)
         with no_autocast(input):
             return self._quantized_forward(input, dtype)
@@ -245,8 +247,8 @@ class QuantizedLayer(nn.Module):
         return rotated
 
     def _quantize(self, weight: Tensor, training: bool = False) -> Quantized:
-        way, latent = self.ways[self.stage], weight.detach()
-        return way.weights.quantize(self.rotated(latent) if way.rotates else latent, training)
+        way = self.ways[self.stage]
+        return way.weights.quantize(self.rotated(weight.detach()) if way.rotates else weight, training)
 
     def _mixed(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, quantized: Quantized, call: Call

@@ -98,6 +98,21 @@ def row_means(x: Tensor) -> Tensor:
     return row_sums(x) / x.shape[-1]
 
 
+def ordered_means(rows: Tensor) -> Tensor:
+    """The means of rows `[rows, n] -> [rows, 1]`: of blocks of 4096, then of their sums, by `ordered_sum`.
+
+    On a GPU torch adds in its own order.
+    """
+    if not rows.is_cpu:
+        return row_means(rows)
+    count = rows.shape[-1]
+    while rows.shape[-1] > BLOCK:
+        whole = rows.shape[-1] // BLOCK * BLOCK
+        sums = ordered_sum(-1, rows[..., :whole].unflatten(-1, (-1, BLOCK)))[..., 0]
+        rows = sums if whole == rows.shape[-1] else torch.cat([sums, ordered_sum(-1, rows[..., whole:])], -1)
+    return ordered_sum(-1, rows) / count
+
+
 def token_means(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The means over `dims`, the last ones, which stay with size 1, by `row_sums`."""
     return row_means(x.flatten(-len(dims))).unflatten(-1, (1,) * len(dims))

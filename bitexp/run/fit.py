@@ -17,6 +17,7 @@ from lightning_fabric.plugins.environments import (
 )
 
 from bitexp.common.lightning import pl
+from bitexp.common.memory import keep_freed_memory
 from bitexp.common.ranks import in_slurm, meet_again, own_environment
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
@@ -104,6 +105,7 @@ class Fit:
                 kept = self.metrics.content()[:value] if isinstance(value, int) else unpacked(value)
             if not self.metrics.restore(kept):
                 self.report.line("metrics.csv did not hold what was measured: made again from the checkpoint")
+        keep_freed_memory()
         if checkpoint is None and self.parts.start is not None:
             calibrate(self.parts)
         path = None if checkpoint is None else str(checkpoint)

@@ -52,7 +52,7 @@ def test_alpha_begins_with_the_largest_weight_of_a_row_or_for_signs_with_the_mea
     layer = nn.Linear(40, 6)
     rows = layer.weight.detach().abs()
     for part, expected in (("seq", rows.amax(-1)), ("elastic_binary", rows.mean(-1))):
-        assert torch.equal(BitLinear(layer, LayerOptions(Part(part))).parts.weights.alpha, expected)
+        torch.testing.assert_close(BitLinear(layer, LayerOptions(Part(part))).parts.weights.alpha, expected)
         whole = BitLinear(layer, LayerOptions(Part(part, {"granularity": "tensor"}))).parts.weights
         assert whole.alpha.shape == ()
 

@@ -19,7 +19,7 @@ from bitexp.quant import QUANTIZERS
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
 from bitexp.quant.norms import normalize, normalize_backward
 from bitexp.quant.parts import WeightQuantizer
-from bitexp.quant.sums import ordered_sum, row_sums
+from bitexp.quant.sums import ordered_means, ordered_sum, row_sums
 from tests.support.kernels import AVAILABLE
 from tests.support.layers import norm_of_torch
 from tests.support.quantizers import MakeQuantizer as Make
@@ -133,6 +133,19 @@ def test_a_sum_over_a_whole_tensor_is_one_in_any_number_of_threads(function: str
     with threads(count):
         assert torch.equal(row_sums(x), expected)
     torch.testing.assert_close(expected, x.double().sum(-1, keepdim=True).float(), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 5, 64, 100, 4096, 4097, 5000, 3 * 4096, 17 * 4096 + 70, 4096 * 4097])
+def test_means_of_weights_and_their_signs_are_the_same_on_every_kernel(size: int) -> None:
+    weights = torch.randn(1 if size > 2**20 else 3, size) * 0.7 + 0.01
+    means, magnitudes = ordered_means(weights), ordered_means(weights.abs())
+    torch.testing.assert_close(means, weights.double().mean(-1, keepdim=True).float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(magnitudes, weights.double().abs().mean(-1, keepdim=True).float())
+    for kernel in AVAILABLE:
+        backend = KERNELS.get(kernel).backend
+        assert torch.equal(backend.means(weights), means), kernel
+        assert torch.equal(backend.abs_means(weights), magnitudes), kernel
+        assert torch.equal(backend.signs(weights, means), (weights > means) * 2 - 1), kernel
 
 
 @given(size=st.integers(1, 200), dim=st.sampled_from([-1, -3]), seed=st.integers(0, 2**32 - 1))

@@ -46,3 +46,30 @@ def bytes_at(address, count):  # type: ignore[no-untyped-def]
 def integers(address, count):  # type: ignore[no-untyped-def]
     """int32 numbers at an address."""
     return carray(pointer(address), count, np.int32)
+
+
+@part
+def halves(address, count):  # type: ignore[no-untyped-def]
+    """The bits of bf16 numbers at an address."""
+    return carray(pointer(address), count, np.uint16)
+
+
+@part
+def narrow(value):  # type: ignore[no-untyped-def]
+    """The bits of the nearest bf16 number, half to even, as torch has it."""
+    bits = np.float32(value).view(np.uint32)
+    if np.uint32(bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
+        return np.uint16(0x7FC0)  # NaN, which rounding would carry over to the sign
+    even = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
+
+
+@part
+def wide_row(address, size, count, room):  # type: ignore[no-untyped-def]
+    """Where the numbers of a row are as fp32: there, or, of 2 bytes (bf16), in `room`, where they come to."""
+    if size == 4:
+        return address
+    row = halves(address, count)
+    for j in range(count):
+        room[j] = np.uint32(np.uint32(row[j]) << np.uint32(16)).view(np.float32)
+    return np.int64(room.ctypes.data)

@@ -1,7 +1,8 @@
-"""Rows of a training step, compiled: norm and quantization in one pass, their backward, and the scales.
+"""Rows of a training step, compiled: norms and their backward, codes of weights, and what codes stand for.
 
 Functions take addresses of contiguous memory, `[tokens, features]` or `[tokens]`, fp32 where nothing else is
-said, and work on the tokens from `start` to `end`. Importing this module needs numba.
+said, and work on the tokens from `start` to `end`. What may be bf16 comes with its `size`, 4 or 2 bytes a
+number. Importing this module needs numba.
 """
 
 from __future__ import annotations
@@ -10,39 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from bitexp.kernels.cpu.addresses import bytes_at, floats, integers
+from bitexp.kernels.cpu.addresses import bytes_at, floats, halves, narrow, wide_row
 from bitexp.kernels.cpu.jit import compiled, of_integers
-from bitexp.kernels.cpu.lanes import along, squares, total
+from bitexp.kernels.cpu.lanes import norm_rows_backward, squares, total, total_magnitude
 from bitexp.quant.spec import EPS
+from bitexp.quant.sums import BLOCK
 
 Array = Any
 
-F32, I8, I32, U32 = np.float32, np.int8, np.int32, np.uint32
+F32, I8, I32 = np.float32, np.int8, np.int32
 FLOOR = np.float32(EPS)
-MAGNITUDE = np.uint32(0x7FFFFFFF)
+TOGETHER = 4
+"""Tokens whose norms are computed at once: one alone is mostly waiting for its own sums."""
+NOTHING = np.float32(-0.0)
+"""What changes no number that it is added to."""
 ROUND = np.float32(1.5 * 2**23)
 """Added to and subtracted from a float below 2^22 it rounds to the nearest integer, half to even."""
-
-
-@compiled
-def quantize_row(x: Array, qmax: Any, codes: Array) -> Any:
-    """int8 codes of a row by the formula of `absmax_codes`; returns their scale, which NaN and inf reach."""
-    bits = x.view(np.uint32)
-    largest = U32(0)
-    for j in range(x.size):  # magnitudes of floats are ordered as their bits are, NaN above all
-        magnitude = U32(bits[j] & MAGNITUDE)
-        largest = magnitude if magnitude > largest else largest
-    absmax = U32(largest).view(np.float32)
-    if absmax < FLOOR:
-        absmax = FLOOR
-    factor = (F32(1) / absmax) * qmax
-    if qmax > F32(127):
-        for j in range(x.size):
-            codes[j] = I8(I32(min((x[j] * factor + ROUND) - ROUND, F32(127))))
-    else:
-        for j in range(x.size):
-            codes[j] = I8(I32((x[j] * factor + ROUND) - ROUND))
-    return absmax / qmax
 
 
 @compiled
@@ -51,32 +35,6 @@ def statistics(x: int, features: int, subtract: bool, eps: Any) -> Any:
     share = F32(1 / np.float64(features))
     mean = total(x, features) * share if subtract else F32(0)
     return mean, F32(1) / np.sqrt(F32(squares(x, features, mean) * share + eps))
-
-
-@of_integers
-def norm_quantize(
-    x: int, codes: int, scale: int, mean: int, rstd: int, features: int, qmax: int, norm: int,
-    start: int, end: int,
-) -> None:  # fmt: skip
-    """int8 codes and scales of the normed rows, and the mean and 1/std of x.
-
-    `norm` is a number of `bitexp.kernels.cpu.layout.NORMS`; what it does not have is not written.
-    """
-    largest, centered = F32(qmax), norm == 2
-    scales, means, rstds = floats(scale, end), floats(mean, end), floats(rstd, end)
-    normed = np.empty(features, np.float32)
-    for i in range(start, end):
-        row, out = floats(x + 4 * features * i, features), bytes_at(codes + features * i, features)
-        if norm == 0:
-            scales[i] = quantize_row(row, largest, out)
-        else:
-            m, r = statistics(x + 4 * features * i, features, centered, FLOOR)
-            for j in range(features):
-                normed[j] = (row[j] - m) * r
-            scales[i] = quantize_row(normed, largest, out)
-            rstds[i] = r
-            if centered:
-                means[i] = m
 
 
 @of_integers
@@ -97,62 +55,55 @@ def normalize(
 
 @of_integers
 def norm_backward(
-    grad: int, x: int, mean: int, rstd: int, out: int, features: int, start: int, end: int
-) -> None:
-    """The gradient with respect to x from the one with respect to the normed rows; `mean` 0: RMS norm."""
-    share = F32(1 / np.float64(features))
-    means, rstds = floats(mean, end), floats(rstd, end)
-    for i in range(start, end):
-        away = 4 * features * i
-        g, row, result = (
-            floats(grad + away, features),
-            floats(x + away, features),
-            floats(out + away, features),
-        )
-        m, r = means[i] if mean else F32(0), rstds[i]
-        slope = along(grad + away, x + away, features, m, r) * share
-        plain = total(grad + away, features) * share if mean else F32(0)
-        for j in range(features):
-            result[j] = ((g[j] - plain) - ((row[j] - m) * r) * slope) * r
-
-
-@of_integers
-def rescale(
-    sums: int, scale: int, w_scale: int, scales: int, bias: int, scaled_bias: int, outputs: int,
+    grad: int, grad_size: int, x: int, size: int, mean: int, rstd: int, out: int, features: int,
     start: int, end: int,
 ) -> None:  # fmt: skip
-    """int32 sums become fp32 outputs where they lie: sum x (scale x weight scale) + bias.
+    """The gradient with respect to x from the one with respect to the normed rows; `mean` 0: RMS norm.
 
-    There are `scales` weight scales, one or as many as outputs; `bias` 0: there is none.
+    It has the size of x, and may lie where `grad` does.
     """
-    of_tokens, of_outputs = floats(scale, end), floats(w_scale, scales)
-    factors, offsets = np.empty(outputs, np.float32), floats(bias, outputs)
-    for j in range(outputs):
-        factors[j] = of_outputs[j if scales > 1 else 0]
-    for i in range(start, end):
-        row, s = integers(sums + 4 * outputs * i, outputs), of_tokens[i]
-        if bias == 0:
-            for j in range(outputs):
-                row[j] = F32(F32(row[j]) * (s * factors[j])).view(np.int32)
-        elif scaled_bias > 0:
-            for j in range(outputs):
-                row[j] = F32((F32(row[j]) + offsets[j]) * (s * factors[j])).view(np.int32)
+    room = np.empty((3, TOGETHER * features), np.float32)
+    of_out = np.int64(room[2].ctypes.data)
+    for i in range(start, end, TOGETHER):
+        some = min(TOGETHER, end - i)
+        g = wide_row(grad + grad_size * features * i, grad_size, features * some, room[0])
+        values = wide_row(x + size * features * i, size, features * some, room[1])
+        result = out + 4 * features * i if size == 4 else of_out
+        if some == TOGETHER and mean:
+            norm_rows_backward(4, 1, g, values, features, mean + 4 * i, rstd + 4 * i, result)
+        elif some == TOGETHER:
+            norm_rows_backward(4, 0, g, values, features, 0, rstd + 4 * i, result)
         else:
-            for j in range(outputs):
-                row[j] = F32(F32(row[j]) * (s * factors[j]) + offsets[j]).view(np.int32)
+            for k in range(some):
+                away, at = 4 * features * k, 4 * (i + k)
+                if mean:
+                    norm_rows_backward(
+                        1, 1, g + away, values + away, features, mean + at, rstd + at, result + away
+                    )
+                else:
+                    norm_rows_backward(1, 0, g + away, values + away, features, 0, rstd + at, result + away)
+        if size == 2:
+            short = halves(out + 2 * features * i, features * some)
+            for j in range(features * some):
+                short[j] = narrow(room[2, j])
 
 
 @of_integers
 def dequantize_rows(
-    codes: int, scale: int, scales: int, out: int, features: int, start: int, end: int
+    codes: int, scale: int, scales: int, out: int, size: int, features: int, start: int, end: int
 ) -> None:
     """codes x scales, of which there is one for all rows or one for each."""
     of_rows = floats(scale, scales)
     for i in range(start, end):
-        row, result = bytes_at(codes + features * i, features), floats(out + 4 * features * i, features)
-        s = of_rows[i if scales > 1 else 0]
-        for j in range(features):
-            result[j] = F32(row[j]) * s
+        row, s = bytes_at(codes + features * i, features), of_rows[i if scales > 1 else 0]
+        if size == 4:
+            result = floats(out + 4 * features * i, features)
+            for j in range(features):
+                result[j] = F32(row[j]) * s
+        else:
+            short = halves(out + 2 * features * i, features)
+            for j in range(features):
+                short[j] = narrow(F32(row[j]) * s)
 
 
 @of_integers
@@ -165,3 +116,28 @@ def round_rows(rows: int, scale: int, low: int, high: int, codes: int, features:
         for j in range(features):
             value = (min(max(row[j] * factor, lowest - F32(1)), highest + F32(1)) + ROUND) - ROUND
             result[j] = I8(I32(min(max(value, lowest), highest)))
+
+
+@of_integers
+def row_means(rows: int, out: int, magnitudes: int, features: int, count: int) -> None:
+    """The means of w, or of |w|, of `count` rows, in the order of `bitexp.quant.sums.ordered_means`."""
+    means, room = floats(out, count), np.empty(features // BLOCK + 1, np.float32)
+    for i in range(count):
+        x, n = np.int64(rows + 4 * features * i), features
+        while n > BLOCK:
+            blocks = (n + BLOCK - 1) // BLOCK
+            for k in range(blocks):
+                place, size = x + 4 * BLOCK * k, min(BLOCK, n - BLOCK * k)
+                room[k] = total_magnitude(place, size) if magnitudes else total(place, size)
+            x, n = np.int64(room.ctypes.data), blocks
+        means[i] = (total_magnitude(x, n) if magnitudes else total(x, n)) / F32(features)
+
+
+@of_integers
+def sign_rows(rows: int, middle: int, codes: int, features: int, count: int) -> None:
+    """int8 codes of `count` rows of weights: 1 above the middle of the row, else -1."""
+    middles = floats(middle, count)
+    for i in range(count):
+        row, result = floats(rows + 4 * features * i, features), bytes_at(codes + features * i, features)
+        for j in range(features):
+            result[j] = I8(1) if row[j] > middles[i] else I8(-1)

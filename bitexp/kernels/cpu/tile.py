@@ -137,6 +137,7 @@ def emit_tile(
     groups = 8 // bits
     unshifted = min(groups, 4) if isa.wide and rows == 1 else 1
     chains = 2 if unshifted == 1 and rows * panels <= 8 else unshifted  # so that no sum waits for another
+    chains = min(chains, groups)
     zero = splat(0, LANES)
     loop = Loop(b, blocks, *[zero] * (rows * panels * chains))
     acc = list(loop.carried)
@@ -192,8 +193,8 @@ def emit_tile(
         token = b.mul(size, ir.Constant(I64, i))
         low = spread(b, load(b, sums, I32, token), LANES)
         x_scale = spread(b, load(b, x_scales, F32, token), FLOATS)
-        if bits == 4:
-            low = b.mul(low, splat(8, LANES))
+        if bits > 2:
+            low = b.mul(low, splat(2 ** (bits - 1), LANES))
         line = b.add(y, b.mul(ldy, ir.Constant(I64, i)))
         for j in range(panels):
             n = i * panels + j

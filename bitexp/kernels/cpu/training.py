@@ -1,13 +1,18 @@
 """The training step of a linear layer on the CPU: integers forwards, fp32 or bf16 straight-through backwards.
 
 Tokens are taken in parts that stay in the cache of a core between the passes over them, so that no float copy
-of a whole activation is ever made. Output and gradients have the bits that torch's operators give.
+of a whole activation is ever made; bf16 is read and written where it lies. Output and gradients have the bits
+that torch's operators give.
+
+In the small models of the recipes a call of torch takes as long as the work it is for, so there are few.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,13 +22,15 @@ from bitexp.kernels.cpu.memory import array
 from bitexp.kernels.cpu.threads import shares, together
 from bitexp.kernels.int8 import Int8Backend
 from bitexp.quant.backend import Call, Grads, Saved
-from bitexp.quant.backward import token_parts, width
+from bitexp.quant.backward import width
 from bitexp.quant.levels import Levels
-from bitexp.quant.modes import int_mm, readable
+from bitexp.quant.modes import readable
 from bitexp.quant.norms import Normed
 from bitexp.quant.spec import LayerSpec, Norm, rows
 
 F32 = torch.float32  # said everywhere, since the default may be bf16
+SIZES = {torch.float32: 4, torch.bfloat16: 2}
+"""Bytes of the numbers that compiled code reads."""
 
 WORTH = 2**18
 """Numbers in an array from which a second thread pays: sharing one costs about 30 us."""
@@ -33,13 +40,23 @@ LONG = 4096
 
 
 def plain(x: Tensor) -> Tensor:
-    """Contiguous fp32, the tensor itself where it is that."""
-    return x if x.dtype is F32 and x.is_contiguous() else x.float().contiguous()
+    """Contiguous memory that compiled code reads, the tensor itself where it is that."""
+    return (x if x.dtype in SIZES else x.float()).contiguous()
 
 
-def some_rows(x: Tensor, part: slice, whole: bool) -> Tensor:
-    """Some of the tokens as `plain` memory; all of them in whatever shape x has."""
-    return plain(x if whole else rows(x)[part])
+@functools.cache
+def compiled() -> Any:
+    """The compiled functions by name; the import of numba waits until one is called."""
+    from types import SimpleNamespace
+
+    from bitexp.kernels.cpu import norm_quant, step
+    from bitexp.kernels.cpu.dots import supported
+
+    names = "dequantize_rows", "norm_backward", "normalize", "row_means", "sign_rows", "round_rows"
+    functions = {name: getattr(norm_quant, name)() for name in names}
+    return SimpleNamespace(
+        **functions, pack=step.pack(), packed_bytes=step.packed_bytes, forward=step.forward(supported()[0])
+    )
 
 
 def share(
@@ -69,43 +86,30 @@ class CpuBackend(Int8Backend):
 
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: LayerSpec) -> bool:
         linear = spec.conv is None and spec.absmax is not None and w_scale.dim() < 2
-        return linear and x.device.type == "cpu" and x.numel() > 0 and x.shape[-1] > 1
+        return linear and x.is_cpu and x.numel() > 0 and x.shape[-1] > 1
 
     def forward(
         self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, call: Call
     ) -> tuple[Tensor, *Saved]:
-        from bitexp.kernels.cpu.norm_quant import norm_quantize, rescale
-
-        spec = call.spec
+        spec, code = call.spec, compiled()
         assert spec.absmax is not None
-        (outputs, inputs), norm, same = w_codes.shape, NORMS[spec.norm], call.dtype is F32
-        lead, tokens = x.shape[:-1], x.numel() // inputs
-        y = torch.empty(*lead, outputs, dtype=call.dtype)
-        codes = torch.empty(x.shape, dtype=torch.int8)
+        (outputs, inputs), norm = w_codes.shape, NORMS[spec.norm]
+        lead, tokens, source = x.shape[:-1], x.numel() // inputs, plain(x)
+        packed = torch.empty(code.packed_bytes(outputs, inputs), dtype=torch.uint8)
+        code.pack(w_codes.contiguous().data_ptr(), packed.data_ptr(), outputs, inputs)
+        y = torch.empty(*lead, outputs, dtype=call.dtype if call.dtype in SIZES else F32)
+        codes = torch.empty(*lead, inputs, dtype=torch.int8)
         kept = torch.empty(norm + 1, *lead, 1, dtype=F32).unbind()
-        scale, rstd, mean = (*kept, None, None)[:3]
-        q, out = rows(codes), rows(y)
-        result = out if same else torch.empty(min(tokens, width(inputs, outputs)), outputs, dtype=F32)
-        sums, factors = result.view(torch.int32), w_scale.contiguous()
-        weights = w_codes.t()
-        offsets = None if bias is None else bias.contiguous()
-        of_layer = (
-            factors.data_ptr(), factors.numel(), address(offsets), int(spec.bias == "scaled"), outputs,
+        scale, rstd, mean = kept[0], *(*kept[1:], None, None)[:2]
+        factors, offsets = w_scale.contiguous(), None if bias is None else bias.contiguous()
+        given = (
+            source.data_ptr(), SIZES[source.dtype], packed.data_ptr(), factors.data_ptr(), factors.numel(),
+            address(offsets), int(spec.bias == "scaled"), norm, spec.absmax, codes.data_ptr(),
+            scale.data_ptr(), address(mean), address(rstd), y.data_ptr(), SIZES[y.dtype], inputs, outputs,
         )  # fmt: skip
-        for part in token_parts(tokens, inputs, outputs):
-            start, count = part.start, part.stop - part.start
-            whole = count == tokens
-            source, some = some_rows(x, part, whole), q if whole else q[part]
-            place = sums if whole else sums[part] if same else sums[:count]
-            of_tokens = tuple(0 if t is None else t.data_ptr() + 4 * start for t in (scale, mean, rstd))
-            given = source.data_ptr(), some.data_ptr(), *of_tokens, inputs, spec.absmax, norm
-            share(norm_quantize(), given, count, source.numel(), source, codes, kept)
-            int_mm(some, weights, out=place)
-            given = place.data_ptr(), of_tokens[0], *of_layer
-            share(rescale(), given, count, place.numel(), result, kept, factors, offsets)
-            if not same:
-                out[part] = result[:count]
-        return y, codes, scale, mean, rstd
+        alive = source, packed, factors, offsets, codes, kept, y
+        share(code.forward, given, tokens, tokens * max(inputs, outputs), alive)
+        return y if y.dtype is call.dtype else y.to(call.dtype), codes, scale, mean, rstd
 
     def backward(
         self,
@@ -117,67 +121,60 @@ class CpuBackend(Int8Backend):
         call: Call,
         needed: tuple[bool, bool, bool],
     ) -> Grads:
-        from bitexp.kernels.cpu.norm_quant import dequantize_rows, norm_backward
-
-        codes, scale, mean, rstd = saved
+        code, (codes, scale, mean, rstd) = compiled(), saved
         assert scale is not None
+        given: tuple[int, ...]
         need_x, need_w, need_b = needed
         (outputs, inputs), dtype, scaled = w_codes.shape, call.grad_dtype, call.spec.bias == "scaled"
-        of_grad, tokens = rows(grad), codes.numel() // inputs
+        of_grad, tokens, step = rows(grad), codes.numel() // inputs, width(inputs, outputs)
+        source = None if x is None else plain(x)
         weights = grad_x = grad_w = grad_b = of_grad_x = None
         if need_x:
-            grad_x = torch.empty(codes.shape, dtype=F32)
+            grad_x = torch.empty_like(codes, dtype=dtype if source is None else source.dtype)
             of_grad_x = rows(grad_x)
-            latent = torch.empty(outputs, inputs, dtype=F32)
+            weights = torch.empty(outputs, inputs, dtype=dtype)
             w_codes, factors = w_codes.contiguous(), w_scale.contiguous()
-            of_latent = factors.data_ptr(), factors.numel(), latent.data_ptr(), inputs, 0, outputs
-            dequantize_rows()(w_codes.data_ptr(), *of_latent)
-            weights = latent if dtype is F32 else latent.to(dtype)
-        if need_w:
-            grad_w = torch.empty(outputs, inputs, dtype=F32)
-        scratch = torch.empty(min(tokens, width(inputs, outputs)), inputs, dtype=F32)
-        for part in token_parts(tokens, inputs, outputs):
-            start, count = part.start, part.stop - part.start
-            whole = count == tokens
-            g = some = of_grad if whole else of_grad[part]
-            if dtype is not g.dtype or not g.is_contiguous():
-                g = g.to(dtype).contiguous()
-            room = scratch if whole else scratch[:count]
+            of_weights = factors.data_ptr(), factors.numel(), *part_of(weights, 0, inputs), inputs
+            code.dequantize_rows(w_codes.data_ptr(), *of_weights, 0, outputs)
+        room = torch.empty(min(tokens, step), inputs, dtype=dtype)
+        for start in range(0, tokens, step):
+            count = min(step, tokens - start)
+            part = slice(start, start + count)
+            g, some, into = (
+                (of_grad, room, of_grad_x) if count == tokens else (of_grad[part], room[:count], None)
+            )
             if need_b:
-                of_bias = some if some.dtype is F32 else some.float()
+                of_bias = g if g.dtype is F32 else g.float()
                 if scaled:
                     of_bias = of_bias * (rows(scale)[part] * w_scale)
                 of_bias = of_bias.sum(0)
                 grad_b = of_bias if grad_b is None else grad_b.add_(of_bias)
-            if grad_w is not None:
-                place = codes.data_ptr() + inputs * start, scale.data_ptr() + 4 * start
-                of_part = *place, count, room.data_ptr(), inputs
-                share(dequantize_rows(), of_part, count, room.numel(), saved, scratch)
-                add_product(grad_w, g, room if dtype is F32 else room.to(dtype), first=start == 0)
+            if g.dtype is not dtype or not g.is_contiguous():
+                g = g.to(dtype).contiguous()
+            if need_w:
+                given = codes.data_ptr() + inputs * start, scale.data_ptr() + 4 * start, count
+                given = *given, *part_of(room, 0, inputs), inputs
+                share(code.dequantize_rows, given, count, inputs * count, saved, room)
+                grad_w = add_product(grad_w, g, some)
             if of_grad_x is not None and weights is not None:
-                target = of_grad_x if whole else of_grad_x[part]
-                into = target if x is None else room
-                if dtype is F32:
-                    torch.mm(g, weights, out=into)
-                else:
-                    into.copy_(g @ weights)
-                if x is not None:
-                    source = some_rows(x, part, whole)
+                into = of_grad_x[part] if into is None else into
+                product = into if into.dtype is dtype else some
+                torch.mm(g, weights, out=product)
+                if source is not None:
                     of_tokens = (0 if t is None else t.data_ptr() + 4 * start for t in (mean, rstd))
-                    given = room.data_ptr(), source.data_ptr(), *of_tokens, target.data_ptr(), inputs
-                    share(norm_backward(), given, count, room.numel(), scratch, source, saved, grad_x)
+                    given = *part_of(product, 0, inputs), *part_of(source, start, inputs), *of_tokens
+                    given = *given, into.data_ptr(), inputs
+                    share(code.norm_backward, given, count, inputs * count, room, source, saved, grad_x)
         return grad_x, grad_w, grad_b
 
     def normalize(self, x: Tensor, norm: Norm, dim: int) -> Normed:
         if norm == "none" or dim != -1 or not (compilable(x) and x.is_contiguous() and x.numel()):
             return super().normalize(x, norm, dim)
-        from bitexp.kernels.cpu.norm_quant import normalize
-
         y, features, centered = torch.empty_like(x), x.shape[-1], norm == "layer"
         kept = torch.empty(1 + centered, *x.shape[:-1], 1, dtype=F32).unbind()
         rstd, mean = (*kept, None)[:2]
         given = x.data_ptr(), y.data_ptr(), address(mean), address(rstd), features, int(centered)
-        share(normalize(), given, x.numel() // features, x.numel(), x, y, kept)
+        share(compiled().normalize, given, x.numel() // features, x.numel(), x, y, kept)
         return y, mean, rstd
 
     def abs_median(self, rows: Tensor) -> Tensor:
@@ -189,15 +186,27 @@ class CpuBackend(Int8Backend):
         medians(array(rows.contiguous().view(torch.int32)), out.view(torch.int32).view(-1).numpy())
         return out
 
+    def means(self, rows: Tensor) -> Tensor:
+        return row_means(rows, 0) if compilable(rows) else super().means(rows)
+
+    def abs_means(self, rows: Tensor) -> Tensor:
+        return row_means(rows, 1) if compilable(rows) else super().abs_means(rows)
+
+    def signs(self, rows: Tensor, middle: Tensor) -> Tensor:
+        if not (compilable(rows) and compilable(middle)):
+            return super().signs(rows, middle)
+        rows, middle = rows.contiguous(), middle.contiguous()
+        codes, (count, features) = torch.empty_like(rows, dtype=torch.int8), rows.shape
+        compiled().sign_rows(rows.data_ptr(), middle.data_ptr(), codes.data_ptr(), features, count)
+        return codes
+
     def rounded(self, rows: Tensor, scale: Tensor, levels: Levels) -> Tensor:
         if not (compilable(rows) and compilable(scale)):
             return super().rounded(rows, scale, levels)
-        from bitexp.kernels.cpu.norm_quant import round_rows
-
         rows, scale = rows.contiguous(), scale.contiguous()
-        codes, (count, features) = torch.empty(rows.shape, dtype=torch.int8), rows.shape
+        codes, (count, features) = torch.empty_like(rows, dtype=torch.int8), rows.shape
         bounds = levels.low, levels.high
-        round_rows()(rows.data_ptr(), scale.data_ptr(), *bounds, codes.data_ptr(), features, count)
+        compiled().round_rows(rows.data_ptr(), scale.data_ptr(), *bounds, codes.data_ptr(), features, count)
         return codes
 
 
@@ -206,16 +215,29 @@ def address(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
+def part_of(x: Tensor, token: int, features: int) -> tuple[int, int]:
+    """Where the numbers of a token begin, and the size of one."""
+    size = SIZES[x.dtype]
+    return x.data_ptr() + size * features * token, size
+
+
+def row_means(rows: Tensor, magnitudes: int) -> Tensor:
+    """`[rows, weights] -> [rows, 1]`: the means of W, or of |W|."""
+    rows, (count, features) = rows.contiguous(), rows.shape
+    out = torch.empty(count, 1, dtype=F32)
+    compiled().row_means(rows.data_ptr(), out.data_ptr(), magnitudes, features, count)
+    return out
+
+
 def compilable(x: Tensor) -> bool:
     """Whether compiled code takes the tensor: fp32 numbers in main memory."""
     return x.dtype == F32 and x.is_cpu and readable(x)
 
 
-def add_product(total: Tensor, grad: Tensor, inputs: Tensor, first: bool) -> None:
+def add_product(total: Tensor | None, grad: Tensor, inputs: Tensor) -> Tensor:
     """Adds `grad^T @ inputs`, first to nothing; the total is fp32, whatever the factors are."""
-    if grad.dtype == total.dtype:
-        total.addmm_(grad.t(), inputs, beta=0 if first else 1)
-    elif first:
-        total.copy_(grad.t() @ inputs)
-    else:
-        total += grad.t() @ inputs
+    if total is None:
+        return torch.mm(grad.t(), inputs).float()
+    if grad.dtype is total.dtype:
+        return total.addmm_(grad.t(), inputs)
+    return total.add_(torch.mm(grad.t(), inputs))

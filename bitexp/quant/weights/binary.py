@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from bitexp.quant.levels import BINARY
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
-from bitexp.quant.sums import row_means
 
 
 @WEIGHTS.register("binary")
@@ -17,7 +15,7 @@ class Binary(WeightQuantizer):
     levels = BINARY
 
     def scale(self, rows: Tensor) -> Tensor:
-        return row_means(rows.abs())
+        return self.backend.abs_means(rows)
 
     def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
-        return torch.where(rows > row_means(rows), 1.0, -1.0)
+        return self.backend.signs(rows, self.backend.means(rows))

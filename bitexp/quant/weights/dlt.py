@@ -12,7 +12,7 @@ from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.per_row import summed
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
-from bitexp.quant.sums import row_means
+from bitexp.quant.sums import ordered_means
 from bitexp.quant.weights.lsq import step_size_gradients
 
 
@@ -33,7 +33,7 @@ class DLT(WeightQuantizer):
     def __init__(self, weight: Tensor, *, granularity: Literal["tensor", "channel"] = "channel") -> None:
         super().__init__(weight, granularity=granularity)
         rows, shape = self.rows(weight)
-        self.alpha = nn.Parameter(row_means(rows.abs()).clamp(min=EPS).reshape(shape))
+        self.alpha = nn.Parameter(ordered_means(rows.abs()).clamp(min=EPS).reshape(shape))
         self.gamma = nn.Parameter(torch.zeros_like(self.alpha))
 
     def scale(self, rows: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.per_row import spread
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
-from bitexp.quant.sums import row_means
 
 
 @WEIGHTS.register("dorefa")
@@ -39,7 +38,7 @@ class DoReFa(WeightQuantizer):
 
     def scale(self, rows: Tensor) -> Tensor:
         if self.steps == 1:
-            return row_means(rows.abs())
+            return self.backend.abs_means(rows)
         constant = torch.full_like(rows[:, :1], 1 / self.steps)
         return constant.where(rows.isfinite().all(-1, keepdim=True), torch.nan)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from bitexp.quant.levels import TERNARY, Levels
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.spec import EPS
-from bitexp.quant.sums import row_means
+from bitexp.quant.sums import ordered_means
 
 
 @WEIGHTS.register("fixed")
@@ -33,7 +33,7 @@ class Fixed(WeightQuantizer):
             raise ValueError(f"bits={bits} must be 1.58, or a whole number from 2 to 8")
         rows, shape = self.rows(weight)
         if bits == 1.58:
-            self.levels, initial = TERNARY, row_means(rows.abs())[:, 0]
+            self.levels, initial = TERNARY, ordered_means(rows.abs())[:, 0]
         else:
             self.levels, self.bits = Levels.symmetric(int(bits)), int(bits)
             initial = rows.abs().amax(-1) / self.levels.high

@@ -12,7 +12,7 @@ from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.per_row import spread, summed
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
-from bitexp.quant.sums import row_means
+from bitexp.quant.sums import ordered_means
 
 
 @WEIGHTS.register("lsq")
@@ -45,7 +45,7 @@ class LSQ(WeightQuantizer):
         self.levels, self.bits = Levels.signed(bits), bits
         rows, shape = self.rows(weight)
         if init == "mean":
-            initial = 2 * row_means(rows.abs())[:, 0] / self.levels.high**0.5
+            initial = 2 * ordered_means(rows.abs())[:, 0] / self.levels.high**0.5
         elif init == "absmax":
             initial = rows.abs().amax(-1) / self.levels.high
         else:

@@ -12,7 +12,7 @@ from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.per_row import spread, summed
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
-from bitexp.quant.sums import row_means
+from bitexp.quant.sums import ordered_means
 
 
 class LearnedRange(WeightQuantizer):
@@ -60,7 +60,7 @@ class ElasticBinary(LearnedRange):
         super().__init__(weight, granularity)
 
     def initial(self, rows: Tensor) -> Tensor:
-        return row_means(rows.abs())
+        return ordered_means(rows.abs())
 
     def scale(self, rows: Tensor) -> Tensor:
         return self.range

@@ -12,7 +12,7 @@ from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.product import Quantized
 from bitexp.quant.rank_one import rank_one
 from bitexp.quant.spec import EPS
-from bitexp.quant.sums import row_means, row_sums
+from bitexp.quant.sums import ordered_means, row_means, row_sums
 
 
 @WEIGHTS.register("sign")
@@ -55,7 +55,7 @@ class Sign(WeightQuantizer):
         self.factor: nn.Parameter | None = None
         if scale == "learned":
             rows, shape = self.rows(weight)
-            begin = row_means(rows.abs()) if init == "mean" else rank_one(weight)[0]
+            begin = ordered_means(rows.abs()) if init == "mean" else rank_one(weight)[0]
             self.factor = nn.Parameter(begin.clamp(min=EPS).reshape(shape))
 
     def values(self, rows: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.per_row import mean_where
 from bitexp.quant.sparsifiers import largest
 from bitexp.quant.spec import Granularity
-from bitexp.quant.sums import row_means
 
 
 def kept(rows: Tensor, inputs: int, keep: int, block: int) -> Tensor:
@@ -66,7 +65,7 @@ class SparseTernary(WeightQuantizer):
         self.bits = math.log2(patterns) / block
 
     def scale(self, rows: Tensor) -> Tensor:
-        return row_means(rows.abs())
+        return self.backend.abs_means(rows)
 
     def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
         return super().codes(rows, scale) * kept(rows, self.inputs, self.keep, self.block)

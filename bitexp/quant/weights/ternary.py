@@ -9,7 +9,7 @@ from bitexp.quant.levels import TERNARY
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.per_row import mean_where
 from bitexp.quant.spec import Granularity
-from bitexp.quant.sums import row_means, row_sums
+from bitexp.quant.sums import row_sums
 
 
 @WEIGHTS.register("ternary_mean")
@@ -19,7 +19,7 @@ class TernaryMean(WeightQuantizer):
     levels = TERNARY
 
     def scale(self, rows: Tensor) -> Tensor:
-        return row_means(rows.abs())
+        return self.backend.abs_means(rows)
 
 
 @WEIGHTS.register("ternary_median")
@@ -68,7 +68,7 @@ class TernaryWeightNetwork(WeightQuantizer):
 
     def beyond(self, rows: Tensor) -> Tensor:
         """Where weights are other than zero."""
-        return rows.abs() > self.threshold * row_means(rows.abs())
+        return rows.abs() > self.threshold * self.backend.abs_means(rows)
 
     def scale(self, rows: Tensor) -> Tensor:
         return mean_where(rows.abs(), self.beyond(rows))
