@@ -15,7 +15,7 @@ from bitexp.deploy.description import Description
 from bitexp.run.build import describe
 from bitexp.run.checks import device_type
 from bitexp.run.parts import Parts
-from bitexp.run.summary import data_line, kernel_line, model_line, quantizer_line, train_line
+from bitexp.run.summary import data_line, engines_line, kernel_line, model_line, quantizer_line, train_line
 from bitexp.track.folder import RunFolder
 from bitexp.train.rates import lr_decay_sum
 
@@ -72,5 +72,6 @@ class Attempt:
             "quantizer": quantizer_line(settings, parts),
             "data": data_line(settings, parts, self.batches),
             "kernel": kernel_line(parts),
+            "runs in": engines_line(parts, self.description.preprocessing.get("tokenizer")),
             "train": train_line(settings, self.steps, self.lr_decay_sum),
         }
