@@ -7,6 +7,7 @@ import math
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -17,15 +18,25 @@ TENSORS_AT_LEAST, TENSORS_FOR_EACH = 1000, 16
 """How many tensors a constructor may make: so many, and so many more for each one in the file."""
 
 
-class Limited(TorchFunctionMode):
-    """While it is active, making more than `count` tensors raises `ValueError`."""
+NUMBERS, NUMBERS_AT_MOST = (torch.arange, torch.linspace, torch.tensor), 4096
+"""What makes tensors to calculate with, as the widths of layers, and how long such a one may be."""
 
-    def __init__(self, count: int) -> None:
+
+class Limited(TorchFunctionMode):
+    """While it is active, making more than `count` tensors raises `ValueError`.
+
+    With `numbers`, short tensors of `NUMBERS` are made on the CPU, whatever the default device is: on `meta`
+    a constructor cannot read them.
+    """
+
+    def __init__(self, count: int, numbers: bool = False) -> None:
         super().__init__()
-        self.left = count
+        self.left, self.numbers = count, numbers
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if self.numbers and func in NUMBERS and result.is_meta and result.numel() <= NUMBERS_AT_MOST:
+            result = func(*args, **{**(kwargs or {}), "device": "cpu"})
         if isinstance(result, Tensor) and not (args and result is args[0]):
             self.left -= 1
             if self.left < 0:

@@ -48,8 +48,8 @@ def followed() -> bool:
 
 
 def in_memory(x: Tensor) -> bool:
-    """Whether a tensor is an ordinary one, of numbers in the memory of its device."""
-    return (type(x) is Tensor or type(x) is Parameter) and has_storage(x)
+    """Whether a tensor is an ordinary one, of numbers in the memory of its device; a compiler has none."""
+    return not is_dynamo_compiling() and (type(x) is Tensor or type(x) is Parameter) and has_storage(x)
 
 
 def recorded(x: Tensor) -> bool:

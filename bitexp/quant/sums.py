@@ -30,7 +30,7 @@ def ordered_sum(dim: int, x: Tensor, y: Tensor | None = None) -> Tensor:
     """
     if y is not None:
         x = x * y
-    count = x.shape[dim]
+    count = int(x.shape[dim])  # which torch.jit.trace gives as a tensor
     if few(dim, x):
         return torch.from_numpy(few_sums(copied_rows(x)[1])).reshape(*x.shape[:-1], 1)
     if count <= LANES:
@@ -55,7 +55,7 @@ def few(dim: int, x: Tensor) -> bool:
     """Whether numpy may read x, and sums it faster than torch."""
     count = x.numel()  # a symbol where a program for all sizes is recorded, and that must not be asked
     fits = dim == -1 and x.dtype is torch.float32 and type(count) is int and 0 < count <= FEW and x.is_cpu
-    return fits and readable(x) and in_memory(x)  # a compiler cannot follow the second
+    return fits and readable(x) and in_memory(x)
 
 
 def copied_rows(x: Tensor) -> tuple[Tensor, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from bitexp.deploy.frozen import FrozenLayer, freeze
+from bitexp.deploy.packed_checks import Limited
 from bitexp.deploy.packed_file import load_packed, read_packed, save_packed, sizes
 from bitexp.kernels import KERNELS
 from bitexp.models import MODELS
@@ -135,3 +137,28 @@ def test_what_is_shared_is_stored_once_and_shared_again(
     assert loaded.head.weight is loaded.twin.weight
     body = 64 * 64 * 4 if quantizer == "full" else 64 * 13 + 4
     assert sizes(read_packed(path)) == {"body_bytes": body, "total_bytes": body + (64 + 64 * 5 + 5 + 5) * 4}
+
+
+class Calculated(nn.Sequential):
+    """Layers whose widths were calculated by tensors, as those of torchvision's RegNets are."""
+
+    def __init__(self, *, shape: tuple[int, int, int], classes: int) -> None:
+        widths = (torch.linspace(0, 1, 3) * torch.tensor(-32.0) + 64).int().tolist()
+        linears = [nn.Linear(*pair) for pair in pairwise(widths)]
+        super().__init__(nn.Flatten(), *linears, nn.Linear(widths[-1], classes))
+
+
+def test_a_constructor_may_calculate_with_tensors(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS._entries, "calculated", Calculated)
+    description = describe("calculated")
+    description.exclude[:] = ["3"]
+    _, x, expected = write(path, description)
+    loaded, _ = load_packed(path, REFERENCE)
+    assert torch.equal(loaded(x), expected)
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_only_short_tensors_are_made_to_calculate_with(numbers: bool) -> None:
+    with torch.device("meta"), Limited(10, numbers):
+        short, long, drawn = torch.arange(4096), torch.arange(4097), torch.rand(2)
+    assert [short.is_meta, long.is_meta, drawn.is_meta] == [not numbers, True, True]

@@ -14,6 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from bitexp.quant import modes
+from bitexp.quant.convolution import exact_conv
+from bitexp.quant.sums import ordered_sum
 
 
 def traced(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
@@ -57,6 +59,20 @@ def test_what_is_followed_is_not_read(way: str) -> None:
     assert seen
     assert set(seen) == {(True, False)}
     assert not modes.followed()
+
+
+@pytest.mark.parametrize("way", FOLLOWING)
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * modes.in_memory(x),
+        lambda x: ordered_sum(-1, x) + ordered_sum(-3, x, x),
+        lambda x: exact_conv(x.round(), torch.ones(4, 3, 3, 3), ((1, 1), (1, 1), (1, 1), 1)),
+    ],
+    ids=["memory", "sum", "convolution"],
+)
+def test_what_layers_are_made_of_can_be_followed(function: Callable[[Tensor], Tensor], way: str) -> None:
+    FOLLOWING[way](function, torch.randn(2, 3, 5, 70))
 
 
 class Named(Tensor):

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from bitexp.common.registry import Registry
@@ -69,16 +68,8 @@ class Exporter:
         raise NotImplementedError
 
 
-def expressible(description: Description | nn.Module, tokenizer: str | None = None) -> dict[str, str | None]:
-    """For every target the reason why it cannot hold a model, or None where it can.
-
-    Args:
-        description: of the model, or the model itself, quantized or frozen.
-    """
-    model = description
-    if isinstance(model, Description):
-        with torch.device("meta"):
-            model = model.build()
+def expressible(model: nn.Module, tokenizer: str | None = None) -> dict[str, str | None]:
+    """For every target the reason why it cannot hold a model, quantized or frozen; None where it can."""
     return {name: reason(EXPORTERS.get(name)(), model, tokenizer) for name in EXPORTERS.names()}
 
 

@@ -27,7 +27,7 @@ from bitexp.kernels.reference import PLAIN, Reference
 from bitexp.kernels.registry import KERNELS
 from bitexp.quant.backend import Backend
 from bitexp.quant.levels import BINARY
-from bitexp.quant.modes import has_vnni, readable
+from bitexp.quant.modes import followed, has_vnni, in_memory, readable
 from bitexp.quant.product import Quantized, scaled_product
 from bitexp.quant.spec import EXACT, LayerSpec, Norm
 
@@ -55,21 +55,30 @@ class Packed:
         self.run = functools.partial(layer(isa, bits), *where, inputs, outputs)
         self.scratch, self.streams = scratch_bytes(inputs), len(weights)
         self.worth = -(-threads.WORTH // (outputs * inputs))  # tokens from which on threads are
+        self._integers: Quantized | None = None
+        self._signs: Quantized | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:  # compiled functions are not copied with it
         return Packed, (self.weights.clone(), self.scale, self.bits, self.outputs, self.inputs, self.isa)
 
-    @functools.cached_property
+    @property
     def integers(self) -> Quantized:
         """As int8 codes, kept from the first call on that needs them: unpacking is slower than a product."""
-        return Quantized(self.codes(), self.scale)
+        if self._integers is None:
+            integers = Quantized(self.codes(), self.scale)
+            if followed():  # a compiler's, or a mode's: no other call may have it
+                return integers
+            self._integers = integers
+        return self._integers
 
-    @functools.cached_property
+    @property
     def signs(self) -> Quantized:
-        """Signs as bits of whole words, in place of the codes; kept likewise."""
+        """Signs as bits of whole words, in place of the codes; kept likewise. Nothing may follow this."""
         from bitexp.kernels.cpu.popcount import words_of
 
-        return Quantized(words_of(self.codes()), self.scale)
+        if self._signs is None:
+            self._signs = Quantized(words_of(self.codes()), self.scale)
+        return self._signs
 
     def codes(self) -> Tensor:
         """The int8 codes `[outputs, inputs]`."""
@@ -177,8 +186,9 @@ class Cpu(Reference):
         bias: Tensor | None = None,
         spec: LayerSpec = PLAIN,
     ) -> Tensor:
-        act = spec.activations
-        if isinstance(prepared, Packed) and prepared.bits == 1 and act is not None and act.levels == BINARY:
+        levels = None if spec.activations is None else spec.activations.levels
+        signs = isinstance(prepared, Packed) and prepared.bits == 1 and levels == BINARY
+        if signs and codes.is_cpu and in_memory(codes) and readable(codes):
             return scaled_product(codes, scale, prepared.signs, bias, spec, SIGNS)
         return self.other.forward_codes(codes, scale, self.weights(prepared), bias, spec)
 

@@ -46,7 +46,7 @@ NOT_GGUF = [
 def test_not_for_transformers(
     quantizer: str, changes: dict[str, Any], sizes: dict[str, Any], hint: str
 ) -> None:
-    reason = expressible(described(quantizer, changes, **sizes))["transformers"]
+    reason = expressible(described(quantizer, changes, **sizes).build())["transformers"]
     assert reason is not None
     assert hint in reason
 
@@ -62,7 +62,7 @@ def test_not_for_llama_cpp(
 def test_a_frozen_model_and_its_description_say_the_same(tmp_path: Path) -> None:
     for description in (described("b158"), described("ternary_mean"), described("b158", sub_norm=True)):
         source = packed(tmp_path, description)
-        assert expressible(source.model) == expressible(description)
+        assert expressible(source.model) == expressible(description.build())
 
 
 def test_the_command_says_what_can_leave(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,9 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bitexp.kernels.cpu import Cpu, Packed
+from bitexp.quant.levels import BINARY
 from bitexp.quant.product import Quantized
+from bitexp.quant.spec import ActivationSpec, LayerSpec, Part
 from tests.support.cpu_kernel import REFERENCE, case
 from tests.support.specs import spec_for
 
@@ -75,27 +77,59 @@ class Function(torch.nn.Module):
         self.forward = function
 
 
-def test_what_follows_the_operations_of_torch_sees_them() -> None:
-    """Traces, graphs, fake tensors and derivatives: a product past torch would be missing there."""
-    x, codes, steps, bias = case("ternary", 3, 20, 70, True, True)
-    kernel = Cpu()
-    prepared = kernel.prepare(codes, steps)
+SIGNS = LayerSpec(shape=(70, 20), activations=ActivationSpec(Part("sign"), BINARY), levels=BINARY)
+"""Of a layer that multiplies signs by signs, which are counted."""
 
-    def function(x: Tensor) -> Tensor:
-        return kernel.forward(x, prepared, bias)
 
-    other = torch.randn(3, 20)
-    expected = function(other)
+def traced(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is old, and shapes are fixed in a trace
-        traced = torch.jit.trace(function, (x,), check_trace=False)
-    assert torch.equal(traced(other), expected)
-    assert torch.equal(make_fx(function)(x)(other), expected)
-    assert torch.equal(torch.compile(function, backend="eager", fullgraph=True)(other), expected)
-    exported = torch.export.export(Function(function), (x,), strict=False)
-    assert torch.equal(exported.module()(other), expected)
+        program: Callable[[Tensor], Tensor] = torch.jit.trace(function, (x,), check_trace=False)
+    return program
+
+
+def faked(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert function(mode.from_tensor(x)).shape == (3, 70)
+    return function  # which has kept nothing of it
+
+
+FOLLOWED: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "trace": traced,
+    "make_fx": lambda function, x: make_fx(function)(x),
+    "compile": lambda function, x: torch.compile(function, backend="eager", fullgraph=True),
+    "export": lambda function, x: torch.export.export(Function(function), (x,), strict=False).module(),
+    "vmap": lambda function, x: torch.vmap(function),
+    "fake": faked,
+}
+
+
+@pytest.mark.parametrize("kind", ["ternary", "binary", "signs"])
+@pytest.mark.parametrize("way", FOLLOWED)
+def test_what_follows_the_operations_of_torch_sees_them(way: str, kind: str) -> None:
+    """A product past torch would be missing there. The kernel has multiplied nothing before."""
+    x, codes, steps, bias = case("binary" if kind == "signs" else kind, 3, 20, 70, True, True)
+    kernel, other = Cpu(), torch.randn(3, 20)
+
+    def network() -> Callable[[Tensor], Tensor]:
+        prepared = kernel.prepare(codes, steps)
+        if kind != "signs":
+            return lambda x: kernel.forward(x, prepared, bias)
+        scale = torch.ones(3, 1)
+
+        def product(x: Tensor) -> Tensor:
+            signs, one = (x > 0).to(torch.int8) * 2 - 1, scale[0] if x.dim() == 1 else scale
+            return kernel.forward_codes(signs, one, prepared, bias, SIGNS)
+
+        return product
+
+    torch._dynamo.reset()
+    assert torch.equal(FOLLOWED[way](network(), x)(other), network()(other))
+
+
+def test_derivatives_by_transforms_are_those_of_the_graph() -> None:
+    x, codes, steps, bias = case("ternary", 3, 20, 70, True, True)
+    prepared = Cpu().prepare(codes, steps)
     leaf = x.clone().requires_grad_()
-    function(leaf).sum().backward()
-    assert torch.equal(torch.func.grad(lambda x: function(x).sum())(x), leaf.grad)
+    Cpu().forward(leaf, prepared, bias).sum().backward()
+    assert torch.equal(torch.func.grad(lambda x: Cpu().forward(x, prepared, bias).sum())(x), leaf.grad)
