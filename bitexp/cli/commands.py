@@ -28,6 +28,9 @@ COMMANDS = {
         "outputs/lm_portable --runtime llama.cpp",
         "does another engine compute the same?",
     ),
+    "import": Command(
+        "bitexp.deploy.import_model", "FOLDER --out model.safetensors", "a model of somebody else"
+    ),
     "bench": Command(
         "bitexp.bench.command", "[step|layers|models|gpu]", "what a precision costs on this machine"
     ),
