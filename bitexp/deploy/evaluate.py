@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
         UserError: no such run or engine, no data, or no engine that could run it.
     """
     torch.set_num_threads(max(1, options.threads))
-    names = options.runtime or ENGINES.names()
+    names = options.runtime or [name for name in ENGINES.names() if not ENGINES.get(name).asked_for]
     engines = {name: ENGINES.get(name) for name in names}
     if options.folder and len(engines) != 1:
         raise UserError("--folder holds what one engine reads: name it with --runtime")
@@ -92,14 +92,14 @@ def tell(
             f"{packed.path} lies in no run's folder, so that it is not known what it was tested on"
         )
     data = data_of(packed.path.parent)
-    report, flawed, left_out = Report(), [], []
+    report, remarked, flawed, left_out = Report(), [], [], []
     table = Table(box=None, pad_edge=False)
     headings = ("bits per byte", "text") if "tokenizer" in packed.preprocessing else ("accuracy",)
     for heading in ("runtime", *headings, "same", "unsure", "rms", "KL", "per second", "bytes"):
         table.add_column(heading, justify="left" if heading in ("runtime", "text") else "right")
     for name, engine in engines.items():
         try:
-            found, flaws, row = compared(packed, engine, data, samples, folder)
+            found, flaws, row, remarks = compared(packed, engine, data, samples, folder)
         except UserError as error:
             if strict:
                 raise
@@ -108,6 +108,7 @@ def tell(
         if not table.rows:
             table.add_row("bitexp", *own_row(found, packed.path.stat().st_size, data))
         table.add_row(name, *row)
+        remarked += [f"{name}: {remarks}"] if remarks else []
         flawed += [f"{name} computes something else: {flaw}" for flaw in flaws]
     report.line(f"{packed.name} · {path_text(packed.path)}")
     report.table(table, ["KL", "rms", "unsure"])
@@ -118,7 +119,7 @@ def tell(
         "logits and distributions, from bitexp's. Speed is that of whole batches, bitexp's with the "
         "kernel reference."
     )
-    for line in [*left_out, *flawed]:
+    for line in [*remarked, *left_out, *flawed]:
         report.sentences(line)
     if flawed:
         Progress.note(1)
@@ -126,14 +127,14 @@ def tell(
 
 def compared(
     packed: Packed, engine: type[Engine], data: Any, samples: int | None = None, folder: Path | None = None
-) -> tuple[Agreement, list[str], list[str]]:
+) -> tuple[Agreement, list[str], list[str], str]:
     """Runs an engine beside bitexp.
 
     Args:
         samples: windows of text or images. folder: what was exported for it; None: exports it.
 
     Returns:
-        the comparison, what would not be so were the engine right, and its row of the table.
+        the comparison, what would not be so were the engine right, its row of the table, its remarks.
 
     Raises:
         UserError: it is not installed, or it cannot run this model.
@@ -147,7 +148,8 @@ def compared(
             except InexpressibleError as error:
                 raise UserError(f"it cannot run this model: {error}") from None
             write(exporter, packed, folder)
-        theirs, ours = engine(folder).outputs, packed.model
+        runner, ours = engine(folder), packed.model
+        theirs = runner.outputs
         batches = list(held_out(data, samples or (TEXT_WINDOWS if text else IMAGES)))
         if not batches:
             raise UserError("the data have no test part")
@@ -157,7 +159,7 @@ def compared(
             found.text = continuation(ours, theirs, batches[0][0][0, :PROMPT].tolist(), room)
         count = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     per_token = data.bytes_per_token("test") if text else None
-    return found, found.flaws(per_token), row(found, 1, count, data)
+    return found, found.flaws(per_token), row(found, 1, count, data), runner.remarks
 
 
 def own_row(found: Agreement, count: int, data: Any) -> list[str]:

@@ -23,6 +23,10 @@ class Engine:
 
     target: ClassVar[str]
     """The exporter whose files it reads."""
+    asked_for: ClassVar[bool] = False
+    """Whether it runs only where it is named, since it is slow."""
+    remarks: str = ""
+    """What else was found out while it ran, in words."""
 
     def __init__(self, folder: Path) -> None:
         raise NotImplementedError

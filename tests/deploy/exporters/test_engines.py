@@ -21,6 +21,8 @@ from tests.support.exports import PORTABLE, described, packed, tokens
 CLOSE, FLIPPED = 1e-5, 0.02
 """Differences of logits, of their largest: by rounding, and where an activation code is another."""
 RMS = {"norm": "rms"}
+CNN = {"shape": (1, 8, 8), "classes": 10, "widths": [6, 9], "pool": [2, 1], "kernel": 3, "dropout": 0.0}
+IMAGE = {"channels": 1, "size": [8, 8], "divide_by": 16, "mean": [0.3], "std": [0.4]}
 CHANNEL = {"granularity": "channel"}
 
 
@@ -122,7 +124,7 @@ def test_llama_cpp_where_it_rounds_otherwise(
         described("int", {"weights": {"bits": 4}}),
         Description(
             "cnn",
-            {"shape": (1, 8, 8), "classes": 10, "channels": [8, 8], "dropout": 0.0, "norm": "batch"},
+            CNN,
             "ternary_mean",
             exclude=["stem", "head"],
         ),
@@ -130,8 +132,7 @@ def test_llama_cpp_where_it_rounds_otherwise(
     ids=["decoder", "int4", "cnn"],
 )
 def test_graphs(tmp_path: Path, engine: str, description: Description) -> None:
-    image = {"channels": 1, "size": [8, 8], "divide_by": 16, "mean": [0.3], "std": [0.4]}
-    source = packed(tmp_path, description, None if description.model == "decoder" else image)
+    source = packed(tmp_path, description, None if description.model == "decoder" else dict(IMAGE))
     kind = ENGINES.get(engine)
     write(build(kind.target, {}), source, tmp_path / "out")
     x = tokens(3, 17) if description.model == "decoder" else torch.randn(3, 1, 8, 8)
