@@ -120,6 +120,9 @@ def interrupt(seconds: float) -> None:
 
 # commands
 
+OTHERS = ("bench sweep", "bitexp evaluate", "--check")
+"""Commands that start other programs."""
+
 
 def starts_interpreters(line: str) -> bool:
     """Whether a command starts interpreter after interpreter; tests/sweep/test_launchers.py starts fewer."""
@@ -176,7 +179,7 @@ def overlay(line: str, words: list[str]) -> list[str]:
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param(c, marks=[pytest.mark.slow] * is_slow(c))
+        pytest.param(c, marks=[pytest.mark.slow] * (is_slow(c) or any(w in c for w in OTHERS)))
         for c in commands()
         if not any(word in c for word in ("ddp", *CLUSTER))
     ],
@@ -219,6 +222,11 @@ def test_a_command_runs(
         words[0] = str(outputs / Path(words[0]).name)
         ended = command("generate", *words, "--tokens", "8")
         assert ended.out.startswith(words[words.index("--prompt") + 1])
+    elif word in ("export", "evaluate"):
+        shutil.copytree(made("+experiment=lm_portable", "model.depth=1"), outputs)
+        words[0] = str(outputs / Path(words[0]).name)
+        ended = command(word, *words, *(["--samples", "1"] if word == "evaluate" else []))
+        assert "gguf" in ended.out or Path(words[0]).name in ended.out
     elif word == "report":
         request.getfixturevalue("two_runs")
         words[0] = str(outputs) if words[0] == "outputs" else str(outputs / Path(words[0]).name)

@@ -22,6 +22,15 @@ COMMANDS = {
     "generate": Command(
         "bitexp.deploy.generate", 'outputs/lm_ternary --prompt "def "', "text from a language model"
     ),
+    "export": Command("bitexp.deploy.export", "outputs/lm_portable --to gguf", "a model for another engine"),
+    "evaluate": Command(
+        "bitexp.deploy.evaluate",
+        "outputs/lm_portable --runtime llama.cpp",
+        "does another engine compute the same?",
+    ),
+    "import": Command(
+        "bitexp.deploy.import_model", "FOLDER --out model.safetensors", "a model of somebody else"
+    ),
     "bench": Command(
         "bitexp.bench.command", "[step|layers|models|gpu]", "what a precision costs on this machine"
     ),

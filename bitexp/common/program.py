@@ -27,5 +27,5 @@ def run_program(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
-    options = parser.parse_args(words)
+    options = parser.parse_intermixed_args(words)
     return guarded(lambda: run(options))

@@ -168,12 +168,16 @@ class FrozenLayer(nn.Module):
     def _straight_through(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The same output where the gradient of the input is wanted: that of the trained layer."""
         codes = scale = None
-        quantized = Quantized(self._codes(), self.scale, self.shift)
+        quantized = self.quantized()
         if (act := self.activations) is not None and (act.spec.absmax is None or act.has_rule):
             codes, scale = act.codes(x.detach(), Geometry(self.spec.conv).scale_dims)
             x = carried(x, act, Quantized(codes, scale))
         call = Call(replace(self.spec, norm="none"), self.kernel.backend, torch.float32, torch.float32, False)
         return self._shifted(quantized_product(x, quantized.codes, bias, quantized, call, codes, scale), x)
+
+    def quantized(self) -> Quantized:
+        """The weights as integers, unpacked."""
+        return Quantized(self._codes(), self.scale, self.shift)
 
     def _codes(self) -> Tensor:
         """The int8 codes of the weights, in their shape; on `meta` nothing else is known of them."""

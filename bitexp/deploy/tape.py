@@ -94,6 +94,9 @@ class Recorder:
         self.source = self.slot(1, features)
         return self.source
 
+    def image(self, channels: int, height: int, width: int) -> Slot:
+        raise CannotCompileError("convolutions have no step")
+
     def linear(self, layer: nn.Module, x: Slot) -> Slot:
         if isinstance(layer, FrozenLayer):
             return self.frozen(layer, x)

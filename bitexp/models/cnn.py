@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bitexp.common import checks
 from bitexp.models.registry import MODELS
+from bitexp.models.tape import Tape, Value
 from bitexp.models.taps import Tap, Taps
 
 
@@ -30,6 +31,11 @@ class ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
         return x if self.pool == 1 else F.max_pool2d(x, self.pool)
+
+    def record(self, tape: Tape, x: Value) -> Value:
+        """See `CNN.record`."""
+        x = tape.activate("relu", tape.batch_norm(self.norm, tape.convolve(self.conv, x)))
+        return x if self.pool == 1 else tape.max_pool(x, self.pool)
 
 
 @MODELS.register("cnn")
@@ -70,6 +76,7 @@ class CNN(nn.Module):
                 f"of the {height}x{width} image; use fewer or smaller windows, 1 for none"
             )
         super().__init__()
+        self.shape = shape
         layers = zip(pairwise([channels, *widths]), pool, strict=True)
         stem, *blocks = (ConvBlock(i, o, kernel, p) for (i, o), p in layers)
         self.stem = stem
@@ -82,3 +89,11 @@ class CNN(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.drop(x.mean(dim=(2, 3))))
+
+    def record(self, tape: Tape) -> Value:
+        """Logits `[1, classes]` of one image, in evaluation."""
+        x = self.stem.record(tape, tape.image(*self.shape))
+        for block in self.blocks:
+            assert isinstance(block, ConvBlock)
+            x = block.record(tape, x)
+        return tape.linear(self.head, tape.mean_pixels(x))

@@ -23,6 +23,21 @@ class Tape(Protocol):
     def inputs(self, features: int) -> Value:
         """One row: the input, flattened."""
 
+    def image(self, channels: int, height: int, width: int) -> Value:
+        """A row for each channel: the input as an image, for the words below that take images."""
+
+    def convolve(self, layer: nn.Module, x: Value) -> Value:
+        """A convolution of an image, quantized or not, with the norm that is its own."""
+
+    def batch_norm(self, norm: nn.Module, x: Value) -> Value:
+        """A batch norm of an image, in evaluation."""
+
+    def max_pool(self, x: Value, size: int) -> Value:
+        """The largest of each window of an image."""
+
+    def mean_pixels(self, x: Value) -> Value:
+        """The mean of each channel of an image, as one row."""
+
     def linear(self, layer: nn.Module, x: Value) -> Value:
         """A linear layer, quantized or not, with the norm that is its own."""
 

@@ -53,7 +53,8 @@ def ordered_sum(dim: int, x: Tensor, y: Tensor | None = None) -> Tensor:
 
 def few(dim: int, x: Tensor) -> bool:
     """Whether numpy may read x, and sums it faster than torch."""
-    fits = dim == -1 and x.dtype is torch.float32 and 0 < x.numel() <= FEW and x.is_cpu
+    count = x.numel()  # a symbol where a program for all sizes is recorded, and that must not be asked
+    fits = dim == -1 and x.dtype is torch.float32 and type(count) is int and 0 < count <= FEW and x.is_cpu
     return fits and readable(x) and in_memory(x)
 
 

@@ -19,6 +19,7 @@ from bitexp.run.checks import device_type
 from bitexp.run.parts import Parts
 from bitexp.run.summary import (
     data_line,
+    engines_line,
     kernel_line,
     model_line,
     quantizer_line,
@@ -81,6 +82,7 @@ class Attempt:
             "quantizer": quantizer_line(settings, parts),
             "data": data_line(settings, parts, self.batches),
             "kernel": kernel_line(parts),
+            "runs in": engines_line(parts, self.description.preprocessing.get("tokenizer")),
             "train": train_line(settings, parts, self.steps, self.lr_decay_sum),
             **({"teacher": teacher_line(settings.distill, parts)} if settings.distill else {}),
         }

@@ -11,6 +11,7 @@ from bitexp.common.files import write_atomic
 from bitexp.common.format import amount, counted, duration, path_text, size
 from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
+from bitexp.deploy.exporters import EXPORTERS, expressible
 from bitexp.run.attempt import Attempt
 from bitexp.tasks import TASKS
 from bitexp.track.checkout import DIFF
@@ -58,6 +59,7 @@ def card(attempt: Attempt, result: Mapping[str, Any]) -> str:
             ", ".join(f"{name} {number}" for name, number in record["versions"].items() if number),
             source(record),
         ],
+        "Where it runs": engines(attempt),
         "Limits": limits(settings, result),
     }
     lines = [f"# {settings.name}, {settings.quantizer.name}, seed {settings.seed}", ""]
@@ -107,6 +109,17 @@ def source(record: Mapping[str, Any]) -> str:
         kept = f" (`{DIFF}`)" if record["uncommitted"] == DIFF else ""
         commit = f"commit {git['commit']}{f' with changes{kept}' if git['dirty'] else ''}"
     return f"bitexp {commit}, source {record['source']}; data {record['data']}"
+
+
+def engines(attempt: Attempt) -> list[str]:
+    """Which engines can run the model, and why others cannot."""
+    found = expressible(attempt.parts.model, attempt.description.preprocessing.get("tokenizer"))
+    folder = path_text(attempt.folder.path)
+    return [
+        f"{EXPORTERS.get(name).engine}: "
+        + (f"`python -m bitexp export {folder} --to {name}`" if why is None else f"no, {why}")
+        for name, why in found.items()
+    ]
 
 
 def limits(settings: Settings, result: Mapping[str, Any]) -> list[str]:

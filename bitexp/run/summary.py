@@ -9,6 +9,7 @@ from torch import nn
 from bitexp.common.format import amount, counted, size, value_text
 from bitexp.config.schema import Distill, Settings
 from bitexp.deploy.cost import bits_per_weight
+from bitexp.deploy.exporters import EXPORTERS, expressible
 from bitexp.deploy.frozen import Packing
 from bitexp.deploy.packing import Layout
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
@@ -101,6 +102,15 @@ def kernel_line(parts: Parts) -> str:
     if not parts.quantizer.quantizes:
         return "none: no layer has codes to multiply"
     return f"{parts.kernel_name} ({parts.kernel_reason})"
+
+
+def engines_line(parts: Parts, tokenizer: str | None) -> str:
+    """The engines that can run the trained model, and those that cannot."""
+    found = expressible(parts.model, tokenizer)
+    engines = {name: EXPORTERS.get(name).engine for name in found}
+    fit = ", ".join(engines[name] for name, why in found.items() if why is None)
+    unfit = ", ".join(engines[name] for name, why in found.items() if why is not None)
+    return f"{fit}; not in {unfit}" if unfit else fit
 
 
 def data_line(settings: Settings, parts: Parts, batches: int) -> str:

@@ -1,0 +1,115 @@
+"""C code on an ARM Cortex-M4 in the emulator: what a microcontroller computes, in how much memory.
+
+The emulator counts instructions and knows no cycles.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitexp.common.errors import UserError
+from bitexp.deploy.engines.engine import ENGINES, Engine
+
+HERE = Path(__file__).parent / "cortex_m"
+COMPILER, EMULATOR, SIZES = "arm-none-eabi-gcc", "qemu-system-arm", "arm-none-eabi-size"
+FLAGS = (
+    "-std=c99", "-Os", "-Wall", "-Wextra", "-Werror", "-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16",
+    "-mfloat-abi=hard", "-ffunction-sections", "-fdata-sections",
+)  # fmt: skip
+SHIFT, TICK = 6, 40
+"""An instruction takes 2^6 ns by the emulator's clock, and a tick is 40 ns."""
+PATIENCE = 3600
+"""Seconds that the emulator may take."""
+
+
+@ENGINES.register("cortex-m4")
+class CortexM(Engine):
+    """model.c in qemu's board mps2-an386.
+
+    Attributes:
+        flash: bytes of code and constants of the network, with what it takes from the C library.
+        ram: bytes of its static memory. instructions: of an inference, after `outputs`.
+    """
+
+    target: ClassVar[str] = "c"
+    asked_for: ClassVar[bool] = True
+
+    def __init__(self, folder: Path) -> None:
+        missing = [name for name in (COMPILER, EMULATOR) if shutil.which(name) is None]
+        if missing:
+            raise UserError(
+                f"this needs {' and '.join(missing)}: apt-get install --no-install-recommends "
+                "gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
+            )
+        self.folder = folder.absolute()
+        header = (folder / "model.h").read_text(encoding="utf-8")
+        found = {name: int(count) for name, count in re.findall(r"#define MODEL_(\w+) (\d+)", header)}
+        self.count, self.steps, self.instructions = found["OUTPUTS"], "CONTEXT" in found, 0
+        self.flash, self.ram = self.sizes()
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of flash and of static memory, with what it calls, less those of an empty program."""
+        with tempfile.TemporaryDirectory() as scratch:
+            empty, whole = Path(scratch, "empty.c"), Path(scratch, "whole.c")
+            empty.write_text("int main(void) { return 0; }\n")
+            call = "model_step(0, y)" if self.steps else "model_predict(x)"
+            data = "static float y[MODEL_OUTPUTS];" if self.steps else "static float x[MODEL_INPUTS];"
+            whole.write_text(f'#include "model.h"\n{data}\nint main(void) {{ return {call}; }}\n')
+            sizes = []
+            for main, sources in ((empty, []), (whole, [str(self.folder / "model.c")])):
+                made = Path(scratch, "program")
+                nosys = ["-specs=nano.specs", "-specs=nosys.specs"]
+                compile([str(main), *sources], made, self.folder, *nosys)
+                lines = subprocess.run([SIZES, str(made)], capture_output=True, text=True, check=True).stdout
+                sizes.append([int(number) for number in lines.splitlines()[1].split()[:3]])
+        code, data, zero = (after - before for before, after in zip(*sizes, strict=True))
+        return code + data, data + zero
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        if self.steps:  # before each text a negative token
+            numbers = torch.nn.functional.pad(inputs, (1, 0), value=-1).to(torch.int32).numpy()
+        else:
+            numbers = inputs.flatten(1).float().numpy()
+        with tempfile.TemporaryDirectory() as scratch:
+            place = Path(scratch)
+            (place / "input.bin").write_bytes(np.ascontiguousarray(numbers).tobytes())
+            sources = [str(HERE / name) for name in ("main.c", "start.c")]
+            compile(
+                [*sources, str(self.folder / "model.c")],
+                place / "program",
+                self.folder,
+                "-specs=rdimon.specs",
+            )
+            words = [
+                EMULATOR, "-machine", "mps2-an386", "-cpu", "cortex-m4", "-nographic", "-monitor", "none",
+                "-serial", "none", "-semihosting-config", "enable=on,target=native", "-icount",
+                f"shift={SHIFT}", "-kernel", "program",
+            ]  # fmt: skip
+            ended = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=PATIENCE)
+            if ended.returncode:
+                raise UserError(f"the emulator ended with {ended.returncode}: {ended.stderr.strip()[:500]}")
+            self.instructions = int(ended.stdout.split()[-1]) * TICK >> SHIFT
+            self.remarks = (
+                f"{self.flash:,} bytes of flash, {self.ram:,} of static memory, {self.instructions:,} "
+                "instructions for an inference (by qemu, which knows no cycles)"
+            )
+            logits = torch.from_numpy(np.fromfile(place / "output.bin", np.float32))
+        return logits.view(*inputs.shape[: 2 if self.steps else 1], self.count)
+
+
+def compile(sources: list[str], made: Path, include: Path, *libraries: str) -> None:
+    """Compiles and links. Raises `UserError` with what the compiler says."""
+    linked = [*libraries, "-Wl,--gc-sections", f"-T{HERE / 'link.ld'}" if "rdimon" in libraries[0] else ""]
+    words = [COMPILER, *FLAGS, f"-I{include}", *sources, *filter(None, linked), "-lm", "-o", str(made)]
+    ended = subprocess.run(words, capture_output=True, text=True)
+    if ended.returncode:
+        raise UserError(f"{COMPILER} refuses the C code: {ended.stderr.strip()[:500]}")

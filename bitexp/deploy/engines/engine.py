@@ -1,0 +1,36 @@
+"""What every engine is, and their registry by the words of `--runtime`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from bitexp.common.registry import Registry
+
+ENGINES: Registry[type[Engine]] = Registry("runtime")
+
+
+class Engine:
+    """A model that was exported, in a program that is not bitexp.
+
+    Raises `UserError` where the engine is not installed or does not take the files.
+
+    Args:
+        folder: that the exporter of `target` wrote.
+    """
+
+    target: ClassVar[str]
+    """The exporter whose files it reads."""
+    asked_for: ClassVar[bool] = False
+    """Whether it runs only where it is named, since it is slow."""
+    remarks: str = ""
+    """What else was found out while it ran, in words."""
+
+    def __init__(self, folder: Path) -> None:
+        raise NotImplementedError
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """fp32 logits: of tokens `[B, T]` `[B, T, vocabulary]`, of images `[B, C, H, W]` `[B, classes]`."""
+        raise NotImplementedError

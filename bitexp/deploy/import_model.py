@@ -1,0 +1,98 @@
+"""A model of somebody else as a packed file: it is evaluated, written with and exported like one of ours.
+
+    python -m bitexp import FOLDER --out model.safetensors        a folder of transformers
+    python -m bitexp import FILE.gguf --out model.safetensors     a file of llama.cpp
+    python -m bitexp generate model.safetensors --prompt "def "
+
+LLaMA, Mistral, Qwen and BitNet, in floats or with packed ternary codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bitexp.common.console import Report
+from bitexp.common.errors import UserError
+from bitexp.common.format import amount, counted, path_text, size
+from bitexp.common.program import run_program
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command line."""
+    parser.add_argument("source", help="a folder of transformers, or a GGUF file")
+    parser.add_argument("--out", type=Path, required=True, help="the packed file to write")
+    parser.add_argument("--tokenizer", help="bytes, or a tokenizer.json (default: the one beside the model)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Writes the packed file.
+
+    Raises:
+        UserError: the source is missing, damaged, or not what the decoder computes.
+    """
+    from bitexp.deploy.description import Description
+    from bitexp.deploy.packed_file import load_packed, save_packed
+    from bitexp.deploy.sources import find_source
+    from bitexp.deploy.sources.gguf import Gguf
+    from bitexp.deploy.sources.transformers import Transformers
+
+    if options.out.suffix != ".safetensors":
+        raise UserError(f"--out={options.out} should end with .safetensors, as packed files do")
+    source = find_source(options.source, "the source")
+    if not isinstance(source, Gguf | Transformers):
+        raise UserError(f"{options.source} is a {source.kind}, which needs no import")
+    about = source.describe()
+    model = source.model(kernel="reference")
+    tokenizer = tokenizer_text(options.tokenizer, source)
+    body = source.ternary
+    description = Description(
+        about["model"],
+        about["model_arguments"],
+        about["quantizer"] if isinstance(source, Gguf) else about["quantizer"]["name"],
+        include=body or ["*"],
+        exclude=["embed"] if "head" in body else ["embed", "head"],
+        preprocessing={"imported": source.kind, **({} if tokenizer is None else {"tokenizer": tokenizer})},
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save_packed(options.out, model, description, body or None)
+    load_packed(options.out, "reference")  # and so does everybody
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    rows = {
+        "model": f"decoder, {amount(weights)} floats, {counted(len(body), 'layer')} of codes",
+        "tokenizer": "none: texts cannot be written"
+        if tokenizer is None
+        else "bytes" * (tokenizer == "bytes"),
+        "file": f"{path_text(options.out)} ({size(options.out.stat().st_size)})",
+    }
+    rows = {name: text for name, text in rows.items() if text}
+    if tokenizer is not None:
+        rows["use"] = f'python -m bitexp generate {path_text(options.out)} --prompt "def "'
+    Report().rows(f"{options.source}, a {source.kind}", rows)
+
+
+def tokenizer_text(chosen: str | None, source: Any) -> str | None:
+    """The tokenizer as a packed file has it.
+
+    Raises:
+        UserError: there is none where one was named.
+    """
+    from bitexp.data.text.tokenizers import read_tokenizer
+    from bitexp.deploy.exporters.tokenizer_files import BYTES, bytes_json
+
+    if chosen == BYTES:
+        return BYTES
+    if chosen is not None:
+        return read_tokenizer(Path(chosen)).to_json()
+    found: str | None = source.tokenizer
+    if found is not None and json.loads(found) == bytes_json():
+        return BYTES
+    return found
+
+
+def main(words: Sequence[str]) -> int:
+    """`python -m bitexp import`."""
+    return run_program("import", __doc__, add_arguments, run, words)

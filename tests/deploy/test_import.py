@@ -1,0 +1,137 @@
+"""Models come back from other forms: the same codes, the same outputs, and damage is a sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitexp.deploy import import_model
+from bitexp.deploy.export import build, write
+from bitexp.deploy.exporters.exporter import Packed
+from bitexp.deploy.exporters.source import read_source
+from bitexp.deploy.packed_file import read_packed
+from tests.support.exports import PORTABLE, described, packed, tokens
+
+RMS = {"norm": "rms"}
+
+
+def round_trip(source: Packed, folder: Path, target: str, **options: Any) -> Packed:
+    """Exported, imported again."""
+    write(build(target, options), source, folder / target)
+    place = folder / target / ("model.gguf" if target == "gguf" else "")
+    assert import_model.main([str(place), "--out", str(folder / "back.safetensors")]) == 0
+    return read_source(folder / "back.safetensors")
+
+
+def codes(source: Packed) -> dict[str, Tensor]:
+    """The packed codes of a file by layer."""
+    return {n: t for n, t in read_packed(source.path)[1].items() if n.endswith(".packed")}
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "quantizer", "changes", "sizes"),
+    [
+        ("transformers", {}, "b158", {}, {}),
+        (
+            "transformers",
+            {"form": "autobitlinear"},
+            "ternary_median",
+            RMS,
+            {"activation": "relu2", "tied": True},
+        ),
+        ("gguf", {}, "b158", {}, PORTABLE | {"tied": False}),
+        ("gguf", {"type": "tq1_0"}, "ternary_mean", RMS, PORTABLE),
+        ("gguf", {"type": "q1_0"}, "binary", RMS, PORTABLE),
+        ("gguf", {"type": "f16"}, "b158", {"activations": "none"}, {}),
+    ],
+    ids=["bitlinear", "autobitlinear", "llama", "bitnet", "binary", "f16"],
+)
+def test_a_model_survives_the_way_out_and_back(
+    tmp_path: Path, target: str, options: Any, quantizer: str, changes: dict[str, Any], sizes: dict[str, Any]
+) -> None:
+    source = packed(tmp_path, described(quantizer, changes, **sizes))
+    back = round_trip(source, tmp_path, target, **options)
+    if options.get("type") != "f16":
+        before, after = codes(source), codes(back)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad():
+        largest = (source.model(tokens()) - back.model(tokens())).abs().amax(-1).flatten()
+    assert float(largest.median()) < 1e-5
+
+
+def test_a_folder_that_transformers_wrote_computes_the_same(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path / "llama")
+    assert import_model.main([str(tmp_path / "llama"), "--out", str(tmp_path / "back.safetensors")]) == 0
+    x = tokens() % 40
+    with torch.no_grad():
+        expected = theirs(x).logits
+        found = read_source(tmp_path / "back.safetensors").model(x)
+    assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
+def spoil(folder: Path, how: str) -> None:
+    """Damages an exported folder."""
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    if how == "a bit pattern that is no code":
+        place = content.index(b"}}") + 400
+        content[-64:] = b"\xff" * 64
+        content[place : place + 4096] = b"\xff" * 4096
+        weights.write_bytes(content)
+    elif how == "cut short":
+        weights.write_bytes(content[: len(content) // 2])
+    elif how == "another shape":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 128}))
+    elif how == "another family":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "gemma"}))
+    elif how == "scaled rotations":
+        rope = {"rope_type": "llama3", "rope_theta": 10000.0}
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_parameters": rope}))
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["a bit pattern that is no code", "cut short", "another shape", "another family", "scaled rotations"],
+)
+def test_damage_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
+    write(build("transformers", {}), packed(tmp_path, described("b158")), tmp_path / "out")
+    spoil(tmp_path / "out", how)
+    capsys.readouterr()
+    assert import_model.main([str(tmp_path / "out"), "--out", str(tmp_path / "back.safetensors")]) == 2
+    assert str(tmp_path / "out") in capsys.readouterr().err
+    assert not (tmp_path / "back.safetensors").exists()
+
+
+@pytest.mark.parametrize("how", ["cut", "magic", "bytes", "empty"])
+def test_a_damaged_gguf_file_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    write(build("gguf", {}), packed(tmp_path, described("b158", **PORTABLE)), tmp_path / "out")
+    path = tmp_path / "out" / "model.gguf"
+    content = bytearray(path.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    elif how == "magic":
+        content[:4] = b"GGML"
+    elif how == "bytes":
+        content[40:400] = b"\xff" * 360
+    else:
+        content = bytearray()
+    path.write_bytes(content)
+    capsys.readouterr()
+    assert import_model.main([str(path), "--out", str(tmp_path / "back.safetensors")]) == 2
+    assert str(path) in capsys.readouterr().err
