@@ -172,6 +172,8 @@ class Recorder:
         return self.step("add", self.slot(x.rows, x.features), x.rows, x=x, y=other, inputs=x.features)
 
     def attend(self, q: Slot, k: Slot, v: Slot, layer: int, model: Decoder) -> Slot:
+        if model.qk_norm:
+            raise CannotCompileError("norms of single heads have no step")
         size, context, kv_heads = model.head_dim, model.context, model.kv_heads
         if not self.turn:
             angles = rotation(0, context, size, model.rope_base, model.embed.weight)

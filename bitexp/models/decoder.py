@@ -229,6 +229,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.context, self.rope_base, self.norm_eps = context, rope_base, norm_eps
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        self.qkv_bias, self.qk_norm = qkv_bias, qk_norm
         if qk_norm:
             vars(self)["record"] = None  # a tape has no norm of heads
         self.embed = nn.Embedding(vocabulary, dim)

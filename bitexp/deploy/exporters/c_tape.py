@@ -280,6 +280,8 @@ class CTape:
         return self.call("add", self.value(x.rows, x.features), x, other, x.size)
 
     def attend(self, q: Value, k: Value, v: Value, layer: int, model: Decoder) -> Value:
+        if model.qk_norm:
+            raise InexpressibleError("norms of single heads have no C code")
         size, width = model.head_dim, model.kv_heads * model.head_dim
         like = torch.zeros(())
         cosine, sine = (t[:, : size // 2] for t in rotation(0, model.context, size, model.rope_base, like))

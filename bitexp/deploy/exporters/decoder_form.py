@@ -61,6 +61,11 @@ def decoder_form(model: nn.Module) -> DecoderForm:
     """
     if not isinstance(model, Decoder):
         raise InexpressibleError(f"only decoders can go there, and this is a {type(model).__name__}")
+    if model.qk_norm or model.qkv_bias:
+        what = "norms of single heads" if model.qk_norm else "biases of queries, keys and values"
+        raise InexpressibleError(
+            f"{what} are not written; train with model.qk_norm=false model.qkv_bias=false"
+        )
     gains: dict[str, Tensor] = {}
     linears: dict[str, nn.Module] = {}
     for number, block in enumerate(model.blocks):

@@ -249,6 +249,9 @@ def write_gguf(path: Path, form: DecoderForm, kind: str, name: str, tokenizer: s
     file.add_head_count(form.heads)
     file.add_head_count_kv(model.kv_heads)
     file.add_layer_norm_rms_eps(model.norm_eps)
+    if model.head_dim * form.heads != model.embed.embedding_dim:
+        file.add_key_length(model.head_dim)
+        file.add_value_length(model.head_dim)
     file.add_rope_dimension_count(model.head_dim)
     file.add_rope_freq_base(model.rope_base)
     file.add_vocab_size(model.embed.num_embeddings)
