@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from bitexp.common.files import write_atomic
 from bitexp.common.format import size
-from bitexp.deploy.exporters.c_tape import CTape, Value, array_text, check_layer, number_text
+from bitexp.deploy.exporters.c_tape import CTape, check_layer
+from bitexp.deploy.exporters.c_values import Value, array_text, number_text
 from bitexp.deploy.exporters.exporter import (
     EXPORTERS,
     Exported,

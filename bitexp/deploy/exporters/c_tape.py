@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bitexp.deploy.embeddings import held_codes
+from bitexp.deploy.exporters.c_values import Call, Value, array_text, free_place, number_text
 from bitexp.deploy.exporters.exporter import InexpressibleError, spec_of
 from bitexp.deploy.frozen import FrozenLayer
 from bitexp.deploy.packing import Layout, layout_of
@@ -27,32 +27,6 @@ ROWS = {2: "pack1", 3: "pack5", 4: "pack2", 16: "pack4", 256: "pack8"}
 """The layout whose digits have that base, for which there is a function."""
 LONGEST = 2**31 // (127 * 255)
 """Codes whose sum a 32-bit integer holds, whatever they are."""
-
-
-@dataclass(eq=False)
-class Value:
-    """Numbers: `rows` of `features`; images are channels of height * width."""
-
-    rows: int
-    features: int
-    height: int = 0
-    width: int = 0
-    last: int = -1
-    place: int = -1
-
-    @property
-    def size(self) -> int:
-        """How many numbers."""
-        return self.rows * self.features
-
-
-@dataclass
-class Call:
-    """A function with its arguments; values stand for where they lie."""
-
-    function: str
-    arguments: list[Any]
-    out: Value
 
 
 @dataclass
@@ -373,30 +347,3 @@ def conv_of(layer: nn.Module) -> tuple[tuple[int, ...], ConvArgs]:
         raise InexpressibleError("C code pads convolutions with zeros, by numbers")
     pair = [(int(v[0]), int(v[1])) for v in (layer.stride, layer.padding, layer.dilation)]
     return tuple(layer.weight.shape), (pair[0], pair[1], pair[2], layer.groups)
-
-
-def free_place(size: int, taken: Sequence[Value]) -> int:
-    """The first place for so many numbers between values that have theirs."""
-    place = 0
-    for value in sorted(taken, key=lambda value: value.place):
-        if place + size <= value.place:
-            break
-        place = max(place, value.place + value.size)
-    return place
-
-
-def number_text(number: float) -> str:
-    """An fp32 number in C, exactly."""
-    text = np.format_float_scientific(np.float32(number), unique=True, trim="0")
-    return f"{text}f"
-
-
-def array_text(head: str, numbers: list[str]) -> str:
-    """An array in lines of C."""
-    lines, line = [], "   "
-    for number in numbers:
-        if len(line) + len(number) > 116:
-            lines.append(line)
-            line = "   "
-        line += f" {number},"
-    return f"{head} = {{\n" + "\n".join([*lines, line]) + "\n};"
