@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     rows["folder"] = path_text(out)
     report.rows(f"{packed.name} for {exporter.engine}", rows)
     if options.check:
-        from bitexp.deploy.evaluate import tell
+        from bitexp.deploy.engine_table import tell
 
         tell(packed, {exporter.engine: ENGINES.get(exporter.engine)}, out)
 

@@ -30,7 +30,7 @@ class CProgram(Engine):
             raise UserError("this needs a C compiler: cc, gcc or clang")
         made = folder / "model.so"
         words = [compiler, *FLAGS, str(folder / "model.c"), "-lm", "-o", str(made)]
-        ended = subprocess.run(words, capture_output=True, text=True)
+        ended = subprocess.run(words, capture_output=True, encoding="utf-8")
         if ended.returncode:
             raise UserError(f"the C compiler refuses {folder / 'model.c'}: {ended.stderr.strip()[:500]}")
         self.library = ctypes.CDLL(str(made.absolute()))

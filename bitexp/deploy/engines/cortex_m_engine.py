@@ -60,16 +60,19 @@ class CortexM(Engine):
         """Bytes of flash and of static memory, with what it calls, less those of an empty program."""
         with tempfile.TemporaryDirectory() as scratch:
             empty, whole = Path(scratch, "empty.c"), Path(scratch, "whole.c")
-            empty.write_text("int main(void) { return 0; }\n")
+            empty.write_text("int main(void) { return 0; }\n", encoding="utf-8")
             call = "model_step(0, y)" if self.steps else "model_predict(x)"
             data = "static float y[MODEL_OUTPUTS];" if self.steps else "static float x[MODEL_INPUTS];"
-            whole.write_text(f'#include "model.h"\n{data}\nint main(void) {{ return {call}; }}\n')
+            text = f'#include "model.h"\n{data}\nint main(void) {{ return {call}; }}\n'
+            whole.write_text(text, encoding="utf-8")
             sizes = []
             for main, sources in ((empty, []), (whole, [str(self.folder / "model.c")])):
                 made = Path(scratch, "program")
                 nosys = ["-specs=nano.specs", "-specs=nosys.specs"]
                 compile([str(main), *sources], made, self.folder, *nosys)
-                lines = subprocess.run([SIZES, str(made)], capture_output=True, text=True, check=True).stdout
+                lines = subprocess.run(
+                    [SIZES, str(made)], capture_output=True, encoding="utf-8", check=True
+                ).stdout
                 sizes.append([int(number) for number in lines.splitlines()[1].split()[:3]])
         code, data, zero = (after - before for before, after in zip(*sizes, strict=True))
         return code + data, data + zero
@@ -94,7 +97,7 @@ class CortexM(Engine):
                 "-serial", "none", "-semihosting-config", "enable=on,target=native", "-icount",
                 f"shift={SHIFT}", "-kernel", "program",
             ]  # fmt: skip
-            ended = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=PATIENCE)
+            ended = subprocess.run(words, cwd=place, capture_output=True, encoding="utf-8", timeout=PATIENCE)
             if ended.returncode:
                 raise UserError(f"the emulator ended with {ended.returncode}: {ended.stderr.strip()[:500]}")
             self.instructions = int(ended.stdout.split()[-1]) * TICK >> SHIFT
@@ -110,6 +113,6 @@ def compile(sources: list[str], made: Path, include: Path, *libraries: str) -> N
     """Compiles and links. Raises `UserError` with what the compiler says."""
     linked = [*libraries, "-Wl,--gc-sections", f"-T{HERE / 'link.ld'}" if "rdimon" in libraries[0] else ""]
     words = [COMPILER, *FLAGS, f"-I{include}", *sources, *filter(None, linked), "-lm", "-o", str(made)]
-    ended = subprocess.run(words, capture_output=True, text=True)
+    ended = subprocess.run(words, capture_output=True, encoding="utf-8")
     if ended.returncode:
         raise UserError(f"{COMPILER} refuses the C code: {ended.stderr.strip()[:500]}")
