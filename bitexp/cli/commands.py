@@ -26,7 +26,7 @@ COMMANDS = {
     "evaluate": Command(
         "bitexp.deploy.evaluate",
         "outputs/lm_portable --runtime llama.cpp",
-        "does another engine compute the same?",
+        "does it compute the same?",
     ),
     "import": Command(
         "bitexp.deploy.import_model", "FOLDER --out model.safetensors", "a model of somebody else"
