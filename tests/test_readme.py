@@ -176,6 +176,15 @@ def overlay(line: str, words: list[str]) -> list[str]:
     return short
 
 
+def exported_model(made: Path, folder: Path, command: Command) -> dict[str, str]:
+    """The forms of others that `import` reads, of a short run."""
+    (run,) = made.glob("lm_portable/*/result.json")
+    for target in ("gguf", "transformers"):
+        ended = command("export", str(run.parent), "--to", target, "--out", str(folder / target))
+        assert ended.code == 0, ended.err
+    return {"gguf": str(folder / "gguf" / "model.gguf"), "transformers": str(folder / "transformers")}
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -218,12 +227,25 @@ def test_a_command_runs(
         else:
             ended = command("bench", *words, "--rounds", "1", *(small or ["--batch", "2"]))
     elif word == "generate":
-        shutil.copytree(made("+experiment=lm_ternary", "model.depth=1"), outputs)
-        words[0] = str(outputs / Path(words[0]).name)
+        if words[0] == "model.safetensors":
+            run = next(
+                made("+experiment=lm_portable", "model.depth=1").glob("lm_portable/*/packed.safetensors")
+            )
+            shutil.copy(run, "model.safetensors")
+        else:
+            shutil.copytree(made("+experiment=lm_ternary", "model.depth=1"), outputs)
+            words[0] = str(outputs / Path(words[0]).name)
         ended = command("generate", *words, "--tokens", "8")
         assert ended.out.startswith(words[words.index("--prompt") + 1])
+    elif word == "import":
+        exported = exported_model(made("+experiment=lm_portable", "model.depth=1"), tmp_path, command)
+        ended = command("import", exported["gguf" if ".gguf" in line else "transformers"], *words[1:])
+        assert (tmp_path / "model.safetensors").exists()
     elif word in ("export", "evaluate"):
-        shutil.copytree(made("+experiment=lm_portable", "model.depth=1"), outputs)
+        if "cortex-m4" in words and shutil.which("qemu-system-arm") is None:
+            pytest.skip("needs qemu and a compiler for ARM")
+        experiment = "digits_mcu" if "digits_mcu" in line else "lm_portable"
+        shutil.copytree(made(f"+experiment={experiment}", *["model.depth=1"] * ("lm" in experiment)), outputs)
         words[0] = str(outputs / Path(words[0]).name)
         ended = command(word, *words, *(["--samples", "1"] if word == "evaluate" else []))
         assert "gguf" in ended.out or Path(words[0]).name in ended.out
