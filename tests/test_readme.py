@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,9 @@ from PIL import Image
 
 import bitexp.run.road  # noqa: F401  children that are forked do not import it again
 from bitexp.cli.commands import COMMANDS
-from bitexp.deploy import LAYOUTS
-from bitexp.kernels import KERNELS
-from bitexp.quant.calibration import CALIBRATIONS
-from bitexp.quant.options import REGISTRIES
-from bitexp.tasks import LOSSES, OBJECTIVES, TASKS
-from bitexp.track.trackers import TRACKERS
+from tests.support.exports import exported_model
 from tests.support.processes import Command
-from tests.support.readmes import ROOT, Block, anchors, blocks, commands, links, prose, readmes, shown_files
+from tests.support.readmes import ROOT, Block, blocks, commands, readmes, shown_files
 
 TINY = ("logger=csv", "trainer.epochs=1", "trainer.train_batches=1", "trainer.eval_batches=1")
 TINY += ("data.batch_size=4", "data.eval_batch_size=4")
@@ -38,31 +33,14 @@ INTERPRETERS = ("hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra
 CLUSTER = ("hydra/launcher=slurm", "hydra/launcher=cluster")
 """What only a cluster can run, and tests/sweep/test_slurm.py does where there is one."""
 LONG = (
-    "bench sweep",
-    "bench layers",
-    "bench models",
-    "bench --model",
-    "sweeps=lr_weight_decay",
-    "sweeps=doubling",
-)
-LONG += (
-    "lm_ternary +sweeps=precisions",
-    "fashion_mlp +sweeps=precisions",
-    "QMCSampler",
-    "model=resnet18",
-    "model.dim=256",
-)
+    "bench sweep", "bench layers", "bench models", "bench --model", "sweeps=lr_weight_decay",
+    "sweeps=doubling", "lm_ternary +sweeps=precisions", "fashion_mlp +sweeps=precisions", "QMCSampler",
+    "model=resnet18", "model.dim=256", "bitexp evaluate", "--check",
+)  # fmt: skip
 """Commands that do again, at more length, what tests/test_configs.py and tests/bench do in short."""
 TUNE = "vit_ternary +sweeps=tune"
 """The same: of one precision it is among the others."""
 EXAMPLES = [block for block in blocks("python") if block.file is None]
-OLD_WORDS = {
-    r"set_product": (), r"act_qmax": ("bitexp/deploy/README.md",), r"bitexp\.generate": (),
-    r"python -m bitexp\.\w": (), r"other source": (), r"speaks? for": (), r"told with": (),
-    r"quantizer\.(granularity|group_size)": (), r"steps? per (tensor|token|channel|group|output)": (),
-    r"(mean|median|activation|weight) steps?\b": (),
-}  # fmt: skip
-"""What was said before, and where it still may be: `act_qmax` is a key of packed files of format 1."""
 
 
 def own_images(folder: Path) -> None:
@@ -120,9 +98,6 @@ def interrupt(seconds: float) -> None:
 
 # commands
 
-OTHERS = ("bench sweep", "bitexp evaluate", "--check")
-"""Commands that start other programs."""
-
 
 def starts_interpreters(line: str) -> bool:
     """Whether a command starts interpreter after interpreter; tests/sweep/test_launchers.py starts fewer."""
@@ -176,19 +151,10 @@ def overlay(line: str, words: list[str]) -> list[str]:
     return short
 
 
-def exported_model(made: Path, folder: Path, command: Command) -> dict[str, str]:
-    """The forms of others that `import` reads, of a short run."""
-    (run,) = made.glob("lm_portable/*/result.json")
-    for target in ("gguf", "transformers"):
-        ended = command("export", str(run.parent), "--to", target, "--out", str(folder / target))
-        assert ended.code == 0, ended.err
-    return {"gguf": str(folder / "gguf" / "model.gguf"), "transformers": str(folder / "transformers")}
-
-
 @pytest.mark.parametrize(
     "line",
     [
-        pytest.param(c, marks=[pytest.mark.slow] * (is_slow(c) or any(w in c for w in OTHERS)))
+        pytest.param(c, marks=[pytest.mark.slow] * is_slow(c))
         for c in commands()
         if not any(word in c for word in ("ddp", *CLUSTER))
     ],
@@ -392,55 +358,3 @@ def test_the_header_of_a_packed_file_is_as_shown(two_runs: Path) -> None:
     assert shown["description"].keys() == header["description"].keys()
     (name,) = shown["layers"]
     assert shown["layers"] == {name: header["layers"][name]}
-
-
-# what is said
-
-
-def test_the_front_page_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
-
-
-@pytest.mark.parametrize("path", readmes(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_somewhere(path: Path) -> None:
-    for link in links(readmes()[path]):
-        place, _, anchor = link.partition("#")
-        target = (path.parent / place).resolve() if place else path
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(readmes()[target]), link
-
-
-@pytest.mark.parametrize("path", readmes(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_old_words_are_gone(path: Path) -> None:
-    for word, places in OLD_WORDS.items():
-        if str(path.relative_to(ROOT)) not in places:
-            assert re.findall(word, readmes()[path]) == []
-
-
-def named_in(path: str, words: Iterable[str]) -> None:
-    """Asserts that a README has each of the words as code."""
-    text = prose((ROOT / path).read_text())
-    spans = set(re.findall(r"`([^`]+)`", text))
-    pieces = {piece for span in spans for piece in (span, span.rstrip("/"), span.rpartition("=")[2])}
-    assert set(words) - pieces == set(), path
-
-
-@pytest.mark.parametrize(
-    "group", sorted({p.parent.relative_to(ROOT / "conf").as_posix() for p in (ROOT / "conf").rglob("*.yaml")})
-)
-def test_every_choice_of_a_group_is_named(group: str) -> None:
-    if group not in (".", "base", "tuning"):
-        named_in("conf/README.md", (file.stem for file in (ROOT / "conf" / group).glob("*.yaml")))
-
-
-def test_everything_is_named_in_its_room() -> None:
-    named_in("bitexp/README.md", (f.name for f in (ROOT / "bitexp").iterdir() if any(f.glob("*.py"))))
-    named_in("bitexp/kernels/README.md", KERNELS.names())
-    named_in("bitexp/deploy/README.md", LAYOUTS)
-    named_in("bitexp/tasks/README.md", [*TASKS.names(), *OBJECTIVES.names(), *LOSSES.names()])
-    named_in("bitexp/track/README.md", TRACKERS.names())
-    named_in("sweeps/README.md", (file.stem for file in (ROOT / "sweeps").glob("*.yaml")))
-    for key, registry in REGISTRIES.items():
-        named_in("bitexp/quant/README.md", [key, *registry.names()])
-    named_in("bitexp/quant/README.md", CALIBRATIONS.names())
-    assert all(any(f"python -m bitexp {word}" in line for line in commands()) for word in COMMANDS)

@@ -13,6 +13,7 @@ from bitexp.deploy.exporters.exporter import Packed
 from bitexp.deploy.exporters.source import read_source
 from bitexp.deploy.frozen import freeze
 from bitexp.deploy.packed_file import save_packed
+from tests.support.processes import Command
 from tests.support.quantizers import make_quantizer
 
 DECODER: dict[str, Any] = {
@@ -61,3 +62,12 @@ def packed(folder: Path, description: Description, preprocessing: dict[str, Any]
 def tokens(batch: int = 2, length: int = 48) -> Tensor:
     """Random ones, the same every time."""
     return torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def exported_model(made: Path, folder: Path, command: Command) -> dict[str, str]:
+    """The forms of others that `import` reads, of a short run."""
+    (run,) = made.glob("lm_portable/*/result.json")
+    for target in ("gguf", "transformers"):
+        ended = command("export", str(run.parent), "--to", target, "--out", str(folder / target))
+        assert ended.code == 0, ended.err
+    return {"gguf": str(folder / "gguf" / "model.gguf"), "transformers": str(folder / "transformers")}
