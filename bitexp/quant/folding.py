@@ -7,9 +7,12 @@ A norm that becomes a quantized layer's own has no parameters: `W (gain * n + sh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+
+from bitexp.quant.modes import in_memory
 
 
 def check_foldable(name: str, norm: nn.Module, linears: Sequence[nn.Linear], model: nn.Module) -> None:
@@ -44,8 +47,10 @@ def fold(norm: nn.Module, linears: Sequence[nn.Linear]) -> bool:
 def learned(norm: nn.Module) -> tuple[Tensor | None, Tensor | None]:
     """Gain and shift of a norm, None for what is as it was at first: one and zero."""
     gain, shift = getattr(norm, "weight", None), getattr(norm, "bias", None)
-    if isinstance(gain, Tensor) and (gain.is_meta or bool((gain == 1).all())):
-        gain = None
-    if isinstance(shift, Tensor) and (shift.is_meta or not bool(shift.any())):
-        shift = None
-    return (None if gain is None else gain.detach()), (None if shift is None else shift.detach())
+    gain = gain.detach() if known(gain) and not bool((gain == 1).all()) else None
+    return gain, shift.detach() if known(shift) and bool(shift.any()) else None
+
+
+def known(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    """Whether there are numbers to look at, as in a network without memory there are not."""
+    return isinstance(tensor, Tensor) and in_memory(tensor) and not tensor.is_meta
