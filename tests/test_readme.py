@@ -123,16 +123,15 @@ def test_a_command_that_starts_interpreters_composes(
     assert f"hydra/launcher: {launcher}" in ended.out
 
 
+SEARCHES = ("hydra/sweeper=optuna", "+sweeps=tune", "+sweeps=pareto", "+sweeps=methods_tune")
+
+
 def overlay(line: str, words: list[str]) -> list[str]:
     """What makes a run or sweep short."""
     if "--cfg" in words or "--help" in words:
         return []
     short = [word for word in TINY if word != "logger=csv" or "logger" not in line]
-    search = "hydra/sweeper=optuna" in words or {
-        "+sweeps=tune",
-        "+sweeps=pareto",
-        "+sweeps=methods_tune",
-    } & set(words)
+    search = any(word in words for word in SEARCHES)
     short += ["seed=0"] if "-m" in words else []
     if "start." in line or "qat_from_full" in words:
         short += ["model.depth=1", "trainer.train_batches=2"]

@@ -110,12 +110,12 @@ def draw_groups(panel: Any, comparison: Comparison, shown: Sequence[tuple[Row, f
 
 
 def name_front(panel: Any, comparison: Comparison, shown: Sequence[tuple[Row, float]]) -> None:
-    """The precisions of the front beside their points, as far as they do not stand on each other."""
+    """The precisions of the front beside their points; of those at about the same cost the best."""
     costs = {id(row): cost for row, cost in shown}
     chosen = comparison.fronts([costs.get(id(row)) for row in comparison.rows])
     for front in chosen:
         rows = [comparison.rows[place] for place in front]
-        apart = [rows[0], *(b for a, b in pairwise(rows) if costs[id(b)] > 1.04 * costs[id(a)])]
+        apart = [*(a for a, b in pairwise(rows) if costs[id(b)] > 1.04 * costs[id(a)]), rows[-1]]
         for row in apart:
             panel.annotate(
                 one_line(row.cell.precision), (costs[id(row)], row.cell.score.mean), xytext=(4, 5),

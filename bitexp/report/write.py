@@ -25,7 +25,8 @@ from bitexp.report.wording import verdict
 
 QUALITY = (
     "Quality against cost: a ring marks rows that no other of the same data and budget beats at the same "
-    "cost or less (the Pareto front); bars are the standard deviation over seeds."
+    "cost or less (the Pareto front); bars are the standard deviation over seeds. Of many rows the colours "
+    "are the bits of their weights, and hollow points have activations in floats."
 )
 IMPORTANCE = (
     "How much of the differences between settings each key explains: PED-ANOVA (arXiv 2304.10255) over all "
