@@ -103,7 +103,7 @@ def costs(metrics: Mapping[str, float], result: Mapping[str, Any]) -> list[str]:
 
 def source(record: Mapping[str, Any]) -> str:
     """The version of bitexp and of the data that it was made with."""
-    git = record["git"]
+    git = record.get("git")
     commit = "outside of a git checkout"
     if git:
         kept = f" (`{DIFF}`)" if record["uncommitted"] == DIFF else ""

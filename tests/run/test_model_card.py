@@ -12,6 +12,7 @@ import yaml
 
 import bitexp.run.road
 import bitexp.run.tidy
+import bitexp.track.provenance
 from bitexp.run.model_card import fenced
 
 
@@ -35,6 +36,12 @@ def test_a_run_ends_with_a_card(train: Any) -> None:
         f"any sweep:\n\n```bash\npython -m bitexp {shlex.join(yaml.safe_load(typed))}\n```",
     ):
         assert words in text
+
+
+def test_outside_of_a_checkout_there_is_a_card_too(train: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bitexp.track.provenance, "git_state", lambda _: None)
+    text = (train().folder / "MODEL_CARD.md").read_text()
+    assert "bitexp outside of a git checkout, source " in text
 
 
 def test_what_monitored_says_so(train: Any) -> None:
