@@ -76,7 +76,7 @@ def test_a_grid(launcher: str, small: Any, outputs: Path) -> None:
     assert code == (1 if launcher == "slurm" else 0), said
     assert statuses(outputs) == ["finished", "failed"] * 2
     assert "4 jobs: 2 trained, 0 finished before, 2 not finished" in said
-    assert "failed: seed=1, optimizer.lr=1e+30: the training loss is nan" in said
+    assert "seed=0, optimizer.lr=1e+30; seed=1, optimizer.lr=1e+30: the training loss is nan" in said
     (script,) = (path for path in outputs.rglob("*submission.sh") if not path.is_symlink())
     for line in ("array=0-3%2", "partition=main", "signal=USR2@45", "time=10"):
         assert f"#SBATCH --{line}\n" in script.read_text()
