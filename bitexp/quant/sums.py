@@ -18,8 +18,9 @@ BLOCK = 4096
 """Weights of a row that torch sums at once; it shares a longer row out to as many threads as it has."""
 
 
-FEW = 2**13
-"""Numbers up to which numpy, whose calls are shorter, is faster than torch."""
+FEW, LONG = 2**13, 1024
+"""Numbers up to which numpy, whose calls are shorter, is faster than torch; in rows from 1024 on, which are many
+pieces, 8 times as many."""
 
 
 def ordered_sum(dim: int, x: Tensor, y: Tensor | None = None) -> Tensor:
@@ -54,7 +55,8 @@ def ordered_sum(dim: int, x: Tensor, y: Tensor | None = None) -> Tensor:
 def few(dim: int, x: Tensor) -> bool:
     """Whether numpy may read x, and sums it faster than torch."""
     count = x.numel()  # a symbol where a program for all sizes is recorded, and that must not be asked
-    fits = dim == -1 and x.dtype is torch.float32 and type(count) is int and 0 < count <= FEW and x.is_cpu
+    most = FEW if x.shape[dim] < LONG else 8 * FEW
+    fits = dim == -1 and x.dtype is torch.float32 and type(count) is int and 0 < count <= most and x.is_cpu
     return fits and readable(x) and in_memory(x)
 
 

@@ -54,9 +54,17 @@ def compiled() -> Any:
 
     names = "dequantize_rows", "norm_backward", "normalize", "row_means", "sign_rows", "round_rows"
     functions = {name: getattr(norm_quant, name)() for name in names}
-    return SimpleNamespace(
-        **functions, pack=step.pack(), packed_bytes=step.packed_bytes, forward=step.forward(supported()[0])
-    )
+    if multiplies_bytes():
+        functions |= {"pack": step.pack(), "forward": step.forward(supported()[0])}
+    return SimpleNamespace(**functions, packed_bytes=step.packed_bytes)
+
+
+@functools.cache
+def multiplies_bytes() -> bool:
+    """Whether the instructions that numba compiles for multiply whole bytes, as weights are laid out."""
+    from bitexp.kernels.cpu.dots import ISAS, supported
+
+    return ISAS[supported()[0]].wide
 
 
 def share(
@@ -86,7 +94,7 @@ class CpuBackend(Int8Backend):
 
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: LayerSpec) -> bool:
         linear = spec.conv is None and spec.absmax is not None and w_scale.dim() < 2
-        return linear and x.is_cpu and x.numel() > 0 and x.shape[-1] > 1
+        return linear and x.is_cpu and x.numel() > 0 and x.shape[-1] > 1 and multiplies_bytes()
 
     def forward(
         self, x: Tensor, bias: Tensor | None, w_codes: Tensor, w_scale: Tensor, call: Call
@@ -95,8 +103,11 @@ class CpuBackend(Int8Backend):
         assert spec.absmax is not None
         (outputs, inputs), norm = w_codes.shape, NORMS[spec.norm]
         lead, tokens, source = x.shape[:-1], x.numel() // inputs, plain(x)
-        packed = torch.empty(code.packed_bytes(outputs, inputs), dtype=torch.uint8)
-        code.pack(w_codes.contiguous().data_ptr(), packed.data_ptr(), outputs, inputs)
+        packed, w_codes = (
+            torch.empty(code.packed_bytes(outputs, inputs), dtype=torch.uint8),
+            w_codes.contiguous(),
+        )
+        code.pack(w_codes.data_ptr(), packed.data_ptr(), outputs, inputs)
         y = torch.empty(*lead, outputs, dtype=call.dtype if call.dtype in SIZES else F32)
         codes = torch.empty(*lead, inputs, dtype=torch.int8)
         kept = torch.empty(norm + 1, *lead, 1, dtype=F32).unbind()
