@@ -13,8 +13,8 @@ TRIM, MAPPED = -1, -3
 def keep_freed_memory() -> None:
     """Lets the process keep up to 512 MB that it has freed; pieces from 32 MB on go back as ever.
 
-    By itself glibc gives the memory of a step back to the system and takes it again for the next, page by
-    page and made zero: 3 % of a small model's step. Where there is no glibc nothing happens.
+    By itself glibc gives memory of a step back and takes it again for the next, page by page and
+    made zero: 60 to 260 pages at every step of a small ViT. Where there is no glibc nothing happens.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):
