@@ -19,8 +19,8 @@ BLOCK = 4096
 
 
 FEW, LONG = 2**13, 1024
-"""Numbers up to which numpy, whose calls are shorter, is faster than torch; in rows from 1024 on, which are many
-pieces, 8 times as many."""
+"""Numbers up to which numpy, whose calls are shorter, is faster than torch; in rows from 1024 on, which are
+many pieces, 8 times as many."""
 
 
 def ordered_sum(dim: int, x: Tensor, y: Tensor | None = None) -> Tensor:

@@ -233,7 +233,7 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
 
 def runs_before(parts: Parts) -> list[RunFolder]:
     """The folders of the runs that this one starts from, or learns from."""
-    sources = [None if parts.start is None else parts.start.source, getattr(parts, "teacher", None)]
+    sources = [None if parts.start is None else parts.start.source, parts.teacher]
     return [source.folder for source in sources if isinstance(source, SourceRun)]
 
 

@@ -152,7 +152,7 @@ def test_a_network_whose_frozen_form_computes_the_same_passes() -> None:
 
 
 OTHERWISE: dict[str, tuple[Callable[[Network, Tensor], Tensor], str]] = {
-    "insides": (lambda net, x: called(net, x) * net.b.quantized().scale, "cannot be frozen: .*'quantized'"),
+    "insides": (lambda net, x: called(net, x) * net.b.mix, "cannot be frozen: .*'mix'"),
     "weights": (lambda net, x: called(net, x) * net.b.weight.detach().mean(), "the frozen layer 'b' has no"),
     "another way": (
         lambda net, x: called(net, x) if isinstance(net.b, BitLinear) else net.a(x), "^b: .*another way",

@@ -140,7 +140,7 @@ def untested(train: Train, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
 
     def make(*words: str) -> Path:
         with monkeypatch.context() as patch:
-            patch.setattr(bitexp.run.evaluate, "test", lambda *_: 1 / 0)
+            patch.setattr(bitexp.run.evaluate, "evaluated", lambda *_: 1 / 0)
             outcome = train(*words)
         assert (outcome.status, outcome.result["kind"]) == ("failed", "crash")
         return outcome.folder / "checkpoints"

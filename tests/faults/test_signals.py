@@ -46,14 +46,14 @@ def test_a_signal_ends_a_run_after_a_checkpoint(
 
 def test_a_signal_during_the_test_stops_too(command: Command, train: Train, undisturbed: Undisturbed) -> None:
     def arrange_signal() -> None:
-        test = bitexp.run.evaluate.test
+        test = bitexp.run.evaluate.evaluated
 
         def stop_and_test(*arguments: Any) -> dict[str, float]:
-            bitexp.run.evaluate.test = test
+            bitexp.run.evaluate.evaluated = test
             send(signal.SIGTERM)
             return test(*arguments)
 
-        bitexp.run.evaluate.test = stop_and_test
+        bitexp.run.evaluate.evaluated = stop_and_test
 
     assert command(*SMALL, first=arrange_signal).code == 143
     assert_same(train().folder, undisturbed("plain"))

@@ -54,9 +54,9 @@ def test_they_are_rows_of_the_same_comparison_over_their_seeds(write_run: WriteR
     write_all(write_run)
     comparison = compared()
     table = precision_table(comparison)
-    rows = [(v["precision"], v.get("start.training"), v["seeds"], v["difference"]) for v in table.values()]
+    rows = [(v["precision"], v.get("recipe"), v["seeds"], v["difference"]) for v in table.values()]
     assert [(p, t, s) for p, t, s, _ in rows] == [
-        ("full", None, 3), ("ternary_mean", None, 3), ("ternary_mean", "none", 3)
+        ("full", None, 3), ("ternary_mean", None, 3), ("ternary_mean", "ptq", 3)
     ]  # fmt: skip
     assert [d for *_, d in rows] == [None, pytest.approx(-0.02), pytest.approx(-0.2)]
     assert len(comparison.groups) == len(comparison.pools) == 1
@@ -68,7 +68,7 @@ def test_sources_of_other_settings_are_other_rows(write_run: WriteRun, compared:
     write_all(write_run)
     for seed in (0, 1, 2):
         write_ptq(write_run, seed, 0.75, setting="fedcba11")
-    rows = [v for v in precision_table(compared()).values() if v["start.training"] == "none"]
+    rows = [v for v in precision_table(compared()).values() if v["recipe"] == "ptq"]
     assert [row["start.identity"] for row in rows] == ["full (abcdef)", "full (fedcba)"]
 
 
@@ -79,7 +79,7 @@ def test_the_lineage_has_the_cost_of_all(write_run: WriteRun, compared: Any) -> 
     (row,) = table.values()
     assert row["start"] == "full"
     assert (row["steps"], row["all_steps"], row["seconds"], row["all_seconds"]) == (0, 100, 3.0, 53.0)
-    assert "training none" in row["variant"]
+    assert "recipe ptq" in row["variant"]
 
 
 def test_a_teacher_and_a_foreign_source_are_named(write_run: WriteRun, compared: Any) -> None:

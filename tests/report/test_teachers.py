@@ -47,7 +47,7 @@ def test_seeds_with_teachers_of_their_own_are_one_row(train: Train, outputs: Pat
     assert not [problem for problem in found if isinstance(problem, Problem)]
     runs = [run for run in found if isinstance(run, Run) and run.precision != "full"]
     axes = find_axes(runs)
-    assert (axes.setting, axes.variant, axes.hyperparameters) == ((), ("distill.teacher",), ())
+    assert (axes.setting, axes.variant, axes.hyperparameters) == ((), ("recipe",), ())
     assert sorted(str(value(run, "distill.teacher")) for run in runs) == sorted(
         2 * ["None", "full", "itself"]
     )

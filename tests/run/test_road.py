@@ -106,6 +106,7 @@ def test_the_folder_of_a_run_says_everything(train: Any, small: Any) -> None:
     names = {f"{part}/{name}" for part in ("val", "test", "test_packed") for name in metrics}
     names |= {f"size/{part}_{what}" for part in ("body", "total") for what in ("bytes", "weights")}
     names |= {f"cost/{kind}_{what}" for kind in ("fp32", "int8") for what in ("add", "mul")}
+    names |= {"size/weight_bits", "size/activation_bits"}
     names |= {"cost/body_macs", "cost/total_macs", "memory/saved_bytes"}
     assert set(result["metrics"]) == names
     assert result["metrics"]["size/total_bytes"] < (folder / "packed.safetensors").stat().st_size

@@ -48,7 +48,7 @@ def test_trials_of_other_code_are_named(
     others = [*same, trial(3, edited), trial(4, older, TrialState.PRUNED), trial(5, older, TrialState.FAIL)]
     said = about_older_code(others)
     assert said is not None
-    assert said.startswith("2 trials of this study (3, 4) were made by other code than now")
+    assert said.startswith("2 trials of this study (3, 4) were made by other code than that of now")
     assert "rerun=older" in said
     assert str(about_older_code([trial(3, edited)])).startswith("1 trial of this study (3) was made")
     monkeypatch.setattr(older_code, "code_now", lambda run: None)  # it cannot be told: the trials will

@@ -112,7 +112,7 @@ def test_llama_cpp_where_it_rounds_otherwise(
 ) -> None:
     source = packed(tmp_path, described(quantizer, changes, **PORTABLE))
     ours, theirs = outputs(source, "llama.cpp", tmp_path, type=kind)
-    assert float((ours - theirs).square().mean().sqrt()) < 0.02 * float(ours.std())
+    assert float((ours - theirs).square().mean().sqrt()) < 0.04 * float(ours.std())
 
 
 @pytest.mark.slow

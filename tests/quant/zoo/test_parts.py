@@ -171,7 +171,7 @@ def test_gradients_are_quantized_in_training_and_for_all_that_comes_before() -> 
         ({"weights": "none", "gradients": "int"}, "gradients=int would do nothing"),
         ({"weights": "sign", "gradients": {"name": "int", "bits": 9}}, "from 2 to 8"),
         ({"weights": "sign", "gradients": {"name": "dorefa", "bits": 1}}, "from 2 to 8"),
-        ({"weights": "sign", "transform": {"name": "columns", "init": "two"}}, "'one' or 'mean'"),
+        ({"weights": "sign", "transform": {"name": "columns", "init": "two"}}, "'one', 'mean' or 'svid'"),
         ({"weights": {"name": "sign", "scale": "two"}}, "'power_of_two'"),
         ({"weights": {"name": "quest", "bits": 8}}, "odd int8"),
         ({"weights": {"name": "fixed", "bits": 1.5}}, "1.58"),
