@@ -133,6 +133,7 @@ def overlay(line: str, words: list[str]) -> list[str]:
     short = [word for word in TINY if word != "logger=csv" or "logger" not in line]
     search = any(word in words for word in SEARCHES)
     short += ["seed=0"] if "-m" in words else []
+    short += ["trainer.train_batches=2", "start.share=0.5"] if "qat_from_full" in line else []
     if "start." in line or "qat_from_full" in words:
         short += ["model.depth=1", "trainer.train_batches=2"]
     short += ["data.val_size=0.1"] if "fashion" in line else []
