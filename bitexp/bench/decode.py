@@ -23,7 +23,6 @@ from rich import box
 from rich.table import Table
 
 from bitexp.bench.layers import bare_products, call_on, positive
-from bitexp.bench.llama import Llama, greedy, write_gguf
 from bitexp.bench.models import composed_model
 from bitexp.bench.output import save_rows
 from bitexp.bench.timing import measure
@@ -31,6 +30,9 @@ from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.format import counted, size
 from bitexp.deploy.compiled import CompiledDecoder
+from bitexp.deploy.engines.llama_cpp import Llama
+from bitexp.deploy.exporters.decoder_form import decoder_form
+from bitexp.deploy.exporters.gguf_file import GgufFile, write_gguf
 from bitexp.deploy.frozen import freeze
 from bitexp.deploy.tape import CannotCompileError
 from bitexp.kernels.cpu import memory
@@ -109,7 +111,7 @@ def measured(
         if options.texts == 1:
             try:
                 calls[LLAMA] = functools.partial(greedy, llama(Path(folder), model), 1, steps)
-            except (ImportError, OSError, ValueError) as error:
+            except (UserError, OSError, ValueError) as error:
                 report.line(f"{LLAMA} is skipped: {error}")
         seconds = measure({name: [call] for name, call in calls.items()}, options.rounds)
     return {name: taken / steps for name, taken in seconds.items()}
@@ -123,8 +125,9 @@ def write(writer: Writer, texts: int, count: int) -> list[list[int | None]]:
 
 def llama(folder: Path, model: Decoder) -> Llama:
     """The same model in llama.cpp. Raises `RuntimeError` where its logits are others."""
-    write_gguf(folder / "model.gguf", model)
-    peer = Llama(folder / "model.gguf", model.embed.num_embeddings)
+    GgufFile(type="tq2_0").check(model)
+    write_gguf(folder / "model.gguf", decoder_form(model), "tq2_0", "bench", None)
+    peer = Llama(folder / "model.gguf")
     tokens = torch.arange(1, 9) % model.embed.num_embeddings
     with torch.inference_mode():
         expected = model(tokens[None])[0, -1]
@@ -134,6 +137,15 @@ def llama(folder: Path, model: Decoder) -> Llama:
     if not off < OFF:
         raise RuntimeError(f"llama.cpp computes different logits: {off:.3f}")
     return peer
+
+
+def greedy(model: Llama, token: int, count: int) -> list[int]:
+    """The likeliest tokens after one."""
+    model.clear()
+    found = [token]
+    for _ in range(count):
+        found.append(int(model.step(found[-1]).argmax()))
+    return found[1:]
 
 
 def table(title: str, seconds: dict[str, float], texts: int) -> Table:

@@ -132,6 +132,22 @@ class Llama:
 
     def read(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits `[tokens, vocabulary]` after each of some more tokens."""
+        self.decode(tokens)
+        return np.stack([self.logits(place) for place in range(len(tokens))])
+
+    def step(self, token: int) -> NDArray[np.float32]:
+        """Logits after one more token; they hold until the next one."""
+        self.decode([token])
+        return self.logits(0)
+
+    def logits(self, place: int) -> NDArray[np.float32]:
+        """Those after a token of the last ones, in the library's memory."""
+        row = library().llama_get_logits_ith(self.context, place)
+        found: NDArray[np.float32] = np.ctypeslib.as_array(row, (self.vocabulary,))
+        return found
+
+    def decode(self, tokens: Sequence[int]) -> None:
+        """Computes some more tokens."""
         lib, count = library(), len(tokens)
         if count > self.room:
             self.room, self.batch = count, lib.llama_batch_init(count, 0, 1)
@@ -143,13 +159,6 @@ class Llama:
         if lib.llama_decode(self.context, batch):
             raise RuntimeError("llama.cpp could not compute a token")
         self.position += count
-        rows = (lib.llama_get_logits_ith(self.context, place) for place in range(count))
-        return np.stack([np.ctypeslib.as_array(row, (self.vocabulary,)).copy() for row in rows])
-
-    def step(self, token: int) -> NDArray[np.float32]:
-        """Logits after one more token."""
-        found: NDArray[np.float32] = self.read([token])[0]
-        return found
 
     def tokenize(self, text: str) -> list[int]:
         """Its ids of a text, in which words of special tokens are text."""

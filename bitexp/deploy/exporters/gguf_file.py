@@ -145,6 +145,8 @@ def exact(form: DecoderForm, kind: str) -> list[str]:
         return [f"Weights are {kind.upper()}; products differ in their last bits."]
     body = list(form.body.values())
     scales = "the scale of a layer in fp32 beside its codes"
+    if kind in BLOCKS and "head" in form.body:
+        scales += ", of the head in fp16, up to 5e-4 off"
     if kind in BLOCKS and any(scale_dims(layer) for layer in body):
         scales = "scales in fp16, up to 5e-4 off"
     weights = f"Weights of quantized layers are {kind.upper()}, the same codes; {scales}."
@@ -190,11 +192,13 @@ class Writer:
             return
         quantized = layer.quantized()
         codes, scale = array(quantized.codes).astype(np.int8), array(quantized.scale)
-        if self.kind == "f32":
+        if self.kind == "f32" or (name == "head" and self.kind == "f16"):
             self.floats(theirs, array(quantized.dequantized()), rows)
             return
         if rows is not None:
             codes, scale = codes[rows], scale[rows] if scale.ndim else scale
+        if name == "head" and scale.ndim == 0:
+            scale = np.repeat(scale, len(codes))  # in the blocks: there is no place for one beside its codes
         if scale.ndim == 0:
             self.file.add_tensor(f"{theirs}.scale", scale.reshape(1))
         if self.kind == "f16":

@@ -205,3 +205,14 @@ def test_tokenizers_give_the_same_ids_everywhere(tmp_path: Path, pieces: bool) -
         assert llama.tokenize(given) == expected
         assert llama.text(expected).decode() == given
         assert theirs.decode(expected) == given
+
+
+@pytest.mark.parametrize("kind", ["tq2_0", "f16"])
+def test_a_quantized_head_goes_along(tmp_path: Path, kind: str) -> None:
+    description = described("b158", **PORTABLE | {"tied": False})
+    whole = Description("decoder", description.model_arguments, description.quantizer, exclude=["embed"])
+    source = packed(tmp_path, whole)
+    ours, theirs = outputs(source, "llama.cpp", tmp_path, type=kind)
+    assert float((ours - theirs).square().mean().sqrt()) < 0.02 * float(ours.std())
+    ours, theirs = outputs(source, "transformers", tmp_path)
+    assert_same(ours, theirs)
