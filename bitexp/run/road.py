@@ -43,10 +43,11 @@ from bitexp.run.tidy import may_tidy, tidy
 from bitexp.track.checkout import keep_uncommitted
 from bitexp.track.checkpoint_files import best_checkpoint, latest_checkpoint
 from bitexp.track.code import code_of, packages_of
-from bitexp.track.folder import RunFolder, Taken, unfinished_runs
+from bitexp.track.folder import RunFolder, Taken
 from bitexp.track.lineage import ancestors
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.tracking import tracking
+from bitexp.track.unfinished import note_kind, unfinished_runs
 from bitexp.train.guards import Signals
 from bitexp.train.pruning import Elsewhere, Pruner
 
@@ -141,6 +142,7 @@ def run(
         record = provenance(settings.seed, settings.trainer.threads, data, facts)
         remarks += [*damages, *code_remarks(code), *advice(settings, parts)]
         remarks += setting_changes(folder.attempts(), record, resumed=checkpoint is not None)
+        note_kind(folder, record)
         folder.begin(settings, overrides, record)
         write_json(folder.model, vars(attempt.description))
         with own_environment():

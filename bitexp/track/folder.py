@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -300,22 +300,3 @@ def file_identity(path: str) -> tuple[int, int] | None:
 def is_over(result: Mapping[str, Any] | None) -> bool:
     """Whether there is nothing left to try: finished or diverged; crashes and lack of memory may go well."""
     return result is not None and (result["status"] == "finished" or result["kind"] == "diverged")
-
-
-def unfinished_runs(settings: Settings) -> Iterator[RunFolder]:
-    """Begun and unfinished runs of these very settings, on whatever data.
-
-    What data and code a run is of is in its provenance, and its name follows from all: no more is read.
-    """
-    config = settings.model_dump(mode="json")
-    ids: dict[str, str] = {}
-    for path in sorted((outputs() / settings.name).glob("*/provenance.json")):
-        folder = RunFolder(path.parent)
-        if not (attempts := folder.attempts()):
-            continue
-        data, code = attempts[-1].get("data", ""), attempts[-1].get("code") or {}
-        key = f"{data} {sorted(code.items())}"
-        if key not in ids:
-            ids[key] = identity(config, data, code)
-        if folder.id == ids[key] and not is_over(folder.result()):
-            yield folder

@@ -15,7 +15,8 @@ from bitexp.report.compare import Comparison, compare
 from bitexp.report.page import MOST, Section, page
 from bitexp.report.runs import Run, read_runs
 from bitexp.report.tables import precision_table, setting_table
-from bitexp.track.folder import RunFolder, identity, unfinished_runs
+from bitexp.track.folder import RunFolder, identity
+from bitexp.track.unfinished import note_kind, unfinished_runs
 from tests.support.configs import ComposeConfig
 from tests.support.many_runs import write_many_runs
 
@@ -88,7 +89,7 @@ def test_more_rows_than_a_legend_can_name_are_points_by_precision(comparison: Co
     assert len(legend.get_texts()) == len({row.cell.precision for row in rows})
 
 
-def test_a_start_reads_one_file_of_each_other_run(
+def test_a_start_reads_one_file_of_each_other_run_once(
     compose_config: ComposeConfig, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = compose_config()
@@ -107,7 +108,18 @@ def test_a_start_reads_one_file_of_each_other_run(
 
     monkeypatch.setattr(files, "open_regular", counted)
     assert [found.id for found in unfinished_runs(settings)] == [own.id]
-    assert opened == {"provenance.json": 31, "result.json": 1} or opened == {"provenance.json": 31}
+    assert opened["provenance.json"] == 32  # with that of the one that was found
+    opened.clear()
+    assert [found.id for found in unfinished_runs(settings)] == [own.id]
+    assert opened["provenance.json"] == 1
+    assert sum(opened.values()) < 8
+    other = RunFolder(folder / identity(settings.model_dump(mode="json"), "yet other data"))
+    note_kind(other, {"data": "yet other data"})
+    other.begin(settings, [], {"data": "yet other data"})
+    assert {found.id for found in unfinished_runs(settings)} == {own.id, other.id}
+    (kind, *_) = sorted((folder / ".kinds").glob("*.json"))
+    kind.write_text("damaged")
+    assert {found.id for found in unfinished_runs(settings)} == {own.id, other.id}
 
 
 def test_the_timeline_names_its_runs_or_some_of_them(runs: list[Run]) -> None:
