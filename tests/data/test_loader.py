@@ -226,12 +226,19 @@ def test_without_processes_batches_are_prepared_where_one_trains(monkeypatch, ca
     assert "no other process can prepare batches" in capsys.readouterr().err
 
 
-def test_a_killed_worker_is_a_sentence():
+def test_a_killed_worker_is_a_sentence(monkeypatch):
+    # torch listens for its workers' ends from the first loader on; another test may have taken its place
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
+
     class Deadly(Broken):
         def read(self, indices):
             os.kill(os.getpid(), signal.SIGKILL)
 
     dataset = ImageBatches(Deadly(), 255, [0.0], [1.0], None)
     killed = ResumableLoader(dataset, evaluation_plan(torch.arange(10), batch_size=5), workers=1)
-    with pytest.raises(UserError, match="was killed"):
-        list(killed)
+    try:
+        with pytest.raises(UserError, match="was killed"):
+            list(killed)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
