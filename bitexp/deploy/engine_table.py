@@ -23,8 +23,8 @@ from bitexp.deploy.agreement import (
     continuation,
 )
 from bitexp.deploy.engines import Engine
-from bitexp.deploy.export import build, write
 from bitexp.deploy.exporters.exporter import InexpressibleError, Packed
+from bitexp.deploy.exporters.writing import build, write
 from bitexp.models.decoder import Decoder
 
 TEXT_WINDOWS, IMAGES = 24, 10_000

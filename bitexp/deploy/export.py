@@ -11,16 +11,13 @@ A folder has a README that says what is exact and how to run it.
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
-from bitexp.common.files import parse_yaml, read_text, write_atomic
+from bitexp.common.files import parse_yaml
 from bitexp.common.format import path_text, size
 from bitexp.common.program import run_program
 
@@ -55,6 +52,7 @@ def run(options: argparse.Namespace) -> None:
     from bitexp.deploy.exporters import EXPORTERS, expressible
     from bitexp.deploy.exporters.exporter import InexpressibleError
     from bitexp.deploy.exporters.source import read_source
+    from bitexp.deploy.exporters.writing import build, write
 
     report = Report()
     arguments = read_options(options.options)
@@ -91,50 +89,6 @@ def read_options(words: Sequence[str]) -> dict[str, Any]:
     if wrong := [key for key, equals, _ in pairs if not equals]:
         raise UserError(f"'{wrong[0]}' is no option of a target: these are typed KEY=VALUE, as in type=tq1_0")
     return {key: parse_yaml(value) for key, _, value in pairs}
-
-
-def build(target: str, arguments: Mapping[str, Any]) -> Any:
-    """An exporter with its options. Raises `UserError` for unknown ones."""
-    from bitexp.config.arguments import check_arguments
-    from bitexp.deploy.exporters import EXPORTERS
-
-    exporter = EXPORTERS.get(target)
-    return exporter(**check_arguments(target, exporter, arguments))
-
-
-def write(exporter: Any, packed: Any, out: Path) -> tuple[Any, dict[str, int]]:
-    """Writes all files beside the place, then puts them there at once; returns them with their bytes.
-
-    Raises:
-        UserError: the place is taken by something that was not exported.
-    """
-    from bitexp.deploy.exporters.readme import MARK, readme
-
-    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or MARK in read_mark(out))):
-        raise UserError(f"{out} is there already and was not exported by bitexp; --out names another folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", suffix=".part", dir=out.parent) as scratch:
-        folder = Path(scratch) / out.name
-        folder.mkdir()
-        exported = exporter.write(packed, folder)
-        files = {
-            path.relative_to(folder).as_posix(): path.stat().st_size
-            for path in folder.rglob("*")
-            if path.is_file()
-        }
-        write_atomic(folder / "README.md", readme(packed, exported, exporter.engine, files).encode())
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(folder, out)
-    return exported, files
-
-
-def read_mark(folder: Path) -> str:
-    """The README of a folder, or nothing."""
-    try:
-        return read_text(folder / "README.md", errors="replace")
-    except OSError:
-        return ""
 
 
 def main(words: Sequence[str]) -> int:

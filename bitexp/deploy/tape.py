@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from bitexp.deploy.embeddings import held_codes
 from bitexp.deploy.frozen import FrozenLayer
+from bitexp.deploy.of_modules import OfModules
 from bitexp.kernels.cpu import Packed
 from bitexp.models.decoder import Decoder, rotation
 from bitexp.quant.layers import BitLinear
-from bitexp.quant.spec import EPS, LayerSpec
 
 LINE = 64
 
@@ -40,7 +40,7 @@ Step = dict[str, Any]
 
 
 @dataclass
-class Recorder:
+class Recorder(OfModules[Slot]):
     """See `bitexp.models.tape.Tape`.
 
     Args:
@@ -136,17 +136,6 @@ class Recorder:
             scaled=int(spec.bias == "scaled"), streams=prepared.streams,
         )  # fmt: skip
 
-    def own_norm(self, spec: LayerSpec, x: Slot) -> Slot:
-        """x as a layer with a norm of its own has it."""
-        return x if spec.norm == "none" else self.normed(x, spec.norm == "layer", EPS)
-
-    def norm(self, norm: nn.Module, x: Slot) -> Slot:
-        if isinstance(norm, nn.Identity):
-            return x
-        kind = self.checked(norm, nn.LayerNorm, nn.RMSNorm)
-        eps = torch.finfo(torch.float32).eps if kind.eps is None else kind.eps
-        return self.normed(x, isinstance(kind, nn.LayerNorm), eps, kind.weight, getattr(kind, "bias", None))
-
     def normed(
         self, x: Slot, subtract: bool, eps: float, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Slot:
@@ -204,15 +193,8 @@ class Recorder:
     def first(self, x: Slot) -> Slot:
         return self.step("mean", self.slot(1, x.features), 1, x=x, inputs=x.features)
 
-    def checked(self, module: nn.Module, *kinds: type[nn.Module]) -> Any:
-        """The module, which must be exactly of one of these classes."""
-        if type(module) not in kinds:
-            raise CannotCompileError(f"{self.name(module)} is a {type(module).__name__}")
-        return module
-
-    def name(self, module: nn.Module) -> str:
-        """Of a module, as the network has it."""
-        return self.names.get(id(module), type(module).__name__)
+    def refusal(self, text: str) -> ValueError:
+        return CannotCompileError(text)
 
     def finish(self, result: Slot) -> Any:
         """The steps as records, every value with its memory; the result's and the input's are their own."""

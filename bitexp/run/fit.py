@@ -21,7 +21,7 @@ from bitexp.common.memory import keep_freed_memory
 from bitexp.common.ranks import in_slurm, meet_again, own_environment
 from bitexp.config.schema import Settings
 from bitexp.run.attempt import Attempt
-from bitexp.run.start import calibrate
+from bitexp.run.first_batch import calibrate
 from bitexp.tasks import Task
 from bitexp.track.checkpoint_files import BEST, LAST, state_of, unpacked
 from bitexp.track.folder import RunFolder

@@ -12,8 +12,8 @@ from bitexp.common.lightning import pl
 from bitexp.quant.layers import set_lambda, set_progress
 from bitexp.run.attempt import Attempt
 from bitexp.run.checks import device_type
+from bitexp.run.first_batch import calibrate as calibrate_activations
 from bitexp.run.fit import evaluated
-from bitexp.run.start import calibrate as calibrate_activations
 from bitexp.track.checkpoint_files import LAST, STATE, packed, state_of, unpacked
 from bitexp.track.metrics import MetricsCsv
 from bitexp.train.checkpoints import AtomicCheckpointIO

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,15 +20,11 @@ from bitexp.common.format import counted
 from bitexp.common.spelling import nearest
 from bitexp.config.schema import Start
 from bitexp.deploy.sources import Source, find_source
-from bitexp.quant.backend import TORCH
-from bitexp.quant.layers import QuantizedLayer, quantized_layers, set_backend, set_progress
+from bitexp.quant.layers import quantized_layers
 from bitexp.quant.patterns import matches
 from bitexp.run.start_checks import compare_arguments
 
 SHOWN = 6
-
-if TYPE_CHECKING:
-    from bitexp.run.parts import Parts
 
 
 @dataclass
@@ -209,32 +205,3 @@ def carry_on(loaded: Loaded, model: nn.Module) -> None:
         if own and alike and options.get(name) == layer.options:
             layer.parts.load_state_dict(dict(given))
             loaded.learned.append(name)
-
-
-def calibrate(parts: Parts) -> None:
-    """Lets activation quantizers that begin with data see one fixed batch, the first of the training.
-
-    Layers calibrate one after the other, each on what those before it give. A buffer keeps that they did,
-    so that a resumed run does not repeat it; and every process sees the same batch.
-    """
-    model = parts.model
-    set_progress(model, 0.0)
-    layers = [layer for layer in quantized_layers(model).values() if uncalibrated(layer)]
-    if layers:
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        set_backend(model, TORCH)  # the kernel's own may need a GPU
-        for layer in layers:
-            layer.training = True
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            model(next(iter(parts.data.train_dataloader()))[0])
-        set_backend(model, parts.kernel.backend)
-        for module, mode in modes.items():
-            module.training = mode
-    set_progress(model, 1.0)
-
-
-def uncalibrated(layer: QuantizedLayer) -> bool:
-    """Whether a layer waits for a batch."""
-    activations = layer.active.activations
-    return activations is not None and not activations.calibrated

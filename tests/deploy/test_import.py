@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from bitexp.deploy import import_model
-from bitexp.deploy.export import build, write
 from bitexp.deploy.exporters.exporter import Packed
 from bitexp.deploy.exporters.source import read_source
+from bitexp.deploy.exporters.writing import build, write
 from bitexp.deploy.packed_file import read_packed
 from tests.support.exports import PORTABLE, described, packed, tokens
 

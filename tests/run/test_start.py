@@ -156,7 +156,7 @@ def test_asked_again_it_is_finished_and_the_config_in_its_folder_is_whole(source
 
 def test_calibration_takes_one_fixed_batch_before_the_first_step(source: Path, train: Train) -> None:
     """The step size of activations, seen after no step: `2 mean|x| / sqrt(high)` of the first batch."""
-    from bitexp.run.start import calibrate
+    from bitexp.run.first_batch import calibrate
 
     parts = built("quantizer=lsq_wa", f"start.from={source}", "quantizer.norm=none")
     calibrate(parts)

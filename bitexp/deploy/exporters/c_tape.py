@@ -17,11 +17,12 @@ from bitexp.deploy.embeddings import held_codes
 from bitexp.deploy.exporters.c_values import Call, Value, array_text, free_place, number_text
 from bitexp.deploy.exporters.exporter import InexpressibleError, spec_of
 from bitexp.deploy.frozen import FrozenLayer
+from bitexp.deploy.of_modules import OfModules
 from bitexp.deploy.packing import Layout, layout_of
 from bitexp.models.decoder import Decoder, rotation
 from bitexp.quant.layers import QuantizedLayer
 from bitexp.quant.modes import own
-from bitexp.quant.spec import EPS, ConvArgs, LayerSpec
+from bitexp.quant.spec import ConvArgs
 
 ROWS = {2: "pack1", 3: "pack5", 4: "pack2", 16: "pack4", 256: "pack8"}
 """The layout whose digits have that base, for which there is a function."""
@@ -30,7 +31,7 @@ LONGEST = 2**31 // (127 * 255)
 
 
 @dataclass
-class CTape:
+class CTape(OfModules[Value]):
     """See `bitexp.models.tape.Tape`.
 
     Args:
@@ -201,17 +202,6 @@ class CTape:
             int(layer.spec.bias == "scaled"),
         ]  # fmt: skip
 
-    def own_norm(self, spec: LayerSpec, x: Value) -> Value:
-        """x as a layer with a norm of its own has it."""
-        return x if spec.norm == "none" else self.normed(x, spec.norm == "layer", EPS)
-
-    def norm(self, norm: nn.Module, x: Value) -> Value:
-        if isinstance(norm, nn.Identity):
-            return x
-        kind = self.checked(norm, nn.LayerNorm, nn.RMSNorm)
-        eps = torch.finfo(torch.float32).eps if kind.eps is None else kind.eps
-        return self.normed(x, isinstance(kind, nn.LayerNorm), eps, kind.weight, getattr(kind, "bias", None))
-
     def normed(
         self, x: Value, centered: bool, eps: float, gain: Tensor | None = None, bias: Tensor | None = None
     ) -> Value:
@@ -293,15 +283,8 @@ class CTape:
     def first(self, x: Value) -> Value:
         return self.call("mean_row", self.value(1, x.features), x, 1, x.features)
 
-    def checked(self, module: nn.Module, *kinds: type[nn.Module]) -> Any:
-        """The module, which must be exactly of one of these classes."""
-        if type(module) not in kinds:
-            raise InexpressibleError(f"{self.name(module)} is a {type(module).__name__}, which has no C code")
-        return module
-
-    def name(self, module: nn.Module) -> str:
-        """Of a module, as the network has it."""
-        return self.names.get(id(module), type(module).__name__)
+    def refusal(self, text: str) -> ValueError:
+        return InexpressibleError(f"{text}, which has no C code")
 
     def places(self, result: Value) -> int:
         """Gives every value a place in an array of floats, and returns its length."""

@@ -213,8 +213,3 @@ def pack_rows(codes: Tensor) -> Tensor:
     """int8 codes -1..1 `[out, in]` -> uint8 `[out / 4, in]`, rows a quarter apart in a byte."""
     digits = (codes + 1).to(torch.uint8).unflatten(0, (ROWS, -1))
     return sum(digits[place] << 2 * place for place in range(ROWS))
-
-
-def unpack_rows(packed: Tensor) -> Tensor:
-    """The codes again: int8 `[out, in]`, 2 where the two bits are none of ours."""
-    return torch.cat([(packed >> 2 * place & 3).to(torch.int8) - 1 for place in range(ROWS)])

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from bitexp.common.errors import UserError
 from bitexp.common.files import check_regular
-from bitexp.deploy.frozen import FrozenLayer, freeze
+from bitexp.deploy.frozen import freeze
 from bitexp.deploy.sources.base import SOURCES, Source, Which, check_same, sound, told
 from bitexp.deploy.sources.names import renamed
+from bitexp.deploy.sources.transformers import restore
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.models import MODELS
 from bitexp.quant import quantize
@@ -237,10 +238,3 @@ def whole(value: Any) -> int:
     if isinstance(value, bool) or int(value) != value or value < 1:
         raise ValueError(f"{value!r} is no size")
     return int(value)
-
-
-def restore(layer: FrozenLayer, codes: Tensor, scale: Tensor) -> None:
-    """Puts other codes and another scale into a frozen layer."""
-    layer.packed.copy_(layer.packing.layout.pack(codes.flatten(1)))
-    layer.scale.copy_(scale)
-    layer.use(layer.kernel)

@@ -15,9 +15,9 @@ from torch import nn
 
 from bitexp.deploy.description import Description
 from bitexp.deploy.engines import ENGINES
-from bitexp.deploy.export import build, write
 from bitexp.deploy.exporters.c_code import functions
 from bitexp.deploy.exporters.exporter import InexpressibleError, Packed
+from bitexp.deploy.exporters.writing import build, write
 from bitexp.deploy.packing import layout_of
 from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.levels import BINARY, TERNARY, Levels

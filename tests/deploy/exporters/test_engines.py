@@ -14,8 +14,8 @@ from bitexp.deploy.agreement import MARGIN_OF_TOKENS, agreement, continuation
 from bitexp.deploy.description import Description
 from bitexp.deploy.engines import ENGINES
 from bitexp.deploy.engines.llama_cpp import Llama
-from bitexp.deploy.export import build, write
 from bitexp.deploy.exporters.exporter import Packed
+from bitexp.deploy.exporters.writing import build, write
 from tests.support.exports import PORTABLE, described, packed, tokens
 
 CLOSE, FLIPPED = 1e-5, 0.02

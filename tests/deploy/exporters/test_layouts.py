@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from bitexp.deploy.exporters.gguf_blocks import q1_0, tq1_0, tq2_0
 from bitexp.deploy.exporters.tokenizer_files import byte_words
-from bitexp.deploy.exporters.transformers_folder import pack_rows, unpack_rows
+from bitexp.deploy.exporters.transformers_folder import pack_rows
+from bitexp.deploy.sources.transformers import unpacked
 
 
 @given(seed=st.integers(0, 2**31), rows=st.integers(1, 3), blocks=st.integers(1, 3))
@@ -46,7 +47,7 @@ def test_rows_in_bytes_are_those_of_transformers(seed: int, rows: int, inputs: i
     codes = torch.randint(-1, 2, (4 * rows, inputs), generator=torch.Generator().manual_seed(seed))
     packed = pack_rows(codes.to(torch.int8))
     assert torch.equal(packed, pack_weights(codes.clone()))
-    assert torch.equal(unpack_rows(packed), codes.to(torch.int8))
+    assert torch.equal(unpacked(packed), codes.to(torch.int8))
     assert torch.equal(unpack_weights(packed, torch.float32), codes.float())
 
 
