@@ -21,7 +21,7 @@ from tests.support.data_sets import write_data_sets
 import_torchvision()
 torch.set_num_threads(1)
 settings.register_profile("bitexp", deadline=None, max_examples=40)
-settings.register_profile("short", deadline=None, max_examples=20)
+settings.register_profile("short", deadline=None, max_examples=10)
 settings.load_profile("bitexp")
 
 

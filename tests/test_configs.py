@@ -43,8 +43,8 @@ BUDGET = dict.fromkeys(("qat_from_full", "paretoq"), ("trainer.train_batches=2",
 SLOW_RECIPES = ("bitdistill", "onebit", "reactnet")
 STUDIES = ("methods_tune", "pareto", "tune")
 SLOW_SWEEPS = (
-    "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_doubling", "lm_full", "lm_median",
-    "lm_reloaded",
+    "digits_mcu", "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_bitnet", "lm_doubling",
+    "lm_full", "lm_median", "lm_portable", "lm_reloaded",
 )  # fmt: skip
 
 

@@ -23,6 +23,8 @@ from PIL import Image
 
 import bitexp.run.road  # noqa: F401  children that are forked do not import it again
 from bitexp.cli.commands import COMMANDS
+from bitexp.config.schema import read_settings
+from tests.support.configs import compose_config
 from tests.support.exports import exported_model
 from tests.support.processes import Command
 from tests.support.readmes import ROOT, Block, blocks, commands, readmes, shown_files
@@ -105,8 +107,29 @@ def starts_interpreters(line: str) -> bool:
 
 
 def is_slow(line: str) -> bool:
-    """Whether a command waits for `make test-all`."""
-    return starts_interpreters(line) or line.endswith(TUNE) or any(words in line for words in LONG)
+    """Whether a command waits for `make test-all`: what takes long, and those of the rooms that train."""
+    takes_long = starts_interpreters(line) or line.endswith(TUNE) or any(words in line for words in LONG)
+    return takes_long or (trains(line) and line not in commands(ROOT / "README.md"))
+
+
+def trains(line: str) -> bool:
+    """Whether a command makes runs, in the words of Hydra."""
+    return shlex.split(line)[3] not in COMMANDS and not {"--help", "--cfg", "--version", "-sc"} & set(
+        line.split()
+    )
+
+
+def waits(line: str) -> bool:
+    """Whether a command that trains waits, and composes with what is in `conf`."""
+    return trains(line) and is_slow(line) and not any(word in line for word in ("--config-dir", "=ray"))
+
+
+@pytest.mark.parametrize("line", [c for c in commands() if waits(c)])
+def test_a_command_that_waits_composes(line: str) -> None:
+    words = [word for word in shlex.split(line)[3:] if word not in ("-m", "--multirun")]
+    words = [word for word in words if "(" not in word and not word.startswith("start.from=")]
+    first = [re.sub(r"^([^\[{'\"]+?=[^\[{,]+),.*", r"\1", word) for word in words]  # of a sweep over a key
+    read_settings(compose_config(*first))
 
 
 @pytest.mark.parametrize("line", [c for c in commands() if starts_interpreters(c)])
@@ -245,6 +268,7 @@ def test_a_command_runs(
     assert ended.code == 0, ended.out + ended.err
 
 
+@pytest.mark.slow
 def test_the_command_with_several_processes_runs(tmp_path: Path) -> None:
     (line,) = [c for c in commands() if "ddp" in c]
     words = [sys.executable, *shlex.split(line)[1:], *TINY]
@@ -327,6 +351,7 @@ def python(tmp_path: Path) -> Callable[..., str]:
     return call
 
 
+@pytest.mark.slow
 def test_what_is_added_is_one_class_and_one_yaml(python: Callable[..., str], tmp_path: Path) -> None:
     quantizers = [Path(path).stem for path in shown_files("conf/quantizer")]
     assert len(quantizers) == 3

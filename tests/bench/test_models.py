@@ -49,6 +49,7 @@ def test_a_text_and_an_image_model(bench: Program, tmp_path: Path) -> None:
     assert sizes["binary, reference"] < sizes["ternary_mean, reference"] < sizes["full, fp32"] / 5
 
 
+@pytest.mark.slow
 def test_more_tokens_than_the_context_holds(bench: Program) -> None:
     ended = bench("models", "--models", "decoder", "--tokens", "9", "--context", "8", "--rounds", "1")
     assert ended.code == 2

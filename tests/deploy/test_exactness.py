@@ -27,7 +27,7 @@ GROUPED = [
     and QUANTIZERS[name].options.bias == "plain"
 ]
 PRESETS = st.sampled_from(QUANTIZING)
-EXAMPLES = settings(max_examples=250)
+EXAMPLES = settings(max_examples=6 * settings().max_examples)
 """Enough that each name has its share."""
 REFERENCE = KERNELS.get("reference")
 

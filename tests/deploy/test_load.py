@@ -22,6 +22,7 @@ from bitexp.kernels import KERNELS
 from bitexp.models.decoder import Decoder
 from bitexp.models.generation import Sampling, generate
 from bitexp.quant.layers import quantized_layers
+from tests.support.marks import others_slow
 
 if TYPE_CHECKING:
     from bitexp.run.road import Outcome
@@ -74,7 +75,10 @@ OTHERS = [
 
 @pytest.mark.parametrize(
     ("overrides", "kernel"),
-    [*itertools.product(PRECISIONS, ["reference", "int8"]), *((words, "reference") for words in OTHERS)],
+    others_slow(
+        [*itertools.product(PRECISIONS, ["reference", "int8"]), *((words, "reference") for words in OTHERS)],
+        [(words, "reference") for words in (*PRECISIONS[:2], *OTHERS[:2])],
+    ),
 )
 def test_the_packed_file_gives_the_tokens_of_the_trained_model(
     train_text: Callable[..., Path], overrides: str, kernel: str

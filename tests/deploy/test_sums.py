@@ -87,7 +87,7 @@ def numpy_linear(layer: BitLinear, x: Tensor) -> NDArray[Any]:
 
 
 @every_kernel
-@settings(max_examples=200)
+@settings(max_examples=5 * settings().max_examples)
 @given(
     name=st.sampled_from(PLAIN),
     batch=st.integers(1, 9),

@@ -94,6 +94,7 @@ def test_killed_from_outside(start: Start, train: Train, outputs: Path, undistur
     assert_same(folder, undisturbed("long"))
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_killed_twice_runs_every_cell_once(command: Command, outputs: Path) -> None:
     words = ("-m", *SMALL, "+sweeps=lr_weight_decay", "quantizer=binary")
     words += ("optimizer.lr=0.01,0.03", "optimizer.weight_decay=0.0,0.1")

@@ -11,12 +11,17 @@ from tests.support.faults import EVERY_STEP, RANDOM, VARIANTS, Undisturbed, asse
 from tests.support.processes import Command
 from tests.support.training import Train
 
+KINDS = ("random", "accumulate", "ema", "bf16", "learned", "stages", "methods", "levels")
+"""One for each kind of state: generators, sums, averages, rounding, what is learned, what follows time."""
+REPEATED = [name for name in RANDOM if name not in KINDS]
+
 
 @pytest.mark.parametrize(
     ("variant", "hook", "count"),
     [
-        *((name, "on_train_batch_end", 6) for name in RANDOM),
-        ("patience", "on_train_epoch_end", 1),
+        *((name, "on_train_batch_end", 6) for name in KINDS),
+        *(pytest.param(name, "on_train_batch_end", 6, marks=pytest.mark.slow) for name in REPEATED),
+        pytest.param("patience", "on_train_epoch_end", 1, marks=pytest.mark.slow),
         ("patience", "on_train_epoch_end", 2),
         ("two_stage", "on_train_epoch_end", 1),
         *(pytest.param(name, "on_train_epoch_end", 1, marks=pytest.mark.slow) for name in RANDOM),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -187,7 +187,6 @@ PRECISIONS = [("full", ""), ("ternary_mean", "layer"), ("ternary_mean", "rms"), 
 
 @pytest.mark.parametrize(("preset", "norm"), PRECISIONS)
 @pytest.mark.parametrize("kv_heads", [1, 4])
-@settings(max_examples=20)
 @given(data=st.data())
 def test_logits_with_a_cache_equal_those_of_one_pass_whatever_the_pieces(
     make_quantizer: MakeQuantizer, kv_heads: int, preset: str, norm: str, data: st.DataObject

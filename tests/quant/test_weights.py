@@ -24,7 +24,7 @@ PROPORTIONAL = [name for name in NAMES if name != "dorefa"]
 BUILT_IN = {"binary", "ternary_mean", "ternary_median", "int", "lsq"}
 
 any_name = st.sampled_from(NAMES)
-EXAMPLES = settings(max_examples=200)
+EXAMPLES = settings(max_examples=5 * settings().max_examples)
 """Enough that each name has its share."""
 
 SIZES = st.tuples(st.integers(1, 7), st.integers(1, 40))

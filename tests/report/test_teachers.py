@@ -39,6 +39,7 @@ def test_a_teacher_is_a_word(changes: dict[str, Any], record: Any, word: str) ->
     assert with_teacher({"seed": 0, "distill": None}, {}) == {"seed": 0, "distill": None}
 
 
+@pytest.mark.slow
 def test_seeds_with_teachers_of_their_own_are_one_row(train: Train, outputs: Path) -> None:
     for seed in (0, 1):
         for recipe in ([], ["+recipe=self_distill"], ["+recipe=born_again"]):

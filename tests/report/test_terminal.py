@@ -194,6 +194,7 @@ def test_a_table_in_a_file_has_whole_cells(record: Any, said: Any) -> None:
     assert cells(said()[3])[:3] == ["ternary_mean", word, "0.5000"]
 
 
+@pytest.mark.slow
 def test_the_summary_of_real_runs_is_that_of_their_files(command: Any, small: Any, outputs: Path) -> None:
     ended = command("-m", *small, "quantizer=full,binary", "seed=0,1")
     assert ended.code == 0, ended.err

@@ -71,6 +71,7 @@ def test_rerun_repeats_the_run_itself_and_not_what_it_starts_from(outputs: Path,
     assert len(RunFolder(runs(outputs)["full"]).attempts()) == 1
 
 
+@pytest.mark.slow
 def test_other_quantizers_share_it_and_other_seeds_do_not(outputs: Path, train: Train) -> None:
     for words in (("seed=0",), ("quantizer=binary",), ("seed=1",)):
         train(*CHAIN, *words)
@@ -78,6 +79,7 @@ def test_other_quantizers_share_it_and_other_seeds_do_not(outputs: Path, train: 
     assert sorted(kinds) == ["binary", "full", "full", "ternary_mean", "ternary_mean"]
 
 
+@pytest.mark.slow
 def test_a_chain_of_three(outputs: Path, train: Train) -> None:
     train("quantizer=binary", "start.run={quantizer: ternary_mean, start: {run: {quantizer: full}}}")
     folders = runs(outputs)

@@ -75,6 +75,7 @@ def test_a_run_that_learns_from_another(train: Train, teacher: Path) -> None:
     assert "teacher    " in (taught.folder / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_the_teacher_counts_by_what_it_is(train: Train, teacher: Path, tmp_path: Path) -> None:
     """Not by where it lies, and a term without weight is none."""
     words = [f"distill.teacher={teacher}", "trainer.epochs=1"]
@@ -103,6 +104,7 @@ def test_without_a_teacher_runs_keep_their_ids() -> None:
         read_settings(compose_config("distill.precision='16'"))
 
 
+@pytest.mark.slow
 def test_a_student_of_text_compares_all_there_is(train: Train, data_sets: Path) -> None:
     base = (*TEXT, f"data.files=[{data_sets}/texts]")
     teacher = train("quantizer=full", base=base).folder

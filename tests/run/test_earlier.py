@@ -63,6 +63,7 @@ def test_a_run_that_was_killed_is_begun_anew_by_a_rerun(command: Command, train:
     assert len(RunFolder(outcome.folder).attempts()) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_rerun_without_a_whole_checkpoint_begins_anew(command: Command, train: Train) -> None:
     kill = at("on_train_batch_end", 6, signal.SIGKILL)
     assert command(*SMALL, "rerun=true", EVERY_STEP, first=kill).code == -signal.SIGKILL
@@ -96,6 +97,7 @@ def test_older_repeats_what_other_versions_have_made(
     assert not train("rerun=older").trained
 
 
+@pytest.mark.slow
 def test_older_begins_anew_what_another_version_has_begun(command: Command, train: Train) -> None:
     kill = at("on_train_batch_end", 6, signal.SIGKILL)
     assert command(*SMALL, EVERY_STEP, first=kill).code == -signal.SIGKILL

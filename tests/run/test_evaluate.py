@@ -14,6 +14,7 @@ from bitexp.deploy.packed_file import load_packed
 from bitexp.kernels import choose_kernel
 from bitexp.quant import QUANTIZERS, WEIGHTS
 from bitexp.track.checkpoint_files import BEST, LAST, load_checkpoint
+from tests.support.marks import others_slow
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "conf" / "quantizer").glob("*.yaml"))
@@ -79,9 +80,20 @@ VARIANTS = {
     "gradients": ["quantizer.gradients={name: int, bits: 8, over: tensor}", "quantizer.norm=rms"],
     "phased in": ["quantizer.lambda_schedule={name: sigmoid, start: 0.2, end: 1.0}"],
 }
+FAST = (
+    "cnn",
+    "bf16",
+    "averaged",
+    "int8 embeddings",
+    "groups",
+    "by layer",
+    "by stage",
+    "without latents",
+    "phased in",
+)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", others_slow(VARIANTS, FAST))
 def test_so_it_is_for_other_models_and_settings(variant: str, train: Any, tiny: Any) -> None:
     assert_the_packed_file_is_what_was_trained(train(*VARIANTS[variant], base=tiny))
 

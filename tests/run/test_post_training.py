@@ -112,6 +112,7 @@ def test_batch_norms_are_estimated_anew(train: Train) -> None:
     assert "calibrated by bn" in (calibrated.folder / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_calibrated_weights(source: Path, train: Train) -> None:
     calibrated = train(*PTQ, f"start.from={source}", *ROUNDED)
     outcome = train(
@@ -134,6 +135,7 @@ def test_a_lost_file_is_made_again_without_calibrating(
     assert {key: again.result[key] for key in same} == {key: first.result[key] for key in same}
 
 
+@pytest.mark.slow
 def test_a_killed_calibration_starts_again(source: Path, train: Train, command: Command) -> None:
     words = (*PTQ, f"start.from={source}", *ROUNDED)
 

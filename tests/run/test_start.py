@@ -81,6 +81,7 @@ def test_the_first_step_is_that_of_the_loaded_weights(source: Path, train: Train
     assert f"started from run {source} (best weights): 4 tensors" in card
 
 
+@pytest.mark.slow
 def test_what_a_quantizer_learned_goes_on_where_it_is_the_same(train: Train) -> None:
     first = train("quantizer=lsq_wa")
     parts = built("quantizer=lsq_wa", f"start.from={first.folder}")

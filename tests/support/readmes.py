@@ -70,10 +70,10 @@ def prose(text: str) -> str:
     return FENCE.sub("", text)
 
 
-def commands() -> list[str]:
-    """Every `python -m bitexp ...` in a block of bash, in a table or in the text, once."""
+def commands(*paths: Path) -> list[str]:
+    """Every `python -m bitexp ...` in bash, tables and text, once; of all READMEs or of these."""
     typed = []
-    for text in readmes().values():
+    for text in (readmes()[path] for path in paths or readmes()):
         for language, code in FENCE.findall(text):
             if language == "bash":
                 typed += re.findall(r"^python -m bitexp[^\n#]*", code, re.MULTILINE)

@@ -105,6 +105,7 @@ def test_a_study_for_each_value_of_a_key(sweep: Any, studies: Any) -> None:
     assert [row[0] for row in rows] == ["full", "binary"]
 
 
+@pytest.mark.slow
 def test_several_objectives_end_in_a_front(sweep: Any, studies: Any) -> None:
     words = ("hydra.sweeper.objectives=[headline,size/total_bytes]", "model.hidden=[8],[64]", "seed=0")
     ended = sweep("hydra.sweeper.sampler.name=BruteForceSampler", "hydra.sweeper.n_trials=null", *words)
@@ -224,6 +225,7 @@ def test_a_wrong_command_is_told_in_words_before_anything_is_made(
     assert not list(outputs.glob("*/*"))
 
 
+@pytest.mark.slow
 def test_a_name_that_was_given_to_another_study_is_refused(sweep: Any, studies: Any) -> None:
     assert sweep(LR, "hydra.sweeper.study=mine", "hydra.sweeper.n_trials=1").code == 0
     ended = sweep("seed=0,1,2", "hydra.sweeper.study=mine", "hydra.sweeper.n_trials=1")

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from bitexp.common.errors import UserError
 from bitexp.sweep.samplers import PerCell, build, choices, values
 from bitexp.sweep.study import ClaimedTrial, TrialResult, build_pruner, trial_of
+from tests.support.marks import others_slow
 
 SAMPLERS = choices(optuna.samplers)
 PRUNERS = choices(optuna.pruners)
@@ -209,9 +210,7 @@ def test_draws_are_the_same_in_parallel_and_after_kills(
 
 
 @pytest.mark.parametrize("name", [*SAME, "TPESampler"])
-@pytest.mark.parametrize(
-    "moment", [2, 4, 6, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 5, 7, 8, 9, 10, 11))]
-)
+@pytest.mark.parametrize("moment", others_slow(range(1, 12), [4]))
 def test_a_worker_killed_while_it_draws_leaves_the_draw_to_the_next(
     name: str, moment: int, work_off: Any, define: Any, start: Any, journal: Path, draws: Any
 ) -> None:

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from bitexp.common.errors import UserError
 from bitexp.sweep.ownership import OWNER, SEEN, Silences, began, gone, machine, myself
 from bitexp.sweep.study import ClaimedTrial, TrialResult
+from tests.support.marks import others_slow
 from tests.support.studies import Recorder, failed, finished
 
 # the budget
@@ -43,7 +44,7 @@ def test_threads_make_exactly_the_budget(work_off: Any, journal: Path) -> None:
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 17
 
 
-@pytest.mark.parametrize(("kind", "budget"), [("journal", 14), ("sqlite", 6)])
+@pytest.mark.parametrize(("kind", "budget"), others_slow([("journal", 14), ("sqlite", 6)], [("journal", 14)]))
 def test_processes_make_exactly_the_budget(
     kind: str, budget: int, work_off: Any, start: Any, tmp_path: Path
 ) -> None:

@@ -23,6 +23,7 @@ from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.levels import BINARY, TERNARY, Levels
 from bitexp.quant.norms import normalize
 from tests.support.exports import described, packed, tokens
+from tests.support.marks import others_slow
 from tests.support.quantizers import make_quantizer
 
 GCC = ["gcc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror"]
@@ -58,7 +59,7 @@ def difference(source: Packed, folder: Path, x: torch.Tensor) -> float:
     return float((ours - theirs).abs().max() / ours.abs().max())
 
 
-@pytest.mark.parametrize("optimize", ["size", "speed"])
+@pytest.mark.parametrize("optimize", others_slow(["size", "speed"], ["size"]))
 @pytest.mark.parametrize(
     ("model", "quantizer", "changes"),
     [

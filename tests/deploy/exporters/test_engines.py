@@ -17,6 +17,7 @@ from bitexp.deploy.engines.llama_cpp import Llama
 from bitexp.deploy.exporters.exporter import Packed
 from bitexp.deploy.exporters.writing import build, write
 from tests.support.exports import PORTABLE, described, packed, tokens
+from tests.support.marks import others_slow
 
 CLOSE, FLIPPED = 1e-5, 0.02
 """Differences of logits, of their largest: by rounding, and where an activation code is another."""
@@ -44,7 +45,7 @@ def outputs(source: Packed, engine: str, folder: Path, **options: Any) -> tuple[
         return source.model(x), kind(folder / kind.target).outputs(x)
 
 
-@pytest.mark.parametrize("form", ["bitlinear", "autobitlinear"])
+@pytest.mark.parametrize("form", others_slow(["bitlinear", "autobitlinear"], ["bitlinear"]))
 @pytest.mark.parametrize(
     ("quantizer", "changes", "sizes"),
     [

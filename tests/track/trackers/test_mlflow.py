@@ -67,6 +67,7 @@ def test_a_run_is_kept_beside_the_outputs_and_continued(
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
+@pytest.mark.slow
 def test_the_environment_or_a_key_may_name_another_place(
     train: Any, empty: Path, tmp_path: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def test_a_preset_is_a_group_of_its_own(tracked: Any) -> None:
     assert run["config"]["update"]["quantizer"]["name"] == "reloaded"
 
 
+@pytest.mark.slow
 def test_each_run_of_a_process_has_its_own_also_after_a_failure(tracked: Any) -> None:
     import wandb
 
