@@ -44,7 +44,7 @@ SLOW_RECIPES = ("bitdistill", "onebit", "reactnet")
 STUDIES = ("methods_tune", "pareto", "tune")
 SLOW_SWEEPS = (
     "digits_mcu", "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_bitnet", "lm_doubling",
-    "lm_full", "lm_median", "lm_portable", "lm_reloaded",
+    "lm_full", "lm_median", "lm_portable", "lm_reloaded", "lm_ternary",
 )  # fmt: skip
 
 

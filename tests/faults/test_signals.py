@@ -12,11 +12,14 @@ import pytest
 import bitexp.run.evaluate
 from tests.support.configs import SMALL
 from tests.support.faults import EVERY_STEP, Undisturbed, assert_same, at, send
+from tests.support.marks import others_slow
 from tests.support.processes import Command
 from tests.support.training import Train
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number", others_slow([signal.SIGTERM, signal.SIGINT, signal.SIGUSR2], [signal.SIGTERM])
+)
 @pytest.mark.parametrize(
     ("hook", "count"),
     [("setup", 1), ("on_train_batch_start", 4), ("on_train_batch_start", 6), ("on_validation_start", 2)],

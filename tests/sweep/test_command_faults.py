@@ -76,6 +76,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, command: Any, small: A
     return remains(load(journal))
 
 
+@pytest.mark.slow
 def test_a_killed_trial_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
     sweep: Any, studies: Any, undisturbed: list[Any], outputs: Path
 ) -> None:

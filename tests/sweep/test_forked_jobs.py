@@ -168,6 +168,7 @@ def test_with_threads_or_without_linux_there_are_no_forks(
     assert job.wait() == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_prepared_is_said_and_done_by_fresh_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
