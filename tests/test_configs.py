@@ -15,6 +15,7 @@ from bitexp.config.schema import read_settings
 from bitexp.kernels import KERNELS
 from bitexp.quant import QUANTIZERS, WEIGHTS
 from tests.support.configs import ComposeConfig
+from tests.support.marks import others_slow
 from tests.support.processes import InProcess
 from tests.support.training import Train
 
@@ -42,10 +43,7 @@ OTHER_QUANTIZERS = tuple(name for name, quantizer in QUANTIZERS.items() if not q
 BUDGET = dict.fromkeys(("qat_from_full", "paretoq"), ("trainer.train_batches=2", "start.share=0.5"))
 SLOW_RECIPES = ("bitdistill", "onebit", "reactnet")
 STUDIES = ("methods_tune", "pareto", "tune")
-SLOW_SWEEPS = (
-    "digits_mcu", "fashion_cnn", "fashion_mlp", "fashion_vit", "lm_binary", "lm_bitnet", "lm_doubling",
-    "lm_full", "lm_median", "lm_portable", "lm_reloaded", "lm_ternary",
-)  # fmt: skip
+EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 
 
 def group(path: Path) -> str:
@@ -256,7 +254,7 @@ def test_the_sweep_of_methods_takes_every_preset_that_there_is(
     assert re.findall(r"quantizer=(\w+)", ended.out) == ["full", "of_my_own"]
 
 
-@pytest.mark.parametrize("experiment", options("experiment", SLOW_SWEEPS))
+@pytest.mark.parametrize("experiment", others_slow(EXPERIMENTS, ["vit_ternary"]))
 @pytest.mark.parametrize("sweep", options("sweeps"))
 def test_sweeps(
     experiment: str,
