@@ -63,11 +63,11 @@ def logistic(x: float) -> float:
 
 
 @functools.cache
-def quantile(freedom: int) -> float:
+def quantile(freedom: int, level: float = LEVEL) -> float:
     """Of Student's distribution, for both sides of an interval."""
     from scipy import special
 
-    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+    return float(special.stdtrit(freedom, (1 + level) / 2))
 
 
 @dataclass(frozen=True)
