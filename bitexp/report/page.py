@@ -16,7 +16,7 @@ from bitexp.report.energy import SOURCE
 from bitexp.report.formats import comma_separated, escape, latex, markdown, web
 from bitexp.report.runs import Problem, Run
 from bitexp.report.studies import JournalStudy
-from bitexp.report.wording import verdict
+from bitexp.report.wording import answer
 
 CSS = """
 *{box-sizing:border-box}
@@ -138,7 +138,7 @@ def section_body(section: Section, link: Callable[[Run], str]) -> list[str]:
     """One comparison: the answer, the plots, the other tables, how to make it again."""
     first, *others = section.tables
     body = [
-        f"<p><strong>{escape(verdict(section.comparison))}</strong></p>",
+        f"<p><strong>{escape(answer(section.comparison))}</strong></p>",
         web(first.up_to(LONG).condensed().first(MOST), link),
         export(first),
     ]

@@ -15,13 +15,14 @@ from bitexp.report.by_bits import by_bits_table
 from bitexp.report.columns import LONG, SHORT
 from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
+from bitexp.report.evidence import evidence_table
 from bitexp.report.formats import comma_separated, inline, latex, markdown
 from bitexp.report.lineage import lineage_table
 from bitexp.report.mixtures import older_runs
 from bitexp.report.page import Section, page
 from bitexp.report.runs import Problem, Run
 from bitexp.report.studies import JournalStudy, grid_importance
-from bitexp.report.wording import verdict
+from bitexp.report.wording import answer
 
 QUALITY = (
     "Quality against cost: a ring marks rows that no other of the same data and budget beats at the same "
@@ -86,6 +87,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
     """One comparison: writes its tables and plots, and returns them for the page."""
     listed = [
         tables.precision_table(comparison),
+        evidence_table(comparison),
         by_bits_table(comparison),
         tables.bytes_table(comparison),
         tables.setting_table(comparison),
@@ -147,7 +149,7 @@ def document(sections: Sequence[Section], unfinished: Sequence[Run], problems: S
     """The tables as one Markdown file."""
     lines = ["# Which precision wins, and at what cost?", ""]
     for part in sections:
-        lines += [f"## {inline(part.comparison.name)}", "", inline(verdict(part.comparison)), ""]
+        lines += [f"## {inline(part.comparison.name)}", "", inline(answer(part.comparison)), ""]
         for table in part.tables:
             lines += [f"### {table.title}", "", markdown(table.up_to(LONG)), ""]
     if sections:
