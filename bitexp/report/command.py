@@ -3,6 +3,7 @@
     python -m bitexp report outputs/vit_ternary
     python -m bitexp report outputs/a outputs/b --out comparison
     python -m bitexp report outputs/vit_ternary --watch
+    python -m bitexp report diff RUN RUN
 
 A path is a run, a folder with runs at any depth, or the index of a multirun (outputs/NAME/sweeps/DATE).
 """
@@ -119,4 +120,8 @@ def place(path: Path) -> Path:
 
 def main(words: Sequence[str]) -> int:
     """`python -m bitexp report`. Exit codes: 0 written, 2 bad input."""
+    if words[:1] == ["diff"]:
+        from bitexp.report import diff
+
+        return diff.main(words[1:])
     return run_program("report", __doc__, add_arguments, run, words)

@@ -78,13 +78,26 @@ def evidence_table(comparison: Comparison) -> Table | None:
             "90 % (TOST)", "tost_", lambda item: (judged(item.row, "tost_low"), judged(item.row, "tost_high"))
         ),
         *bounds("95 % (BCa)", "bca_", lambda item: item.bootstrap or (None, None)),
+        numeric("effect d", "effect", lambda item: item.versus.effect, "+.2f", LONG),
         numeric("p (t)", "p", lambda item: item.versus.p, p_text, LONG),
         numeric("p (signs)", "p_signs", lambda item: item.p_signs, p_text, LONG),
-        numeric("only ours right", "only_ours", lambda item: item.of_examples("ours"), ",.1f", LONG),
-        numeric(f"only {BASELINE} right", "only_base", lambda item: item.of_examples("base"), ",.1f", LONG),
+        Column(
+            f"only ours / only {BASELINE} right",
+            "only_ours",
+            alone,
+            lambda item: item.of_examples("ours"),
+            LONG,
+        ),
+        numeric(f"only {BASELINE} right", "only_base", lambda item: item.of_examples("base"), ",.1f", FILE),
         numeric("p (McNemar)", "p_mcnemar", lambda item: item.p_mcnemar, p_text, LONG),
     ]
     return Table("Tests", tuple(columns), items, caption(comparison, items), lambda item: members(item.row))
+
+
+def alone(item: Evidence) -> str:
+    """How many test examples each of two networks alone has right."""
+    counts = [item.of_examples(name) for name in ("ours", "base")]
+    return " / ".join(f"{count:,.0f}" for count in counts if count is not None)
 
 
 def bounds(title: str, key: str, ends: Callable[[Any], tuple[float | None, float | None]]) -> list[Column]:
@@ -114,7 +127,7 @@ def caption(comparison: Comparison, items: Sequence[Evidence]) -> str:
         )
     if any(item.examples for item in items):
         parts.append(
-            "Only ours right: test examples, as means over seeds; McNemar's exact test on them, of all seeds "
-            "together by Rüger's rule, is about these networks and not about other seeds."
+            f"Only ours, only {BASELINE} right: test examples, as means over seeds. McNemar's exact test on "
+            "them, of all seeds together by Rüger's rule, is about these networks and not about other seeds."
         )
     return " ".join(parts)

@@ -68,7 +68,7 @@ def score_columns(metric: str) -> list[Column]:
             LONG,
         ),
         numeric("high", "difference_high", lambda row: of(row, "high"), "+.4f", FILE),
-        numeric("effect d", "effect", lambda row: of(row, "effect"), "+.2f", LONG),
+        numeric("effect d", "effect", lambda row: of(row, "effect"), "+.2f", FILE),
         numeric("p", "p", lambda row: of(row, "p"), p_text, FILE),
         numeric("p (Holm)", "p_holm", lambda row: of(row, "p_holm"), p_text),
         word("verdict", "verdict", lambda row: judged(row, "word")),
