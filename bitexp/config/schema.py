@@ -356,6 +356,12 @@ def with_teacher(section: Distill | None) -> Distill | None:
     return section if section is not None and section.teacher.given else None
 
 
+class ReportOptions(Section):
+    """What the report makes of the runs of an experiment. None of it is part of their identity."""
+
+    margin: Positive | None = None
+
+
 class Settings(Section):
     """The whole config of one run."""
 
@@ -378,6 +384,7 @@ class Settings(Section):
     logger: dict[str, dict[str, Any] | None] = {}
     """The arguments of trackers, by their names; None switches one off."""
     callbacks: Callbacks
+    report: ReportOptions = ReportOptions()
 
 
 def read_settings(config: Mapping[str, Any]) -> Settings:

@@ -33,6 +33,8 @@ class Column:
     """Whether a page may leave it out where it is the same in all rows."""
     names: bool = False
     """Whether it tells rows apart, so that each part of a broken table begins with it."""
+    strong: Callable[[Any], bool] = lambda item: False
+    """Whether a cell stands in bold letters."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,16 @@ class Table:
     def texts(self) -> list[list[str]]:
         """All cells as text."""
         return [[one_line(column.text(item)) for column in self.columns] for item in self.items]
+
+    def emphasized(self, write: Callable[[str], str], bold: str) -> list[list[str]]:
+        """All cells as text of a format, some in bold: `%s` in `bold` stands for what is."""
+        return [
+            [
+                bold % write(text) if column.strong(item) else write(text)
+                for column, text in zip(self.columns, row, strict=True)
+            ]
+            for item, row in zip(self.items, self.texts(), strict=True)
+        ]
 
     def values(self) -> list[dict[str, Any]]:
         """All cells as values by the name of their column."""

@@ -3,6 +3,7 @@
     python -m bitexp report outputs/vit_ternary
     python -m bitexp report outputs/a outputs/b --out comparison
     python -m bitexp report outputs/vit_ternary --watch
+    python -m bitexp report diff RUN RUN
 
 A path is a run, a folder with runs at any depth, or the index of a multirun (outputs/NAME/sweeps/DATE).
 """
@@ -26,6 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="folder of the report (default: report in the first PATH)")
     help_text = "how far from the best a setting may be and still count as good (default: 0.01 of it)"
     parser.add_argument("--tolerance", type=float, default=0.01, metavar="SHARE", help=help_text)
+    help_text = (
+        "the smallest difference that matters, in the metric's units (default: report.margin of the runs)"
+    )
+    parser.add_argument("--margin", type=float, metavar="DIFFERENCE", help=help_text)
     parser.add_argument("--watch", action="store_true", help="rewrite it whenever a run ends")
     parser.add_argument("--every", type=int, default=10, metavar="SECONDS", help="how often --watch looks")
 
@@ -40,6 +45,8 @@ def run(options: argparse.Namespace) -> None:
 
     if not 0 <= options.tolerance < 1:
         raise UserError(f"--tolerance={options.tolerance:g} must be from 0 up to 1: 0.01 is one percent")
+    if options.margin is not None and not 0 < options.margin < float("inf"):
+        raise UserError(f"--margin={options.margin:g} must be above 0: 0.005 is half a point of accuracy")
     if options.every < 1:
         raise UserError(f"--every={options.every} must be at least 1 second")
     paths = options.paths or [outputs()]
@@ -86,7 +93,7 @@ def make(paths: list[Path], options: argparse.Namespace, report: Report) -> None
 
         runs, problems = read_runs(paths)
         studies, damaged = read_studies(paths)
-        comparisons = compare(runs, options.tolerance)
+        comparisons = compare(runs, options.tolerance, options.margin)
         out = options.out or place(paths[0])
         refresh = 2 * options.every if options.watch else None
         try:
@@ -113,4 +120,8 @@ def place(path: Path) -> Path:
 
 def main(words: Sequence[str]) -> int:
     """`python -m bitexp report`. Exit codes: 0 written, 2 bad input."""
+    if words[:1] == ["diff"]:
+        from bitexp.report import diff
+
+        return diff.main(words[1:])
     return run_program("report", __doc__, add_arguments, run, words)

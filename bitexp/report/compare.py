@@ -11,8 +11,10 @@ from typing import Any
 
 from bitexp.report.axes import Axes, find_axes, independent, values
 from bitexp.report.energy import NODE, energy
+from bitexp.report.equivalence import Verdict, corrected, verdict
+from bitexp.report.margins import Margin, margin_of
 from bitexp.report.runs import Run
-from bitexp.report.stats import Paired, Spread, front, holm, paired, spread, within
+from bitexp.report.stats import LEVEL, Paired, Spread, front, holm, paired, spread, within
 from bitexp.track.folder import RunFolder, is_number, validation_of
 
 BASELINE = "full"
@@ -91,6 +93,10 @@ class Row:
     versus: Paired | None
     robust: float
     """The share of its cells within the tolerance of its best one."""
+    base: Cell | None = None
+    """What it is compared with."""
+    verdict: Verdict | None = None
+    """Of that comparison, where there is a margin."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class Comparison:
     tolerance: float
     axes: Axes
     rows: tuple[Row, ...]
+    margin: Margin | None = None
 
     @cached_property
     def cells(self) -> list[Cell]:
@@ -177,18 +184,28 @@ def order(precision: str) -> tuple[int, str]:
     return ({BASELINE: 0, "full_norm": 1}.get(precision, 2), precision)
 
 
-def compare(runs: Sequence[Run], tolerance: float = TOLERANCE) -> list[Comparison]:
-    """A comparison for each experiment and headline metric among the finished runs."""
+def compare(
+    runs: Sequence[Run], tolerance: float = TOLERANCE, margin: float | None = None
+) -> list[Comparison]:
+    """A comparison for each experiment and headline metric among the finished runs.
+
+    Args:
+        tolerance: how far from the best a setting may be and still count as good, as a share of the best.
+        margin: the smallest difference that matters, instead of the one that the runs began with.
+    """
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         if run.finished:
             groups[run.name, run.headline].append(run)
     return [
-        compare_experiment(name, metric, group, tolerance) for (name, metric), group in sorted(groups.items())
+        compare_experiment(name, metric, group, tolerance, margin_of(group, margin))
+        for (name, metric), group in sorted(groups.items())
     ]
 
 
-def compare_experiment(name: str, metric: str, runs: Sequence[Run], tolerance: float) -> Comparison:
+def compare_experiment(
+    name: str, metric: str, runs: Sequence[Run], tolerance: float, margin: Margin | None
+) -> Comparison:
     """The comparison of one experiment's finished runs."""
     axes, sign = find_axes(runs), -1 if runs[0].result["better"] == "min" else 1
     families: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
@@ -199,7 +216,8 @@ def compare_experiment(name: str, metric: str, runs: Sequence[Run], tolerance: f
         Row(chosen_cell(family, sign), tuple(family), None, share_within(family, sign, tolerance))
         for _, family in ordered
     ]
-    return Comparison(name, metric, sign, tolerance, axes, tuple(against_baseline(rows)))
+    judged = with_verdicts(against_baseline(rows), sign, margin)
+    return Comparison(name, metric, sign, tolerance, axes, tuple(judged), margin)
 
 
 def sortable(setting: tuple[Any, ...]) -> tuple[tuple[bool, float, str], ...]:
@@ -258,8 +276,23 @@ def against_baseline(rows: Sequence[Row]) -> list[Row]:
         else:
             ours, theirs = ({run.seed: run.score for run in cell.runs} for cell in (row.cell, base))
             tests.append(paired(ours, theirs, base.runs[0].headline))
-    corrected = holm([None if test is None else test.p for test in tests])
+    ps = holm([None if test is None else test.p for test in tests])
     return [
-        replace(row, versus=None if test is None else replace(test, p_holm=p))
-        for row, test, p in zip(rows, tests, corrected, strict=True)
+        row if test is None else replace(row, versus=replace(test, p_holm=p), base=bases[row.cell.setting])
+        for row, test, p in zip(rows, tests, ps, strict=True)
     ]
+
+
+def with_verdicts(rows: Sequence[Row], sign: int, margin: Margin | None) -> list[Row]:
+    """Adds what the difference of each row says, given a margin; by Holm's correction, too."""
+    if margin is None:
+        return list(rows)
+    verdicts = [
+        None
+        if test is None
+        else verdict(
+            test.differences, margin.value, "higher" if sign > 0 else "lower", LEVEL, test.resolution
+        )
+        for test in (row.versus for row in rows)
+    ]
+    return [replace(row, verdict=one) for row, one in zip(rows, corrected(verdicts), strict=True)]

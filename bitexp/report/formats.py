@@ -7,9 +7,11 @@ import html
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from bitexp.report.columns import Table, in_two, one_line
+from bitexp.report.columns import Column, Table, in_two, one_line
 from bitexp.report.runs import Run, clean
+from bitexp.track.folder import is_number
 
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%",
@@ -28,7 +30,7 @@ def markdown(table: Table) -> str:
     lines = [
         "| " + " | ".join(inline(column.title) for column in table.columns) + " |",
         "|" + "|".join("---:" if column.number else "---" for column in table.columns) + "|",
-        *("| " + " | ".join(map(inline, row)) + " |" for row in table.texts()),
+        *("| " + " | ".join(row) + " |" for row in table.emphasized(inline, "**%s**")),
     ]
     return "\n".join(lines) + "\n" + (f"\n{inline(table.caption)}\n" if table.caption else "")
 
@@ -63,7 +65,7 @@ def latex(table: Table) -> str:
         r"\toprule",
         " & ".join(cell(column.title) for column in table.columns) + r" \\",
         r"\midrule",
-        *(" & ".join(map(cell, row)) + r" \\" for row in table.texts()),
+        *(" & ".join(row) + r" \\" for row in table.emphasized(cell, r"\textbf{%s}")),
         r"\bottomrule",
         r"\end{tabular}",
         r"\end{table}",
@@ -86,7 +88,8 @@ def web(table: Table, link: Callable[[Run], str] | None = None) -> str:
     With `link` the second column of the first one leads to the folders of the runs behind each row.
     """
     first, *others = table.parts(WIDE)
-    return "".join([web_part(first, link), *map(web_part, others)])
+    parts = "".join([web_part(first, link), *map(web_part, others)])
+    return f"<div class=rows>{parts}</div>"
 
 
 def web_part(table: Table, link: Callable[[Run], str] | None = None) -> str:
@@ -98,9 +101,9 @@ def web_part(table: Table, link: Callable[[Run], str] | None = None) -> str:
     )
     heads = heads.replace("</th>", "</th><th>runs</th>", 1) if link else heads
     lines = []
-    for item, row in zip(table.items, table.texts(), strict=True):
+    for item, row in zip(table.items, table.emphasized(escape, "<strong>%s</strong>"), strict=True):
         cells = "".join(
-            f"<td{number(column.number)}>{escape(text)}</td>"
+            f"<td{number(column.number)}{sorted_by(column, item)}>{text}</td>"
             for column, text in zip(table.columns, row, strict=True)
         )
         if link:
@@ -119,6 +122,12 @@ def heading(title: str) -> str:
 def number(is_number: bool) -> str:
     """The class of a cell with a number."""
     return " class=n" if is_number else ""
+
+
+def sorted_by(column: Column, item: Any) -> str:
+    """The number that a cell is sorted by, where its text does not begin with it."""
+    value = column.value(item)
+    return f" data-v={value:.6g}" if is_number(value) else ""
 
 
 def links(runs: Sequence[Run], link: Callable[[Run], str]) -> str:

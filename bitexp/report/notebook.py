@@ -41,12 +41,16 @@ def results(*paths: str | Path) -> pd.DataFrame:
     return pandas.DataFrame([record(run) for run in read(paths)])
 
 
-def comparisons(*paths: str | Path, tolerance: float = TOLERANCE) -> pd.DataFrame:
+def comparisons(
+    *paths: str | Path, tolerance: float = TOLERANCE, margin: float | None = None
+) -> pd.DataFrame:
     """The report's table of precisions with numbers in full, experiments below each other.
 
     `difference` to full precision is on common seeds, with its 95 % interval (`difference_low`,
     `difference_high`), `effect` (Cohen's d_z), and `p` of the paired t test, `p_holm` corrected for all
-    differences of the experiment. They are missing where there are fewer than two common seeds.
+    differences of the experiment. They are missing where there are fewer than two common seeds. `verdict` is
+    better, equivalent, worse or undecided within the `margin` that the runs began with, or the given one;
+    with it come `p_equivalent` (both one-sided tests), `p_not_worse` (one of them) and `seeds_needed`.
 
     Raises:
         UserError: as `results` does.
@@ -62,7 +66,7 @@ def comparisons(*paths: str | Path, tolerance: float = TOLERANCE) -> pd.DataFram
             }
             for row in precision_table(comparison).values()
         )
-        for comparison in compare(read(paths), tolerance)
+        for comparison in compare(read(paths), tolerance, margin)
     ]
     return pandas.concat(frames, ignore_index=True) if frames else pandas.DataFrame()
 

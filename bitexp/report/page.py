@@ -1,7 +1,12 @@
-"""The page: one HTML file without scripts and without network, for light and dark, screen and paper."""
+"""The page: one HTML file without network, for light and dark, screen and paper.
+
+Its one script sorts and filters rows; the page's own policy lets no other run, and all is there without it.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +21,7 @@ from bitexp.report.energy import SOURCE
 from bitexp.report.formats import comma_separated, escape, latex, markdown, web
 from bitexp.report.runs import Problem, Run
 from bitexp.report.studies import JournalStudy
-from bitexp.report.wording import verdict
+from bitexp.report.wording import answer
 
 CSS = """
 *{box-sizing:border-box}
@@ -38,6 +43,12 @@ border-bottom-color:var(--c5c6570);color:var(--c5c6570)}
 td{white-space:nowrap}
 td.wrap{white-space:normal;min-width:18rem;overflow-wrap:anywhere}
 th.n,td.n{text-align:right}
+th button{all:unset;cursor:pointer}
+th button:focus-visible{outline:2px solid}
+th[aria-sort=ascending] button::after{content:" \\2191"}
+th[aria-sort=descending] button::after{content:" \\2193"}
+.filter{font-size:.86rem;color:var(--c5c6570)}
+.filter input{font:inherit;padding:.15rem .4rem}
 tr:hover td{background:color-mix(in srgb,var(--cd6dae0) 35%,transparent)}
 a{color:var(--c0b69b7)}
 code,pre{font:.8rem/1.45 ui-monospace,"DejaVu Sans Mono",Menlo,monospace}
@@ -55,12 +66,15 @@ body{max-width:none;padding:0;font-size:11px}
 .scroll,figure,pre{overflow:visible;max-height:none}
 table{font-size:7.4px}th,td{padding:.15rem .25rem}td,td.wrap{white-space:normal;min-width:0}
 td.n{white-space:nowrap}
-.note,figcaption{font-size:9px}
+.note,figcaption{font-size:9px}.filter{display:none}
 figure,tr{break-inside:avoid}h2,h3{break-after:avoid}a{color:inherit}
 figure svg{min-width:0;width:auto;max-height:7cm}figure{margin:.2rem 0 .6rem}
 }
 """
 
+SCRIPT = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+ONLY = f"sha256-{base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()}"
+"""What the page's policy knows the script by."""
 MOST = 200
 """Rows of a table on the page, which a browser is to show at once."""
 LONGEST = 500
@@ -75,6 +89,8 @@ class Section:
     tables: list[Table]
     plots: list[tuple[str, str]]
     """SVG and caption of each."""
+    tests: Table | None = None
+    """Of the differences."""
 
 
 def page(
@@ -85,6 +101,7 @@ def page(
     problems: Sequence[Problem],
     out: Path,
     refresh: int | None = None,
+    overview: Table | None = None,
 ) -> str:
     """The whole page.
 
@@ -92,6 +109,7 @@ def page(
         studies: with the SVG of their importance each; trials: SVG of the timeline.
         out: the folder of the page, from which links lead to the runs.
         refresh: seconds after which a browser reads the page again.
+        overview: of all experiments, before them.
     """
     finished = sum(len(section.comparison.runs) for section in sections)
     link = linker(out)
@@ -105,6 +123,8 @@ def page(
     if len(sections) > 1:
         anchors = (f'<a href="#e{i}">{escape(name)}</a>' for i, name in enumerate(names))
         body.append(f"<nav>{''.join(anchors)}</nav>")
+    if overview is not None:
+        body += [f"<h2>{overview.title}</h2>", web(overview.up_to(LONG).first(MOST)), export(overview)]
     for number, (section, name) in enumerate(zip(sections, names, strict=True)):
         body += [f'<h2 id="e{number}">{escape(name)}</h2>', *section_body(section, link)]
     for study, drawing in studies:
@@ -117,11 +137,11 @@ def page(
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "style-src 'unsafe-inline'; img-src data:\">"
+        f"style-src 'unsafe-inline'; img-src data:; script-src '{ONLY}'\">"
         f'{f"""<meta http-equiv="refresh" content="{refresh}">""" if refresh else ""}'
         f"<title>bitexp: which precision wins?</title><style>{figure.css()}{CSS}</style></head><body>"
     )
-    return head + "\n".join(body) + "</body></html>\n"
+    return head + "\n".join(body) + f"<script>{SCRIPT}</script></body></html>\n"
 
 
 def linker(out: Path) -> Callable[[Run], str]:
@@ -138,10 +158,13 @@ def section_body(section: Section, link: Callable[[Run], str]) -> list[str]:
     """One comparison: the answer, the plots, the other tables, how to make it again."""
     first, *others = section.tables
     body = [
-        f"<p><strong>{escape(verdict(section.comparison))}</strong></p>",
+        f"<p><strong>{escape(answer(section.comparison))}</strong></p>",
         web(first.up_to(LONG).condensed().first(MOST), link),
         export(first),
     ]
+    if section.tests is not None:
+        body += [f"<h3>{section.tests.title}</h3>", web(section.tests.up_to(LONG).first(MOST), link)]
+        body.append(export(section.tests))
     if any(row.cell.energy() is not None for row in section.comparison.rows):
         body.append(f"<p class=note>{escape(SOURCE)}</p>")
     body += [drawn(drawing, caption) for drawing, caption in section.plots]
@@ -198,7 +221,7 @@ def reproduce(runs: Sequence[Run], link: Callable[[Run], str]) -> str:
         f"<p class=note>{more}A + marks a checkout with changes; source is the hash of bitexp's own Python "
         "files. All versions are in provenance.json of each run.</p>"
     )
-    inner = f'<div class=scroll tabindex="0">{table}</div>{note}'
+    inner = f'<div class=rows><div class=scroll tabindex="0">{table}</div></div>{note}'
     title = f"commands, commits and environments ({len(runs)})"
     return f"<details><summary>{title}</summary>{inner}</details>"
 

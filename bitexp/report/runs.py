@@ -39,6 +39,8 @@ class Run:
     result: Mapping[str, Any]
     conditions: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
     """`bitexp.report.conditions`: under what its attempts were made."""
+    first: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Its first attempt."""
 
     @property
     def id(self) -> str:
@@ -99,6 +101,12 @@ class Run:
     def data(self) -> str:
         """Fingerprint of the data it was trained on."""
         return str(self.attempt.get("data", ""))
+
+    @property
+    def margin(self) -> float | None:
+        """`report.margin` as it was when the run began."""
+        margin = self.first.get("margin")
+        return float(margin) if margin is not None and is_number(margin) and margin > 0 else None
 
     @property
     def command(self) -> str:
@@ -260,7 +268,8 @@ def read_run(path: Path) -> Run | Problem:
     result = redacted(result)
     last = attempts[-1] if attempts else {}
     compared = origins({**with_teacher(flat, last), **code_of(last)}, last)
-    return Run(path, compared, typed(path), last, result, conditions(attempts, result))
+    first = attempts[0] if attempts else {}
+    return Run(path, compared, typed(path), last, result, conditions(attempts, result), first)
 
 
 def first_line(error: BaseException) -> str:

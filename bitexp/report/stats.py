@@ -63,11 +63,11 @@ def logistic(x: float) -> float:
 
 
 @functools.cache
-def quantile(freedom: int) -> float:
+def quantile(freedom: int, level: float = LEVEL) -> float:
     """Of Student's distribution, for both sides of an interval."""
     from scipy import special
 
-    return float(special.stdtrit(freedom, (1 + LEVEL) / 2))
+    return float(special.stdtrit(freedom, (1 + level) / 2))
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,10 @@ class Paired:
     p: float | None
     p_holm: float | None
     seeds: int
+    differences: tuple[float, ...] = ()
+    """Seed by seed."""
+    resolution: float = 0.0
+    """Differences that are this close are the same."""
 
 
 def paired(ours: Mapping[object, float], base: Mapping[object, float], metric: str = "") -> Paired | None:
@@ -96,17 +100,18 @@ def paired(ours: Mapping[object, float], base: Mapping[object, float], metric: s
     common = [seed for seed in ours if seed in base]
     if not common:
         return None
-    differences = spread([ours[seed] - base[seed] for seed in common])
-    largest = max(abs(value) for values in (ours, base) for value in values.values())
-    if differences.std is None or differences.std <= FLOAT * largest:
-        return Paired(differences.mean, None, None, None, None, None, len(common))
+    each = tuple(ours[seed] - base[seed] for seed in common)
+    differences = spread(each)
+    resolution = FLOAT * max(abs(value) for values in (ours, base) for value in values.values())
+    if differences.std is None or differences.std <= resolution:
+        return Paired(differences.mean, None, None, None, None, None, len(common), each, resolution)
     from scipy import special
 
     effect, low, high = differences.mean / differences.std, differences.low, differences.high
     p = 2 * float(special.stdtr(len(common) - 1, -abs(effect) * len(common) ** 0.5))
     if metric.rpartition("/")[2] in SHARES and low is not None and high is not None:
         low, high = max(low, -1.0), min(high, 1.0)
-    return Paired(differences.mean, low, high, effect, p, None, len(common))
+    return Paired(differences.mean, low, high, effect, p, None, len(common), each, resolution)
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:

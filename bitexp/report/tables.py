@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,9 +68,12 @@ def score_columns(metric: str) -> list[Column]:
             LONG,
         ),
         numeric("high", "difference_high", lambda row: of(row, "high"), "+.4f", FILE),
-        numeric("effect d", "effect", lambda row: of(row, "effect"), "+.2f", LONG),
+        numeric("effect d", "effect", lambda row: of(row, "effect"), "+.2f", FILE),
         numeric("p", "p", lambda row: of(row, "p"), p_text, FILE),
         numeric("p (Holm)", "p_holm", lambda row: of(row, "p_holm"), p_text),
+        word("verdict", "verdict", lambda row: judged(row, "word")),
+        numeric("margin", "margin", lambda row: judged(row, "margin"), "g", FILE),
+        *verdict_columns(lambda row: row, FILE),
         replace(numeric("seeds", "seeds", lambda row: row.cell.score.seeds, "d"), shared=True),
     ]
 
@@ -176,6 +179,24 @@ def interval(low: float | None, high: float | None, form: str) -> str:
 def of(row: Row, name: str) -> Any:
     """Part of a row's difference to the baseline; None where there is none."""
     return None if row.versus is None else getattr(row.versus, name)
+
+
+def verdict_columns(row_of: Callable[[Any], Row], level: int) -> list[Column]:
+    """What a verdict is by, beside its word."""
+
+    def column(title: str, key: str, form: Any) -> Column:
+        return numeric(title, key, lambda item: judged(row_of(item), key), form, level)
+
+    return [
+        column("p equivalent", "p_equivalent", p_text),
+        column("p not worse", "p_not_worse", p_text),
+        column("seeds needed", "seeds_needed", ",d"),
+    ]
+
+
+def judged(row: Row, name: str) -> Any:
+    """Part of a row's verdict; None where there is none."""
+    return None if row.verdict is None else getattr(row.verdict, name)
 
 
 def parameters(row: Row) -> float | None:

@@ -19,7 +19,7 @@ from bitexp.report.columns import SHORT, Table, one_line
 from bitexp.report.compare import Comparison, compare
 from bitexp.report.runs import Run, job_records, job_run, read_run, words_of
 from bitexp.report.tables import LR_DECAY, precision_table, setting_table
-from bitexp.report.wording import verdict
+from bitexp.report.wording import answer
 
 SCREEN = 100
 """Rows of a table that are printed."""
@@ -84,7 +84,7 @@ def print_comparisons(report: Report, comparisons: Sequence[Comparison]) -> None
         if not fits(rich_table(table), report.console):
             table = table.condensed()
         report.table(rich_table(table), optional(table), REST)
-        report.sentences(one_line(f"{verdict(comparison)} {table.caption}"))
+        report.sentences(one_line(f"{answer(comparison)} {table.caption}"))
 
 
 def optional(table: Table) -> list[str]:

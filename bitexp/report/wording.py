@@ -9,9 +9,9 @@ from typing import Any
 from bitexp.common.format import size
 from bitexp.report.columns import cell_text, title
 from bitexp.report.compare import BASELINE, Cell, Comparison, Row
+from bitexp.report.equivalence import POWER, Verdict
 from bitexp.report.mixtures import about_mixtures
 from bitexp.report.runs import Run
-from bitexp.report.stats import Paired
 
 NAMED = 4
 """Keys that a sentence lists."""
@@ -19,35 +19,35 @@ ALPHA = 0.05
 """The level at which a difference counts as one."""
 
 
-def verdict(comparison: Comparison) -> str:
+def answer(comparison: Comparison) -> str:
     """The answer in words, of rows that may be compared alone: which is best, how sure, which is smallest."""
     if len(comparison.groups) > 1:
-        return verdict_of_groups(comparison)
+        return answer_of_groups(comparison)
     best = best_of(comparison.rows, comparison.sign)
-    answer = f"Best {comparison.metric}: {named(comparison, best)} with {mean_text(best.cell)}"
+    text = f"Best {comparison.metric}: {named(comparison, best)} with {mean_text(best.cell)}"
     if best.versus is not None:
-        answer += f", {best.versus.difference:+.4f} to {BASELINE} ({how_sure(best.versus)})"
+        text += f", {best.versus.difference:+.4f} to {BASELINE} ({how_sure(best)})"
     sized = [row for row in comparison.rows if total(row)]
     if len({total(row) for row in sized}) > 1:
         on_disk = all(row.cell.file_bytes for row in sized)
         what, bytes_of = ("file", file_bytes) if on_disk else ("weights", total)
         small, large = (pick(sized, key=bytes_of) for pick in (min, max))
         times = f"{bytes_of(large) / bytes_of(small):.1f} times smaller than {named(comparison, large)}"
-        answer += f". Smallest {what}: {named(comparison, small)} with {size(bytes_of(small))}, {times}"
-    return f"{answer}."
+        text += f". Smallest {what}: {named(comparison, small)} with {size(bytes_of(small))}, {times}"
+    return f"{text}."
 
 
-def verdict_of_groups(comparison: Comparison) -> str:
+def answer_of_groups(comparison: Comparison) -> str:
     """How often each precision is the best of its group; of groups with one row there is no best."""
     keys = comparison.axes.setting
     by = ", ".join(title(key, keys) for key in keys[:NAMED]) + ", ..." * (len(keys) > NAMED)
-    answer = f"Rows that differ in {by} are not compared with each other"
+    text = f"Rows that differ in {by} are not compared with each other"
     contested = [group for group in comparison.groups if len({row.cell.precision for row in group}) > 1]
     wins = Counter(best_of(group, comparison.sign).cell.precision for group in contested)
     if not contested:
-        return f"{answer}, and none of the {len(comparison.groups)} groups has more than one precision."
+        return f"{text}, and none of the {len(comparison.groups)} groups has more than one precision."
     counts = ", ".join(f"{name} in {count}" for name, count in wins.most_common())
-    return f"{answer}. Best {comparison.metric} in {len(contested)} groups of several precisions: {counts}."
+    return f"{text}. Best {comparison.metric} in {len(contested)} groups of several precisions: {counts}."
 
 
 def best_of(rows: Sequence[Row], sign: int) -> Row:
@@ -55,13 +55,24 @@ def best_of(rows: Sequence[Row], sign: int) -> Row:
     return max(rows, key=lambda row: sign * row.cell.score.mean)
 
 
-def how_sure(test: Paired) -> str:
-    """Whether a difference is more than what seeds alone make."""
+def how_sure(row: Row) -> str:
+    """Whether a difference is more than what seeds alone make, and what it comes to within the margin."""
+    test, words = row.versus, []
+    assert test is not None
+    if row.verdict is not None:
+        words.append(verdict_text(row.verdict))
     if test.p_holm is not None:
         spread = "beyond" if test.p_holm < ALPHA else "within"
         sign = "" if test.p_holm < 0.001 else "= "
-        return f"{spread} the spread over seeds: p {sign}{p_text(test.p_holm)}"
-    return "one common seed, so no test" if test.seeds < 2 else "the same difference on every seed"
+        words.append(f"{spread} the spread over seeds: p {sign}{p_text(test.p_holm)}")
+    else:
+        words.append("one common seed, so no test" if test.seeds < 2 else "the same difference on every seed")
+    return "; ".join(words)
+
+
+def verdict_text(verdict: Verdict) -> str:
+    """A verdict with the margin that it is within."""
+    return f"{verdict.word} within {verdict.margin:g}" if verdict.word == "equivalent" else verdict.word
 
 
 def named(comparison: Comparison, row: Row) -> str:
@@ -105,10 +116,37 @@ def about_tests(comparison: Comparison) -> Iterator[str]:
     tests = [row.versus for row in comparison.rows if row.versus is not None]
     if any(test.p is not None for test in tests):
         yield "Differences are on common seeds, with a paired t test."
+    yield from about_verdicts(comparison)
     if tests and all(test.seeds < 2 for test in tests):
         yield "A single seed cannot test a difference."
     elif tests and min(test.seeds for test in tests) < 5:
         yield "With so few seeds, only large differences can be detected."
+
+
+def about_verdicts(comparison: Comparison) -> Iterator[str]:
+    """By which margin, and how many seeds would decide what is undecided."""
+    margin = comparison.margin
+    judged = [row for row in comparison.rows if row.verdict is not None]
+    if margin is None or not judged:
+        return
+    yield (
+        f"Equivalent: the difference is less than {margin.value:g}, by two one-sided t tests; else better or "
+        "worse, by the interval."
+    )
+    if margin.remark:
+        yield margin.remark
+    needed = {
+        named(comparison, row): row.verdict.seeds_needed
+        for row in judged
+        if row.verdict is not None and row.verdict.word == "undecided"
+    }
+    known = [f"{name} {seeds:,}" for name, seeds in needed.items() if seeds is not None]
+    if known:
+        more = f" and {len(known) - NAMED} more rows" * (len(known) > NAMED)
+        yield (
+            f"Undecided: at the spread seen, {margin.value:g} needs so many seeds (with a power of "
+            f"{POWER:.0%}): {', '.join(known[:NAMED])}{more}."
+        )
 
 
 def about_baseline(comparison: Comparison) -> Iterator[str]:

@@ -10,23 +10,29 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bitexp.common.files import remove_scraps, write_atomic
-from bitexp.report import figure, plots, sweep_plots, tables
+from bitexp.report import figure, parallel, plots, sweep_plots, tables
 from bitexp.report.by_bits import by_bits_table
-from bitexp.report.columns import LONG, SHORT
+from bitexp.report.columns import LONG, SHORT, Table
 from bitexp.report.compare import Comparison
 from bitexp.report.energy import SOURCE
+from bitexp.report.evidence import evidence_table
 from bitexp.report.formats import comma_separated, inline, latex, markdown
 from bitexp.report.lineage import lineage_table
+from bitexp.report.matrix import matrix
 from bitexp.report.mixtures import older_runs
 from bitexp.report.page import Section, page
 from bitexp.report.runs import Problem, Run
 from bitexp.report.studies import JournalStudy, grid_importance
-from bitexp.report.wording import verdict
+from bitexp.report.wording import answer
 
 QUALITY = (
     "Quality against cost: a ring marks rows that no other of the same data and budget beats at the same "
     "cost or less (the Pareto front); bars are the standard deviation over seeds. Of many rows the colours "
     "are the bits of their weights, and hollow points have activations in floats."
+)
+PARALLEL = (
+    "Every setting as a line through its values. Colours are the metric that settings are chosen by, and the "
+    "best setting of each row is thicker; lines through the same choice are spread by the metric."
 )
 IMPORTANCE = (
     "How much of the differences between settings each key explains: PED-ANOVA (arXiv 2304.10255) over all "
@@ -70,8 +76,11 @@ def write_report(
             for number, study in enumerate(studies)
         ]
         trials = draw(partial(sweep_plots.timeline, runs), out, "timeline")
-    text = page(sections, drawn, trials, unfinished, problems, out, refresh)
-    write_atomic(out / "report.md", document(sections, unfinished, problems).encode())
+    overview = matrix(comparisons)
+    if overview is not None:
+        keep_table(overview, out, stem_of(overview))
+    text = page(sections, drawn, trials, unfinished, problems, out, refresh, overview)
+    write_atomic(out / "report.md", document(sections, unfinished, problems, overview).encode())
     write_atomic(out / "index.html", text.encode())
     return out / "index.html"
 
@@ -93,11 +102,9 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
     if len(comparison.cells) == len(comparison.rows):
         listed.pop()
     listed += [lineage_table(comparison), older_runs(comparison)]
-    kept = [table for table in listed if table is not None]
-    for table in kept:
-        stem = f"{name}-{table.title.lower().replace(' ', '-')}"
-        write_atomic(out / "tables" / f"{stem}.csv", comma_separated(table).encode())
-        write_atomic(out / "tables" / f"{stem}.tex", latex(table.up_to(SHORT)).encode())
+    kept, tests = [table for table in listed if table is not None], evidence_table(comparison)
+    for table in (*kept, *([] if tests is None else [tests])):
+        keep_table(table, out, f"{name}-{stem_of(table)}")
     some = f" The first {plots.SHOWN} of {len(comparison.rows)} rows." * (len(comparison.rows) > plots.SHOWN)
     lost = [run for run in unfinished if run.name == comparison.name and run.status == "failed"]
     drawings: dict[str, tuple[Callable[[], Figure | None], str]] = {
@@ -106,13 +113,26 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
             lambda: sweep_plots.heat(comparison, lost) or sweep_plots.sweep_lines(comparison),
             robustness(comparison),
         ),
+        "parallel": (partial(parallel.parallel, comparison), PARALLEL),
         "importance": (partial(sweep_plots.importance_bars, grid_importance(comparison)), IMPORTANCE),
         "curves": (partial(plots.curves, comparison), CURVES + some),
         "quantization": (partial(plots.diagnostics, comparison), QUANTIZATION + some),
         "layers": (partial(plots.layers, comparison), "The same by layer, at the end of training." + some),
     }
     svgs = [(draw(drawing, out, f"{name}-{kind}"), caption) for kind, (drawing, caption) in drawings.items()]
-    return Section(comparison, kept, [(svg, caption) for svg, caption in svgs if svg is not None])
+    drawn = [(svg, caption) for svg, caption in svgs if svg is not None]
+    return Section(comparison, kept, drawn, tests)
+
+
+def keep_table(table: Table, out: Path, stem: str) -> None:
+    """Writes a table as CSV, with all columns, and as LaTeX."""
+    write_atomic(out / "tables" / f"{stem}.csv", comma_separated(table).encode())
+    write_atomic(out / "tables" / f"{stem}.tex", latex(table.up_to(SHORT)).encode())
+
+
+def stem_of(table: Table) -> str:
+    """A table's title as the name of a file."""
+    return table.title.lower().replace(" ", "-")
 
 
 def robustness(comparison: Comparison) -> str:
@@ -143,12 +163,19 @@ def draw(make: Callable[[], Figure | None], out: Path, name: str) -> str | None:
     return f"<div class=wide>{wide}</div><div class=narrow>{narrow}</div>"
 
 
-def document(sections: Sequence[Section], unfinished: Sequence[Run], problems: Sequence[Problem]) -> str:
+def document(
+    sections: Sequence[Section],
+    unfinished: Sequence[Run],
+    problems: Sequence[Problem],
+    overview: Table | None = None,
+) -> str:
     """The tables as one Markdown file."""
     lines = ["# Which precision wins, and at what cost?", ""]
+    if overview is not None:
+        lines += [f"## {overview.title}", "", markdown(overview.up_to(LONG)), ""]
     for part in sections:
-        lines += [f"## {inline(part.comparison.name)}", "", inline(verdict(part.comparison)), ""]
-        for table in part.tables:
+        lines += [f"## {inline(part.comparison.name)}", "", inline(answer(part.comparison)), ""]
+        for table in (*part.tables, *([] if part.tests is None else [part.tests])):
             lines += [f"### {table.title}", "", markdown(table.up_to(LONG)), ""]
     if sections:
         lines += [SOURCE, ""]

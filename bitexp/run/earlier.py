@@ -9,7 +9,7 @@ from typing import Any
 from bitexp.common.errors import Damaged
 from bitexp.common.format import path_text
 from bitexp.run.attempt import Attempt
-from bitexp.run.messages import closing
+from bitexp.run.messages import closing, margin_remarks
 from bitexp.track.checkpoint_files import BEST, LAST, PREVIOUS, latest_checkpoint
 from bitexp.track.folder import is_over
 from bitexp.track.provenance import source_fingerprint, version
@@ -66,6 +66,8 @@ class Earlier:
                 f"{'; '.join(self.spoiled)}; no checkpoint is left to make it from again. Use rerun=true to "
                 "train this run again."
             )
+        for remark in margin_remarks(self.attempt.folder.attempts(), self.attempt.settings.report.margin):
+            report.detail(f"{remark}.")
         closing(self.attempt, result, trained=False)
         return result
 

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 
 from bitexp.common.errors import Damaged
 from bitexp.common.files import write_atomic
@@ -54,6 +55,8 @@ def evaluate(attempt: Attempt) -> dict[str, float]:
     for name, table in parts.task.test_tables().items():
         rows = "".join(",".join(map(str, row)) + "\n" for row in table)
         write_atomic(attempt.folder.path / f"{name}.csv", rows.encode())
+    if predictions := parts.task.test_predictions():
+        write_atomic(attempt.folder.predictions, save(predictions))
 
     frozen = copy.deepcopy(parts.model).cpu().eval()
     freeze(frozen, packing.layout, Reference())

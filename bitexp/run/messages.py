@@ -51,6 +51,17 @@ def setting_changes(
     ]
 
 
+def margin_remarks(attempts: Sequence[Mapping[str, Any]], margin: float | None) -> list[str]:
+    """Says that a margin was changed after a run began: what that began with counts."""
+    if not attempts or margin is None or (before := attempts[0].get("margin")) == margin:
+        return []
+    began = "without a margin" if before is None else f"with {before:g}"
+    return [
+        f"report.margin={margin:g} was set after this run, which began {began}. Verdicts keep the margin "
+        "that runs began with; `python -m bitexp report --margin` takes another, and says so"
+    ]
+
+
 def code_remarks(code: Code) -> list[str]:
     """Which files count in the id of a run, where any do."""
     if not code.files:

@@ -32,7 +32,7 @@ from bitexp.run.distill import teach, teacher_record
 from bitexp.run.earlier import Earlier
 from bitexp.run.evaluate import evaluate, measured_costs, restore
 from bitexp.run.fit import Fit
-from bitexp.run.messages import closing, code_remarks, header, setting_changes
+from bitexp.run.messages import closing, code_remarks, header, margin_remarks, setting_changes
 from bitexp.run.named import named_classes
 from bitexp.run.parts import Parts
 from bitexp.run.post_training import PostTraining
@@ -138,10 +138,12 @@ def run(
             "uncommitted": keep_uncommitted(folder.created(), packages_of(named)),
             **({} if parts.start is None else {"start": parts.start.record()}),
             "ancestors": ancestors(runs_before(parts)),
+            "margin": settings.report.margin,
         }
         record = provenance(settings.seed, settings.trainer.threads, data, facts)
         remarks += [*damages, *code_remarks(code), *advice(settings, parts)]
         remarks += setting_changes(folder.attempts(), record, resumed=checkpoint is not None)
+        remarks += margin_remarks(folder.attempts(), settings.report.margin)
         note_kind(folder, record)
         folder.begin(settings, overrides, record)
         write_json(folder.model, vars(attempt.description))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -48,6 +49,9 @@ class ImageClassification(Task):
         self.val_accuracy = MulticlassAccuracy(classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(classes, average="micro")
         self.confusion = MulticlassConfusionMatrix(classes)
+        self.predictions: list[tuple[Tensor, Tensor]] = []
+        """Of each batch of the test, with its labels."""
+        self.smallest_type = torch.uint8 if classes <= 256 else torch.int32
 
     @property
     def augments(self) -> bool:
@@ -64,9 +68,13 @@ class ImageClassification(Task):
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._evaluate(batch, "val", self.val_accuracy)
 
+    def on_test_start(self) -> None:
+        self.predictions = []
+
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         logits = self._evaluate(batch, "test", self.test_accuracy)
         self.confusion.update(logits, batch[1])
+        self.predictions.append((logits.argmax(1).cpu(), batch[1].cpu()))
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], prefix: str, accuracy: MulticlassAccuracy) -> Tensor:
         logits, labels = self.outputs(batch), batch[1]
@@ -76,6 +84,14 @@ class ImageClassification(Task):
         self.log(f"{prefix}/loss", cross_entropy(logits, labels), sync_dist=True, **options)
         self.log(f"{prefix}/accuracy", accuracy, **options)
         return logits
+
+    def test_predictions(self) -> dict[str, Tensor]:
+        """Of the last test, a byte each for up to 256 classes."""
+        columns = zip(*self.predictions, strict=True)
+        names = ("prediction", "label")
+        return {
+            name: torch.cat(parts).to(self.smallest_type) for name, parts in zip(names, columns, strict=True)
+        }
 
     def test_tables(self) -> dict[str, list[list[int]]]:
         """Tables of the last test: the confusion matrix, rows are true classes, columns predictions."""

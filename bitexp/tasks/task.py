@@ -136,6 +136,10 @@ class Task(pl.LightningModule):
         """How much a training batch holds, in the task's unit."""
         return len(batch[0])
 
+    def test_predictions(self) -> dict[str, Tensor]:
+        """`prediction` and `label` of every example of the last test, in order, where there are any."""
+        return {}
+
     def test_tables(self) -> dict[str, list[list[int]]]:
         """Tables of the last test by name, to be kept as CSV files in the run's folder."""
         return {}

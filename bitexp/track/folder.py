@@ -1,7 +1,8 @@
 """A run's folder and identity: outputs/<experiment>/<id>/, one folder for one config on one data set.
 
 config.yaml overrides.yaml provenance.json uncommitted.diff model.json metrics.csv train.log checkpoints/
-packed.safetensors confusion_matrix.csv wandb/ tensorboard/ result.json (written last) MODEL_CARD.md
+packed.safetensors predictions.safetensors confusion_matrix.csv wandb/ tensorboard/ MODEL_CARD.md
+result.json (written last)
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bitexp.common.files import create_unused, read_json, write_json, write_yaml
 from bitexp.config.schema import Settings
 
 UNIMPORTANT = (
-    "name", "tuned", "rerun", "logger", "quantizer.name",
+    "name", "tuned", "rerun", "report", "logger", "quantizer.name",
     "data.data_dir", "data.download", "data.workers",
     "trainer.log_every",
     "callbacks.progress", "callbacks.checkpoint.every_steps", "callbacks.checkpoint.every_minutes",
@@ -61,8 +62,8 @@ FINISHED: dict[str, Any] = {
 }  # fmt: skip
 """What that of a finished run holds besides."""
 
-KEPT = ("config.yaml", "model.json", "packed.safetensors")
-"""The files that a finished run has, beside its tables."""
+KEPT = ("config.yaml", "model.json", "packed.safetensors", "predictions.safetensors")
+"""The files that a finished run has, beside its tables; the last one where it classifies."""
 
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 """What the system answers where a folder cannot be written."""
@@ -72,7 +73,7 @@ FURTHER: dict[str, Any] = {"unit": TEXT, "steps": NUMBER, "ended": TEXT, "kernel
 ATTEMPT: dict[str, Any] = {
     "started": str, "data": str, "source": str, "code": dict, "git": dict, "versions": dict, "gpus": list,
     "start": dict, "teacher": dict, "ancestors": list,
-    "processor": str, "python": str, "threads": int,
+    "processor": str, "python": str, "threads": int, "margin": NUMBER,
 }  # fmt: skip
 """What the provenance of an attempt may hold, and of which types."""
 
@@ -135,6 +136,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.csv"
         self.packed = path / "packed.safetensors"
+        self.predictions = path / "predictions.safetensors"
         self.model = path / "model.json"
         self.card = path / "MODEL_CARD.md"
         self._lock = FileLock(path.parent / ".locks" / f"{path.name}.lock")

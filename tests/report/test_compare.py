@@ -16,7 +16,7 @@ from bitexp.report.energy import PICOJOULES, energy
 from bitexp.report.runs import read_runs
 from bitexp.report.stats import holm, paired
 from bitexp.report.tables import bytes_table, precision_table, setting_table
-from bitexp.report.wording import caption, verdict
+from bitexp.report.wording import answer, caption
 
 Write = Callable[..., Path]
 
@@ -233,7 +233,7 @@ def test_rows_of_other_budgets_and_networks_are_never_compared(write_run: Write,
               "size/total_bytes": 4e7, "size/body_bytes": 1.0}})  # fmt: skip
     comparison = compared()
     assert len(comparison.groups) == 3
-    assert verdict(comparison) == (
+    assert answer(comparison) == (
         "Rows that differ in model, epochs are not compared with each other. Best test/accuracy in 2 groups "
         "of several precisions: binary in 2."
     )
@@ -266,4 +266,4 @@ def test_networks_in_several_sizes_are_compared_at_equal_bytes_within_a_budget(
 def test_the_smallest_file_is_that_on_disk(write_run: Write, compared: Any) -> None:
     for quantizer, count in (("full", 4000), ("binary", 1000)):
         (write_run(quantizer) / "packed.safetensors").write_bytes(b"x" * count)
-    assert "Smallest file: binary with 1.0 kB, 4.0 times smaller than full." in verdict(compared())
+    assert "Smallest file: binary with 1.0 kB, 4.0 times smaller than full." in answer(compared())

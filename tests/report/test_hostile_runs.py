@@ -21,7 +21,7 @@ from bitexp.report.runs import Problem, Run, read_run, read_runs
 from bitexp.report.studies import read_studies
 from bitexp.report.tables import bytes_table, precision_table, setting_table
 from bitexp.report.terminal import summarize
-from bitexp.report.wording import verdict
+from bitexp.report.wording import answer
 from tests.support.run_folders import MakeRun, WriteRun
 
 FILES = ("config.yaml", "overrides.yaml", "provenance.json", "result.json", "metrics.csv")
@@ -213,7 +213,7 @@ def test_runs_of_any_values_are_compared_or_a_line(
     runs, problems = read_runs([folder])
     assert len(runs) + len(problems) == 5
     for comparison in compare(runs):
-        verdict(comparison)
+        answer(comparison)
         reproduce(comparison.runs, lambda run: "")
         for table in (precision_table(comparison), setting_table(comparison), bytes_table(comparison)):
             if table is not None:

@@ -12,7 +12,7 @@ from bitexp.report.mixtures import older_runs
 from bitexp.report.runs import read_runs
 from bitexp.report.tables import precision_table
 from bitexp.report.terminal import print_comparisons
-from bitexp.report.wording import caption, verdict
+from bitexp.report.wording import answer, caption
 from bitexp.report.write import write_report
 from tests.support.run_folders import WriteRun
 
@@ -134,7 +134,7 @@ def test_other_code_has_rows_of_its_own_and_the_newest_is_told(write_run: WriteR
     assert rows == {("0ld",): pytest.approx(0.81), ("new",): pytest.approx(0.5)}
     assert all(row.versus is not None for row in comparison.rows if row.cell.precision == "binary")
     assert "the newest is binary (code new)." in caption(comparison)
-    assert verdict(comparison).startswith("Best test/accuracy: full with")
+    assert answer(comparison).startswith("Best test/accuracy: full with")
 
 
 def test_a_model_of_other_code_is_no_baseline(write_run: WriteRun, compared: Any) -> None:

@@ -108,6 +108,18 @@ def test_older_begins_anew_what_another_version_has_begun(command: Command, trai
     assert len(replaced(outcome.folder)) == 1
 
 
+def test_a_run_keeps_the_margin_that_it_began_with(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    first = train("report.margin=0.01")
+    before = files(first.folder)
+    assert RunFolder(first.folder).attempts()[0]["margin"] == 0.01
+    assert not train("report.margin=0.01", report=Report()).trained
+    assert "was set after" not in capsys.readouterr().out
+    again = train("report.margin=0.02", report=Report())
+    assert (again.trained, again.folder) == (False, first.folder)
+    assert "report.margin=0.02 was set after this run, which began with 0.01." in capsys.readouterr().out
+    assert files(first.folder) == before
+
+
 # what a finished run promises
 
 
@@ -119,6 +131,7 @@ def test_older_begins_anew_what_another_version_has_begun(command: Command, trai
         ("model.json", "shortened"),
         ("metrics.csv", "damaged"),
         ("confusion_matrix.csv", "gone"),
+        ("predictions.safetensors", "gone"),
         ("config.yaml", "shortened"),
     ],
 )

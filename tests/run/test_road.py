@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import bitexp.run.earlier
 import bitexp.run.road
@@ -93,7 +94,8 @@ def test_the_folder_of_a_run_says_everything(train: Any, small: Any) -> None:
     folder, result = outcome.folder, outcome.result
     assert {path.name for path in folder.iterdir()} - {DIFF} == {
         "MODEL_CARD.md", "checkpoints", "config.yaml", "confusion_matrix.csv", "metrics.csv", "model.json",
-        "overrides.yaml", "packed.safetensors", "provenance.json", "result.json", "train.log",
+        "overrides.yaml", "packed.safetensors", "predictions.safetensors", "provenance.json", "result.json",
+        "train.log",
     }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result
     assert result["status"] == "finished"
@@ -121,6 +123,10 @@ def test_the_folder_of_a_run_says_everything(train: Any, small: Any) -> None:
     assert confusion.shape == (10, 10)
     shown = result["metrics"]["test/accuracy"]
     assert confusion.diagonal().sum() / confusion.sum() == pytest.approx(shown)
+    kept = load_file(folder / "predictions.safetensors")
+    pairs = torch.stack([kept["label"], kept["prediction"]], dim=1).tolist()
+    assert [[pairs.count([row, column]) for column in range(10)] for row in range(10)] == confusion.tolist()
+    assert kept["label"].dtype == torch.uint8
 
     (attempt,) = json.loads((folder / "provenance.json").read_text())["attempts"]
     assert attempt["source"] == source_fingerprint()
