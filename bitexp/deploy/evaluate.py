@@ -1,11 +1,15 @@
-"""A trained model in another engine, on the data that its run held out: does it compute the same, how fast?
+"""A trained model on the data that its run held out: in another engine, or on corrupted images.
 
     python -m bitexp evaluate outputs/lm_portable --runtime llama.cpp
     python -m bitexp evaluate outputs/vit_ternary --runtime torch --runtime onnxruntime
     python -m bitexp evaluate outputs/lm_portable                            every engine that is installed
+    python -m bitexp evaluate outputs/vit_ternary --corruptions              noise, blur, contrast ...
 
-What an engine reads is exported into a folder of its own, or taken from --folder. Exit code 1 where an engine
-computes something else.
+Engines: does it compute the same, and how fast? What one reads is exported into a folder of its own, or taken
+from --folder. Exit code 1 where an engine computes something else.
+
+Corruptions: the accuracy of every finished run in the folder under those of CIFAR-10-C, at five strengths. It
+is kept in the run's folder, where reports find it, and is not measured again.
 """
 
 from __future__ import annotations
@@ -24,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime", action="append", help="an engine; again for more (default: all there are)"
     )
+    parser.add_argument("--corruptions", action="store_true", help="corrupt the test images")
     parser.add_argument("--folder", type=Path, help="what was exported already, for one engine")
     parser.add_argument(
-        "--samples", type=int, help="windows of text (default: 24) or images (default: 10,000)"
+        "--samples", type=int, help="windows of text (default: 24) or images (10,000; corrupted 2,000)"
     )
     parser.add_argument("--threads", type=int, default=1)
 
@@ -35,9 +40,22 @@ def run(options: argparse.Namespace) -> None:
     """Compares and prints a table.
 
     Raises:
-        UserError: no such run or engine, no data, or no engine that could run it.
+        UserError: no such run or engine, no data, no engine that could run it, or options that do not go
+            together.
     """
     import torch
+
+    if options.samples is not None and options.samples < 1:
+        raise UserError(f"--samples={options.samples} must be at least 1")
+    if options.corruptions:
+        if options.runtime or options.folder:
+            raise UserError(
+                "--corruptions is of bitexp's own packed files: it goes without --runtime and --folder"
+            )
+        from bitexp.deploy.robustness.corruption import tell_corruptions
+
+        torch.set_num_threads(max(1, options.threads))
+        return tell_corruptions(options.run, options.samples)
 
     from bitexp.deploy.engine_table import tell
     from bitexp.deploy.engines import ENGINES

@@ -19,6 +19,7 @@ from bitexp.report.formats import comma_separated, inline, latex, markdown
 from bitexp.report.lineage import lineage_table
 from bitexp.report.mixtures import older_runs
 from bitexp.report.page import Section, page
+from bitexp.report.robustness import robustness_table
 from bitexp.report.runs import Problem, Run
 from bitexp.report.studies import JournalStudy, grid_importance
 from bitexp.report.wording import verdict
@@ -88,6 +89,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
         tables.precision_table(comparison),
         by_bits_table(comparison),
         tables.bytes_table(comparison),
+        robustness_table(comparison),
         tables.setting_table(comparison),
     ]
     if len(comparison.cells) == len(comparison.rows):
