@@ -14,12 +14,12 @@ from bitexp.report import figure, plots, sweep_plots, tables
 from bitexp.report.by_bits import by_bits_table
 from bitexp.report.columns import LONG, SHORT
 from bitexp.report.compare import Comparison
+from bitexp.report.damage import damage_table
 from bitexp.report.energy import SOURCE
 from bitexp.report.formats import comma_separated, inline, latex, markdown
 from bitexp.report.lineage import lineage_table
 from bitexp.report.mixtures import older_runs
 from bitexp.report.page import Section, page
-from bitexp.report.robustness import robustness_table
 from bitexp.report.runs import Problem, Run
 from bitexp.report.studies import JournalStudy, grid_importance
 from bitexp.report.wording import verdict
@@ -89,7 +89,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
         tables.precision_table(comparison),
         by_bits_table(comparison),
         tables.bytes_table(comparison),
-        robustness_table(comparison),
+        damage_table(comparison),
         tables.setting_table(comparison),
     ]
     if len(comparison.cells) == len(comparison.rows):

@@ -10,7 +10,6 @@ import io
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -65,23 +64,33 @@ def gaussian_blur(images: Tensor, strength: int, draws: torch.Generator) -> Tens
 
 @CORRUPTIONS.register("pixelate")
 def pixelate(images: Tensor, strength: int, draws: torch.Generator) -> Tensor:
-    """Means of coarser pixels."""
+    """Coarser pixels."""
     share = (0.95, 0.9, 0.85, 0.75, 0.65)[strength - 1]
-    height, width = images.shape[2:]
-    coarse = F.adaptive_avg_pool2d(images, (max(1, int(height * share)), max(1, int(width * share))))
-    return F.interpolate(coarse, (height, width), mode="nearest")
+
+    def change(image: Image.Image) -> Image.Image:
+        coarse = (max(1, int(image.width * share)), max(1, int(image.height * share)))
+        return image.resize(coarse, Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX)
+
+    return by_pillow(images, change)
 
 
 @CORRUPTIONS.register("jpeg")
 def jpeg(images: Tensor, strength: int, draws: torch.Generator) -> Tensor:
-    """Compressed at a low quality."""
-    quality, functional = (80, 65, 58, 50, 40)[strength - 1], import_torchvision(FUNCTIONAL)
-    changed = []
-    for image in images:  # by Pillow: what torchvision compresses with is not in every build
+    """Compressed at a low quality; by Pillow, since not every build of torchvision can."""
+
+    def change(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
-        functional.to_pil_image(image).save(file, "JPEG", quality=quality)
-        changed.append(functional.to_image(Image.open(file)).float() / 255)
-    return torch.stack(changed)
+        image.save(file, "JPEG", quality=(80, 65, 58, 50, 40)[strength - 1])
+        return Image.open(file)
+
+    return by_pillow(images, change)
+
+
+def by_pillow(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    """Images changed as those of Pillow, in 8 bits."""
+    functional = import_torchvision(FUNCTIONAL)
+    changed = [functional.to_image(change(functional.to_pil_image(image))) for image in images]
+    return torch.stack(changed).float() / 255
 
 
 @CORRUPTIONS.register("contrast")

@@ -17,14 +17,14 @@ SETS = {"codes": "", "codes_clamped": ", clamped", "all": ", all tensors"}
 """What is added to a heading for bits of other than the codes as they are."""
 CAPTION = (
     "Accuracy after so many random flips of stored bits, and how many flips of a progressive bit search "
-    "(arXiv 1903.12269) take it to chance: of the codes, or of all tensors. Clamped: bytes that no codes make "
-    "are read as the highest code, not as what they come to. Found: the share of single flips that loading "
-    "reports though the checksum fits; with the checksum it is that in the column file. Corrupted: the mean "
+    "(arXiv 1903.12269) take it to chance, of the codes or of all tensors. Clamped: bytes that no codes "
+    "make are read as the highest code, not as what they come to. Found: the share of single flips that "
+    "loading reports though the checksum fits; in the file with the checksum. Corrupted: the mean "
     "accuracy over the corruptions of CIFAR-10-C at five strengths. Deviations are over seeds."
 )
 
 
-def robustness_table(comparison: Comparison) -> Table | None:
+def damage_table(comparison: Comparison) -> Table | None:
     """A row per precision at its chosen setting; None where nothing of this was measured."""
     names = dict.fromkeys(name for row in comparison.rows for run in row.cell.runs for name in run.later)
     measured = [column for name in names if (column := column_of(name)) is not None]
@@ -43,7 +43,7 @@ def robustness_table(comparison: Comparison) -> Table | None:
         ),
         *measured,
     )
-    return Table("Robustness", columns, rows, CAPTION, members)
+    return Table("Damage and corruption", columns, rows, CAPTION, members)
 
 
 def column_of(name: str) -> Column | None:
