@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bitexp.config.schema import Adam, Cage, Dqt, Muon, Optimizer, Sgd
+from bitexp.config.schema import Lamb as LambSettings
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.train.bf16_latents import Bf16Latents
+from bitexp.train.lamb import Lamb
 from bitexp.train.levels import Leveled, Pulled
 from bitexp.train.several import Several
 
@@ -51,6 +53,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimizer for a model: steps are in fp32, also for bf16 parameters."""
     groups = decay_groups(model, settings.weight_decay)
+    if isinstance(settings, LambSettings):
+        return Lamb(groups, settings.lr, tuple(settings.betas), settings.eps)
     if isinstance(settings, Cage | Dqt):
         layers = {layer.weight: layer for layer in quantized_layers(model).values()}
         options = {"lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}

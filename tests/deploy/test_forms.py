@@ -55,7 +55,7 @@ def outputs(file: PackedFile) -> Tensor:
 
 
 def test_blocks_leave_of_normal_weights_what_is_known() -> None:
-    """Blocks of rank 4 on 512 x 512 leave 0.355, 0.125 and 0.054 of the squares; here both are half of that."""
+    """Blocks of rank 4 on 512 x 512 leave 0.355, 0.125 and 0.054 of the squares; here both are halved."""
     weight, columns = normal(256, 256), torch.ones(256)
     blocks, errors = decompose(weight, columns, 3, 2), []
     for count in range(1, 4):
