@@ -204,6 +204,8 @@ class Lamb(Section):
     weight_decay: NotNegative
     betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
     eps: Positive
+    stochastic_rounding: bool
+    kahan: bool
 
 
 Optimizer = Adam | Sgd | Muon | Cage | Dqt | Lamb

@@ -53,8 +53,6 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """The optimizer for a model: steps are in fp32, also for bf16 parameters."""
     groups = decay_groups(model, settings.weight_decay)
-    if isinstance(settings, LambSettings):
-        return Lamb(groups, settings.lr, tuple(settings.betas), settings.eps)
     if isinstance(settings, Cage | Dqt):
         layers = {layer.weight: layer for layer in quantized_layers(model).values()}
         options = {"lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}
@@ -65,9 +63,9 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
 
 
 def in_fp32(
-    model: nn.Module, groups: list[dict[str, Any]], settings: Adam | Sgd | Muon
+    model: nn.Module, groups: list[dict[str, Any]], settings: Adam | Sgd | Muon | LambSettings
 ) -> torch.optim.Optimizer:
-    """SGD, Adam or Muon; for bf16 parameters inside of `Bf16Latents`."""
+    """SGD, Adam, Muon or LAMB; for bf16 parameters inside of `Bf16Latents`."""
     if isinstance(settings, Muon):
         latents = {layer.weight for layer in quantized_layers(model).values()}
         groups = [{**group, "lr": settings.lr} for group in apart(groups, latents)]
@@ -79,6 +77,8 @@ def in_fp32(
             )
         if isinstance(settings, Muon):
             return muon(list(params), settings)
+        if isinstance(settings, LambSettings):
+            return Lamb(list(params), settings.lr, tuple(settings.betas), settings.eps)
         kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
         beta1, beta2 = settings.betas
         return kind(params, lr=settings.lr, betas=(beta1, beta2), eps=settings.eps, fused=True)
