@@ -35,7 +35,7 @@ def regnet(
     checks.check_image(shape, classes)
     checks.check_sizes(depth=depth, initial_width=initial_width, group_width=group_width)
     module: Any = import_torchvision("torchvision.models.regnet")
-    model: nn.Module = module.RegNet(
+    model: Any = module.RegNet(
         module.BlockParams.from_init_params(
             depth=depth, w_0=initial_width, w_a=slope, w_m=multiplier, group_width=group_width
         ),
@@ -46,4 +46,4 @@ def regnet(
     fit_channels(model, shape[0])
     check_takes(model, "regnet", shape)
     model.taps = taps_of("regnet")
-    return model
+    return model  # type: ignore[no-any-return]
