@@ -52,13 +52,13 @@ def run(options: argparse.Namespace) -> None:
     if options.samples is not None and options.samples < 1:
         raise UserError(f"--samples={options.samples} must be at least 1")
     torch.set_num_threads(max(1, options.threads))
-    if options.corruptions or options.bytes:
-        if options.runtime or options.folder or (options.corruptions and options.bytes):
+    if options.corruptions or options.bytes is not None:
+        if options.runtime or options.folder or (options.corruptions and options.bytes is not None):
             raise UserError(
                 "--corruptions and --bytes are of bitexp's own files: one of them goes, without --runtime "
                 "and --folder"
             )
-        if options.bytes:
+        if options.bytes is not None:
             from bitexp.deploy.forms.curve import tell_curve
 
             return tell_curve(options.run, options.bytes, options.samples)

@@ -46,4 +46,4 @@ def regnet(
     fit_channels(model, shape[0])
     check_takes(model, "regnet", shape)
     model.taps = taps_of("regnet")
-    return model  # type: ignore[no-any-return]
+    return model

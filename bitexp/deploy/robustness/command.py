@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ from bitexp.common.program import run_program
 
 COUNTS = ("batches", "batch", "flips", "seeds", "samples", "trials", "threads")
 """Options that are at least 1."""
+IMAGES, WINDOWS = 1000, 64
+"""Samples of the test part that quality is measured on."""
+IMAGES_AT_ONCE, WINDOWS_AT_ONCE = 128, 8
+"""Samples of a search's batch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run, or a folder of them")
     parser.add_argument("--layout", help="pack the codes so first: pack1, pack2, pack5, ... (default: as is)")
     parser.add_argument("--batches", type=int, default=3, help="searches, each on its batch (default: 3)")
-    parser.add_argument("--batch", type=int, default=128, help="samples of a batch (default: 128)")
+    parser.add_argument("--batch", type=int, help="samples of a batch (default: 128 images, 8 windows)")
     parser.add_argument("--flips", type=int, default=100, help="of a search at most (default: 100)")
     parser.add_argument("--seeds", type=int, default=5, help="draws of random flips (default: 5)")
-    parser.add_argument("--samples", type=int, default=1000, help="of the test part (default: 1000)")
+    parser.add_argument("--samples", type=int, help="of the test part (default: 1000 images, 64 windows)")
     parser.add_argument("--trials", type=int, default=200, help="flips looked for by checks (default: 200)")
     parser.add_argument("--threads", type=int, default=1)
 
@@ -44,8 +48,8 @@ def run(options: argparse.Namespace) -> None:
         UserError: no such run or layout, no data, or a number out of its range.
     """
     for name in COUNTS:
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name}={getattr(options, name)} must be at least 1")
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UserError(f"--{name}={value} must be at least 1")
     import torch
 
     from bitexp.common.spelling import nearest
@@ -72,10 +76,11 @@ def measure(options: Any, folder: Path, data: Any, tell: Callable[[str], None]) 
     from bitexp.deploy.score import Samples
     from bitexp.track.folder import RunFolder
 
-    try:
-        return attacked(RunFolder(folder).packed, Samples.held_out(data, options.samples), options, tell)
-    except ValueError as error:
-        raise UserError(f"{folder} cannot be packed as {options.layout}: {error}") from None
+    text = "vocabulary" in data.facts
+    count = options.samples or (WINDOWS if text else IMAGES)
+    batch = options.batch or (WINDOWS_AT_ONCE if text else IMAGES_AT_ONCE)
+    samples = Samples.held_out(data, count)
+    return attacked(RunFolder(folder).packed, samples, replace(options, batch=batch), tell)
 
 
 def rows(metrics: Mapping[str, float]) -> list[dict[str, str]]:

@@ -25,20 +25,32 @@ def measure_runs(
 ) -> None:
     """Measures what was not measured yet of each run, run by run, and prints a table of all.
 
+    Of several runs those that cannot be measured are left out, with the reason.
+
     Args:
         name: of the measurement. asked: what it depends on.
         measure: gets the folder, its data, and where to tell of progress. rows: of the table, by heading.
+
+    Raises:
+        UserError: a single run cannot be measured.
     """
     report, lines = Report(), list[dict[str, str]]()
     for folder in folders:
-        if not RunFolder(folder).packed.exists():
-            raise UserError(f"there is no packed file in {folder}: the run has not finished")
         result = RunFolder(folder).result() or {}
         label = f"{result.get('quantizer', '?')}, seed {result.get('seed', '?')}"
-        metrics = measured(folder, name, asked)
-        report.line(f"{path_text(folder)} · {label}{' · measured before' if metrics is not None else ''}")
-        if metrics is None:
-            metrics = keep(folder, name, asked, measure(folder, data_of(folder), report.detail))
+        try:
+            if not RunFolder(folder).packed.exists():
+                raise UserError(f"there is no packed file in {folder}: the run has not finished")
+            metrics = measured(folder, name, asked)
+            known = " · measured before" if metrics is not None else ""
+            report.line(f"{path_text(folder)} · {label}{known}")
+            if metrics is None:
+                metrics = keep(folder, name, asked, measure(folder, data_of(folder), report.detail))
+        except UserError as error:
+            if len(folders) == 1:
+                raise
+            report.sentences(f"left out: {error}")
+            continue
         lines += [{"run": folder.name, "precision": label, **row} for row in rows(metrics)]
     table = Table(box=None, pad_edge=False)
     headings = list(dict.fromkeys(heading for line in lines for heading in line))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bitexp.common.errors import UserError
 from bitexp.common.randomness import generator
 from bitexp.deploy.packed_file import read_packed, unpack
 from bitexp.deploy.robustness.detection import found_in_file, found_without_checksum
@@ -29,19 +30,19 @@ class Options:
 
     Args:
         layout: of the codes; None: as the file has them.
-        batches: searches, each with a batch of its own, of `batch` samples.
+        batches: searches, each with a batch of its own, of `batch` samples (None: what suits the data).
         flips: of a search at most.
         seeds: draws of random flips.
-        samples: of the test part, on which quality is measured.
+        samples: of the test part, on which quality is measured; None: what suits the data.
         trials: flips of which it is asked whether they are found.
     """
 
     layout: str | None = None
     batches: int = 3
-    batch: int = 128
+    batch: int | None = None
     flips: int = 100
     seeds: int = 5
-    samples: int = 1000
+    samples: int | None = None
     trials: int = 200
 
 
@@ -57,7 +58,7 @@ def attacked(path: Path, samples: Samples, options: Options, tell: Callable[[str
         tell: gets a line about each step.
 
     Raises:
-        UserError: the file is damaged. ValueError: the layout cannot hold the codes.
+        UserError: the file is damaged, or the layout cannot hold its codes.
     """
     file = read_packed(path)
     prefix = "attack" if options.layout is None else f"attack_{options.layout}"
@@ -67,7 +68,10 @@ def attacked(path: Path, samples: Samples, options: Options, tell: Callable[[str
         model, _ = unpack(path, file, Reference())
         stored = Stored(model, file[0]["body"])
         if options.layout is not None:
-            stored.relaid(options.layout)
+            try:
+                stored.relaid(options.layout)
+            except ValueError as error:
+                raise UserError(f"{path} cannot be packed as {options.layout}: {error}") from None
         if reading is not None:
             stored.read_as(reading)
         return stored
@@ -94,7 +98,7 @@ def attacked(path: Path, samples: Samples, options: Options, tell: Callable[[str
             metrics |= under_random_flips(place, stored, tensors, samples, options.seeds)
             attacks = []
             for number in range(options.batches):
-                batch = samples.drawn(options.batch, generator("attack", number))
+                batch = samples.drawn(options.batch or len(samples), generator("attack", number))
                 copy = fresh(reading)
                 attacks.append(search(copy, tensors, batch, samples, classes, options.flips))
                 tell(f"{place}: search {number + 1} of {options.batches}, {told(attacks[-1])}")

@@ -74,7 +74,13 @@ class Stored:
         return sum(8 * self.tensors[name].nbytes for name in names)
 
     def relaid(self, layout: str) -> None:
-        """Packs the codes anew, by the name of a layout. Raises `ValueError` where it cannot hold them."""
+        """Packs the codes anew, by the name of a layout.
+
+        Raises:
+            ValueError: it cannot hold them, or there are none.
+        """
+        if not self.layers:
+            raise ValueError("it has no codes: it is in full precision")
         for name, layer in self.layers.items():
             codes = layer.quantized().codes
             packing = Packing.of(layout, layer.spec)
