@@ -36,8 +36,8 @@ ONE_BATCH += (
     "data.eval_batch_size=8",
 )
 SLOW_MODELS = (
-    "cnn_2m", "convnext_tiny", "reloaded_64", "reloaded_128", "reloaded_256", "resnet18", "resnet50",
-    "swin_t", "vit_48m", "vit_small", "vit_tiny",
+    "cnn_2m", "convnext_tiny", "regnet", "regnet_x_400mf", "reloaded_64", "reloaded_128", "reloaded_256",
+    "resnet18", "resnet50", "swin_t", "vit_48m", "vit_small", "vit_tiny",
 )  # fmt: skip
 OTHER_QUANTIZERS = tuple(name for name, quantizer in QUANTIZERS.items() if not quantizer.layers)
 BUDGET = dict.fromkeys(("qat_from_full", "paretoq"), ("trainer.train_batches=2", "start.share=0.5"))
@@ -179,6 +179,8 @@ def test_tasks(word: str, trains: Trains) -> None:
 @pytest.mark.parametrize("word", options("recipe", SLOW_RECIPES))
 def test_recipes(word: str, trains: Trains, train: Train) -> None:
     words = [*TEXT, "model.depth=1"]
+    if word.startswith("strikes_back"):
+        words = ["model=vit", "model.depth=1"]
     if word == "finetune":
         first = train(*words, *ONE_BATCH, "quantizer=full", base=())
         words += [f"start.from={first.folder}"]
@@ -255,7 +257,7 @@ def test_the_sweep_of_methods_takes_every_preset_that_there_is(
 
 
 @pytest.mark.parametrize("experiment", others_slow(EXPERIMENTS, ["vit_ternary"]))
-@pytest.mark.parametrize("sweep", options("sweeps"))
+@pytest.mark.parametrize("sweep", options("sweeps", ("regularization",)))
 def test_sweeps(
     experiment: str,
     sweep: str,
@@ -275,6 +277,10 @@ def test_sweeps(
     if not (CONF / "tuning" / f"{experiment}.yaml").exists():
         words += ["tuned=false"]
     ended = in_process(bitexp.__main__.main, "bitexp")(*words)
+    if sweep == "regularization" and "context" in compose_config(f"+experiment={experiment}")["data"]:
+        assert ended.code == 2
+        assert "unknown key 'task.mixup'" in ended.err
+        return
     if sweep == "doubling" and "dim" not in compose_config(f"+experiment={experiment}")["model"]:
         assert ended.code == 2
         assert "unknown key 'model.dim'" in ended.err
@@ -283,5 +289,5 @@ def test_sweeps(
     if sweep in STUDIES:
         assert ": 1 finished; budget 1. " in ended.out
         return
-    count = {"precisions": 5, "doubling": 4, "lr_weight_decay": 4, "methods": 2}[sweep]
+    count = {"precisions": 5, "doubling": 4, "lr_weight_decay": 4, "methods": 2, "regularization": 6}[sweep]
     assert f"{count} jobs: {count} trained, 0 finished before, 0 not finished" in ended.out

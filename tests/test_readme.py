@@ -38,8 +38,25 @@ LONG = (
     "bench sweep", "bench layers", "bench models", "bench --model", "sweeps=lr_weight_decay",
     "sweeps=doubling", "lm_ternary +sweeps=precisions", "fashion_mlp +sweeps=precisions", "QMCSampler",
     "model=resnet18", "model.dim=256", "bitexp evaluate", "--check",
+    "bitexp attack", "bitexp stack", "bitexp delta", "generate outputs/lm_full",
 )  # fmt: skip
 """Commands that do again, at more length, what tests/test_configs.py and tests/bench do in short."""
+SMALL_ATTACK = (
+    "--batches",
+    "1",
+    "--batch",
+    "8",
+    "--flips",
+    "2",
+    "--samples",
+    "8",
+    "--seeds",
+    "1",
+    "--trials",
+    "2",
+)
+SMALL_STACK = ("--blocks", "2", "--rank", "1", "--samples", "2")
+SMALL_DELTA = ("--steps", "2", "--samples", "4")
 TUNE = "vit_ternary +sweeps=tune"
 """The same: of one precision it is among the others."""
 EXAMPLES = [block for block in blocks("python") if block.file is None]
@@ -216,7 +233,14 @@ def test_a_command_runs(
         else:
             ended = command("bench", *words, "--rounds", "1", *(small or ["--batch", "2"]))
     elif word == "generate":
-        if words[0] == "model.safetensors":
+        if words[0] == "outputs/lm_full":
+            shutil.copytree(made("+experiment=lm_full", "model.depth=1"), outputs)
+            command("stack", str(outputs / "lm_full"), *SMALL_STACK)
+            command("delta", str(outputs / "lm_full"), str(outputs / "lm_full"), *SMALL_DELTA)
+            (delta,) = outputs.glob("lm_full/*/delta.safetensors")
+            words = [str(delta) if word.endswith("delta.safetensors") else word for word in words]
+            words[0] = str(outputs / "lm_full")
+        elif words[0] == "model.safetensors":
             run = next(
                 made("+experiment=lm_portable", "model.depth=1").glob("lm_portable/*/packed.safetensors")
             )
@@ -230,6 +254,19 @@ def test_a_command_runs(
         exported = exported_model(made("+experiment=lm_portable", "model.depth=1"), tmp_path, command)
         ended = command("import", exported["gguf" if ".gguf" in line else "transformers"], *words[1:])
         assert (tmp_path / "model.safetensors").exists()
+    elif word == "attack" or "--corruptions" in words:
+        request.getfixturevalue("two_runs")
+        words[0] = str(outputs / "vit_ternary")
+        small = ["--samples", "8"] if word == "evaluate" else SMALL_ATTACK
+        ended = command(str(word), *words, *small)
+        assert "python -m bitexp report" in ended.out
+    elif word in ("stack", "delta") or "--bytes" in words:
+        shutil.copytree(made("+experiment=lm_full", "model.depth=1"), outputs)
+        run = str(outputs / "lm_full")
+        if word == "evaluate":
+            command("stack", run, *SMALL_STACK)
+        small = {"stack": SMALL_STACK, "delta": SMALL_DELTA}.get(str(word), ("--samples", "2"))
+        ended = command(str(word), *[run if w.startswith("outputs/") else w for w in words], *small)
     elif word in ("export", "evaluate"):
         if "cortex-m4" in words and shutil.which("qemu-system-arm") is None:
             pytest.skip("needs qemu and a compiler for ARM")

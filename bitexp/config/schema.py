@@ -196,7 +196,19 @@ class Dqt(Section):
     eps: Positive
 
 
-Optimizer = Adam | Sgd | Muon | Cage | Dqt
+class Lamb(Section):
+    """AdamW whose steps are as large as the weights that they change."""
+
+    name: Literal["lamb"]
+    lr: Positive
+    weight_decay: NotNegative
+    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
+    eps: Positive
+    stochastic_rounding: bool
+    kahan: bool
+
+
+Optimizer = Adam | Sgd | Muon | Cage | Dqt | Lamb
 
 
 class Cosine(Section):

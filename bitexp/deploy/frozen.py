@@ -60,6 +60,8 @@ class FrozenLayer(nn.Module):
     activations: ActivationQuantizer | None
     transform: Transform | None
     sparsifier: Sparsifier | None
+    differentiated: Tensor | None
+    """What gets the gradient of the dequantized weights, in their shape, where the input has one as well."""
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class FrozenLayer(nn.Module):
         super().__init__()
         self.name = ""
         self.spec, self.packing = spec, packing
+        self.differentiated: Tensor | None = None
         vars(self).update(spec.attributes())
         for name, tensor in (("packed", packed), ("scale", scale), ("shift", shift), ("bias", bias)):
             self.register_buffer(name, tensor)
@@ -173,7 +176,8 @@ class FrozenLayer(nn.Module):
             codes, scale = act.codes(x.detach(), Geometry(self.spec.conv).scale_dims)
             x = carried(x, act, Quantized(codes, scale))
         call = Call(replace(self.spec, norm="none"), self.kernel.backend, torch.float32, torch.float32, False)
-        return self._shifted(quantized_product(x, quantized.codes, bias, quantized, call, codes, scale), x)
+        weight = quantized.codes if self.differentiated is None else self.differentiated
+        return self._shifted(quantized_product(x, weight, bias, quantized, call, codes, scale), x)
 
     def quantized(self) -> Quantized:
         """The weights as integers, unpacked."""

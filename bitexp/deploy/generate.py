@@ -3,6 +3,8 @@
     python -m bitexp generate outputs/lm_ternary --prompt "def "
     python -m bitexp generate outputs/lm_ternary/ID --prompt "import " --temperature 0.8 --top-p 0.95
     python -m bitexp generate outputs/lm_ternary --prompt "def " --prompt "class "
+    python -m bitexp generate outputs/lm_full --bytes 400000        the stack of a run, cut to a size
+    python -m bitexp generate outputs/lm_full/ID --delta FILE       with a delta on it
 
 Several prompts are continued together, and their texts come when all are done. The text goes to stdout;
 how fast it came, to stderr.
@@ -46,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: 0)")
     parser.add_argument("--weights", choices=WEIGHTS, default="packed", help="default: packed")
+    parser.add_argument("--bytes", type=int, help="of the run's stack (python -m bitexp stack) at most")
+    parser.add_argument("--delta", type=Path, help="what was fine-tuned (python -m bitexp delta)")
     parser.add_argument("--kernel", default="auto", help="what multiplies packed codes (default: auto)")
     parser.add_argument("--threads", type=int, default=1)
 
@@ -60,6 +64,7 @@ def run(options: argparse.Namespace) -> None:
 
     from bitexp.data.text.tokenizers import load_tokenizer
     from bitexp.deploy.compiled import CompiledDecoder
+    from bitexp.deploy.forms.load import load_stack, load_with_delta
     from bitexp.deploy.load import find_run, load_run
     from bitexp.deploy.tape import CannotCompileError
     from bitexp.kernels import choose_kernel
@@ -76,7 +81,14 @@ def run(options: argparse.Namespace) -> None:
     if options.tokens < 1:
         raise UserError(f"--tokens={options.tokens} must be at least 1")
     path = find_run(options.run)
-    model, preprocessing = load_run(path, options.weights, kernel)
+    if (options.bytes is not None) + (options.delta is not None) + (options.weights != "packed") > 1:
+        raise UserError("--bytes, --delta and --weights each say which weights: only one of them goes")
+    if options.bytes is not None:
+        model, preprocessing = load_stack(path, options.bytes, kernel)
+    elif options.delta is not None:
+        model, preprocessing = load_with_delta(path, options.delta, kernel)
+    else:
+        model, preprocessing = load_run(path, options.weights, kernel)
     if not isinstance(model, Decoder) or "tokenizer" not in preprocessing:
         raise UserError(f"{path} is not a language model, so it cannot generate text")
     tokenizer = load_tokenizer(preprocessing["tokenizer"], path)

@@ -94,6 +94,23 @@ def find_run(path: Path | str) -> Path:
     return max(ends, key=ends.__getitem__)
 
 
+def every_run(paths: Iterable[Path]) -> list[Path]:
+    """The folders of runs among paths, and the finished runs in those that are folders of runs.
+
+    Raises:
+        UserError: a path is neither.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        within = [path] if (path / "config.yaml").exists() else sorted(run for run, _ in finished_runs(path))
+        if not within:
+            raise UserError(
+                f"{path} is no run and holds no finished one: name a folder such as outputs/vit_ternary"
+            )
+        found |= dict.fromkeys(within)
+    return list(found)
+
+
 def finished_runs(path: Path) -> Iterable[tuple[Path, dict[str, Any]]]:
     """The finished runs in a folder, with their results."""
     for file in path.glob("*/result.json"):

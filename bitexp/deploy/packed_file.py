@@ -213,24 +213,39 @@ def read_packed(path: Path | str) -> PackedFile:
         UserError: it is none, or damaged.
         OSError, MemoryError: it cannot be read, or not held.
     """
+    header, tensors = read_parts(path, "bitexp", "packed file")
+    parts = {key: type(part) for key, part in header.items()} if isinstance(header, dict) else {}
+    if {"versions": dict, **parts} != {"versions": dict, **PARTS} or header["format"] not in (1, FORMAT):
+        raise UserError(f"{path} is not a packed model of bitexp (format 1 or {FORMAT})")
+    check_crc(path, header, tensors)
+    return header, tensors
+
+
+def read_parts(path: Path | str, key: str, kind: str) -> tuple[Any, dict[str, Tensor]]:
+    """The JSON under a key in a file of safetensors, null where there is none, and the tensors.
+
+    Args:
+        kind: of file, for errors, which are those of `read_packed`.
+    """
     try:
         with open_regular(Path(path)):  # which tells why it cannot be opened, as safetensors does not
             pass
         with safetensors.safe_open(str(path), framework="pt") as file:
-            header = strict_json((file.metadata() or {}).get("bitexp", "null"))
+            header = strict_json((file.metadata() or {}).get(key, "null"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError:
-        raise UserError(f"there is no packed file {path}") from None
+        raise UserError(f"there is no {kind} {path}") from None
     except Exception as error:  # whatever a damaged file can make its readers raise
         if is_of_the_machine(error):
             raise
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from None
-    parts = {key: type(part) for key, part in header.items()} if isinstance(header, dict) else {}
-    if {"versions": dict, **parts} != {"versions": dict, **PARTS} or header["format"] not in (1, FORMAT):
-        raise UserError(f"{path} is not a packed model of bitexp (format 1 or {FORMAT})")
+    return header, tensors
+
+
+def check_crc(path: Path | str, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Takes the checksum out of a header. Raises `UserError` where it is another."""
     if header.pop("crc32") != checksum(header, tensors):
         raise UserError(f"{path} is damaged: its contents are not those that were written")
-    return header, tensors
 
 
 def sizes(file: PackedFile) -> dict[str, int]:

@@ -73,8 +73,7 @@ class Layout:
         Raises:
             ValueError: codes that are none of this layout.
         """
-        if self.planes > 1:
-            codes = codes.movedim(0, -1).flatten(1)
+        codes = self.in_order(codes)
         digits = self._word_digits(codes, self.words) if self.words else self._code_digits(codes)
         digits = torch.nn.functional.pad(digits, (0, -digits.shape[1] % self.digits))
         numbers = (digits.unflatten(1, (-1, self.digits)) * self._powers(codes.device)).sum(-1)
@@ -89,29 +88,58 @@ class Layout:
         """
         if packed.shape != self.packed_shape(len(packed), inputs):
             raise ValueError(f"{packed.shape[1]} bytes per row cannot hold {inputs} codes in this layout")
-        shifts = torch.arange(0, 8 * self.bytes, 8, device=packed.device)
-        lanes = packed.to(self._dtype).unflatten(1, (-1, self.bytes))
-        numbers = (lanes << shifts).sum(-1, dtype=self._dtype)
-        digits = numbers[..., None] // self._powers(packed.device)
-        digits[..., :-1] %= self.base  # the last is beyond the base where the bytes are none of ours
+        digits = self.digits_of(packed)
         if packed.numel() and int(digits.max()) >= self.used:
             raise ValueError("packed weights hold bytes that this layout never writes: the file is damaged")
-        digits = digits.flatten(1)
         digits, beyond = digits.tensor_split([self.row_digits(inputs)], 1)
-        if self.words is None:
-            codes = (digits * self.stride + self.low).to(torch.int8)
-        else:
-            table = torch.tensor(self.words, dtype=torch.int8, device=packed.device)
-            codes = table[digits.long()].flatten(1)[:, : inputs * self.planes]
+        codes = self._in_order(digits, inputs)
+        if self.words is not None:
             cut = codes[:, codes.shape[1] // self.length * self.length :]
             if cut.shape[1]:  # the word that it is written as
                 beyond = torch.cat([beyond, digits[:, -1:] - place_of(cut, self.words)[:, None]], 1)
         if bool(beyond.any()):
             raise ValueError("packed weights hold codes beyond the end of a row: the file is damaged")
+        return self._by_plane(codes)
+
+    def unpack_unchecked(self, packed: Tensor, inputs: int, clamp: bool) -> Tensor:
+        """The same of whatever bytes, as who does not check them reads them.
+
+        Args:
+            clamp: whether digits that stand for no code are read as the highest code, and not as the integer
+                that they come to (in int8); of words they always are.
+        """
+        digits = self.digits_of(packed)[:, : self.row_digits(inputs)]
+        if clamp or self.words is not None:
+            digits = digits.clamp(max=self.used - 1)
+        return self._by_plane(self._in_order(digits, inputs))
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """`[rows, K]`, or `[planes, rows, K]`, as the codes lie: `[rows, K * planes]`."""
+        return values if self.planes == 1 else values.movedim(0, -1).flatten(1)
+
+    def _in_order(self, digits: Tensor, inputs: int) -> Tensor:
+        if self.words is None:
+            return (digits * self.stride + self.low).to(torch.int8)
+        table = torch.tensor(self.words, dtype=torch.int8, device=digits.device)
+        return table[digits.long()].flatten(1)[:, : inputs * self.planes]
+
+    def _by_plane(self, codes: Tensor) -> Tensor:
         if self.planes == 1:
             return codes
         # integer products of what does not lie together take hundreds of times as long
         return codes.unflatten(1, (-1, self.planes)).movedim(-1, 0).contiguous()
+
+    def digits_of(self, packed: Tensor) -> Tensor:
+        """uint8 `[rows, bytes]` -> `[rows, digits]`, those beyond the last code included.
+
+        Bytes that no codes make give digits from `used` on.
+        """
+        shifts = torch.arange(0, 8 * self.bytes, 8, device=packed.device)
+        lanes = packed.to(self._dtype).unflatten(1, (-1, self.bytes))
+        numbers = (lanes << shifts).sum(-1, dtype=self._dtype)
+        digits = numbers[..., None] // self._powers(packed.device)
+        digits[..., :-1] %= self.base  # the last is beyond the base where the bytes are none of ours
+        return digits.flatten(1)
 
     def _code_digits(self, codes: Tensor) -> Tensor:
         span = self.stride * (self.used - 1)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from bitexp.common import checks
 from bitexp.common.torchvision import import_torchvision
 from bitexp.models.registry import MODELS
+from bitexp.models.stochastic_depth import check_rate, drop_branches
 from bitexp.models.taps import Tap, Taps
 
 EXAMPLE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 299)
@@ -31,8 +32,12 @@ def torchvision_model(
     classes: int,
     arch: str,
     stem: Literal["imagenet", "small"],
+    stochastic_depth: float = 0,
 ) -> nn.Module:
     """Images `[B, C, H, W]` -> logits `[B, classes]`, by `torchvision.models.<arch>`.
+
+    `stochastic_depth` is how often a sample goes past the last residual branch in training, rising from 0.
+    torchvision has it in some architectures, with rates of its own; here it is for ResNets and RegNets.
 
     `stem=small` is the usual change to a ResNet for images of about 32x32 (arXiv 1512.03385 section
     4.2): a 3x3 convolution of stride 1 and no pooling in place of 7x7, stride 2 and pooling.
@@ -47,6 +52,7 @@ def torchvision_model(
     if stem == "small" and "resne" not in arch:
         raise ValueError(f"stem=small is for resnet and resnext, not for arch={arch}; use stem=imagenet")
     model = models.get_model(arch, weights=None, num_classes=classes, **options(arch, shape))
+    drop(model, arch, stochastic_depth)
     if stem == "small":
         model.conv1 = small_stem(model.conv1)
         model.maxpool = nn.Identity()
@@ -54,6 +60,24 @@ def torchvision_model(
     check_takes(model, arch, shape)
     model.taps = taps_of(arch)
     return model
+
+
+def drop(model: nn.Module, arch: str, rate: float) -> None:
+    """Gives a ResNet or RegNet stochastic depth.
+
+    Raises:
+        ValueError: a rate out of its range, or another architecture.
+    """
+    check_rate(rate)
+    if not rate:
+        return
+    ends = {"BasicBlock": "bn2", "Bottleneck": "bn3", "ResBottleneckBlock": "f"}
+    blocks = [module for module in model.modules() if type(module).__name__ in ends]
+    if not blocks:
+        raise ValueError(
+            f"stochastic_depth={rate} is for resnet, resnext and regnet, not for arch={arch}; use 0"
+        )
+    drop_branches([block.get_submodule(ends[type(block).__name__]) for block in blocks], rate)
 
 
 def taps_of(arch: str) -> Taps:

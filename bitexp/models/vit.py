@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bitexp.common import checks
 from bitexp.models.attention import attention
 from bitexp.models.registry import MODELS
+from bitexp.models.stochastic_depth import check_rate, dropped, rising
 from bitexp.models.tape import Tape, Value
 from bitexp.models.taps import Tap, Taps
 
@@ -73,12 +74,17 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """One transformer layer: attention and MLP, each added to the residual stream `[B, N, D]`."""
 
-    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float, drops: float = 0.0) -> None:
+        """`drops`: how often, in training, a sample goes past either of them."""
         super().__init__()
         self.attn = Attention(dim, heads, dropout)
         self.mlp = Mlp(dim, hidden, dropout)
+        self.drops = drops
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.drops:
+            x = x + dropped(self.attn(x), self.drops)
+            return x + dropped(self.mlp(x), self.drops)
         x = x + self.attn(x)
         return x + self.mlp(x)
 
@@ -93,6 +99,7 @@ class ViT(nn.Module):
     """Images `[B, C, H, W]` -> logits `[B, classes]`.
 
     `patch` must divide height and width; the position embedding is learned for exactly that grid.
+    `stochastic_depth` is how often a sample goes past the last layer in training, rising from 0.
     Raises `ValueError`, before anything is allocated, for sizes that do not fit each other.
     """
 
@@ -115,8 +122,10 @@ class ViT(nn.Module):
         mlp_ratio: float,
         dropout: float,
         pool: Literal["mean", "cls"],
+        stochastic_depth: float = 0,
     ) -> None:
         checks.check_image(shape, classes)
+        check_rate(stochastic_depth)
         checks.check_sizes(patch=patch, dim=dim, depth=depth, heads=heads)
         checks.check_dropout(dropout)
         checks.check_choice("pool", pool, ("mean", "cls"))
@@ -131,7 +140,9 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(dim)) if pool == "cls" else None
         self.pos_embed = nn.Parameter(torch.empty(tokens, dim))
         self.drop = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(dim, heads, hidden, dropout) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, heads, hidden, dropout, rate) for rate in rising(stochastic_depth, depth)
+        )
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.head = nn.Linear(dim, classes)
         self.initialize()

@@ -23,6 +23,7 @@ from bitexp.report.conditions import conditions
 from bitexp.report.origins import origins
 from bitexp.report.teachers import with_teacher
 from bitexp.track.folder import RunFolder, flaw, is_number, validation_of
+from bitexp.track.measurements import later_metrics
 from bitexp.track.provenance import command_of
 
 SKIPPED = ("checkpoints", "wandb", "studies", "report")
@@ -41,6 +42,8 @@ class Run:
     """`bitexp.report.conditions`: under what its attempts were made."""
     first: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Its first attempt."""
+    later: Mapping[str, float] = field(default_factory=dict, repr=False)
+    """What was measured of it after it had finished."""
 
     @property
     def id(self) -> str:
@@ -78,9 +81,11 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """What result.json measured, numbers only."""
-        metrics = self.result.get("metrics", {}) if self.finished else {}
-        return {name: float(value) for name, value in metrics.items() if is_number(value)}
+        """What result.json measured, numbers only, and what was measured later."""
+        if not self.finished:
+            return {}
+        metrics = self.result.get("metrics", {})
+        return {**self.later, **{name: float(value) for name, value in metrics.items() if is_number(value)}}
 
     @property
     def headline(self) -> str:
@@ -269,7 +274,17 @@ def read_run(path: Path) -> Run | Problem:
     last = attempts[-1] if attempts else {}
     compared = origins({**with_teacher(flat, last), **code_of(last)}, last)
     first = attempts[0] if attempts else {}
-    return Run(path, compared, typed(path), last, result, conditions(attempts, result), first)
+    under = conditions(attempts, result)
+    return Run(path, compared, typed(path), last, result, under, first, later(path, result))
+
+
+def later(path: Path, result: Mapping[str, Any]) -> dict[str, float]:
+    """What was measured of a run later, of the packed file that it has; nothing where that cannot be read."""
+    files = result.get("files")
+    try:
+        return later_metrics(path, files.get("packed.safetensors") if isinstance(files, Mapping) else None)
+    except OSError:
+        return {}
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from bitexp.report import figure, parallel, plots, sweep_plots, tables
 from bitexp.report.by_bits import by_bits_table
 from bitexp.report.columns import LONG, SHORT, Table
 from bitexp.report.compare import Comparison
+from bitexp.report.damage import damage_table
 from bitexp.report.energy import SOURCE
 from bitexp.report.evidence import evidence_table
 from bitexp.report.formats import comma_separated, inline, latex, markdown
@@ -97,6 +98,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
         tables.precision_table(comparison),
         by_bits_table(comparison),
         tables.bytes_table(comparison),
+        damage_table(comparison),
         tables.setting_table(comparison),
     ]
     if len(comparison.cells) == len(comparison.rows):

@@ -60,6 +60,28 @@ class CrossEntropy(Objective):
         return cross_entropy(outputs, batch[1], task.label_smoothing)
 
 
+@OBJECTIVES.register("binary_cross_entropy")
+class BinaryCrossEntropy(Objective):
+    """Every class is a question of its own: the mean over classes (ResNet strikes back, arXiv 2110.00476).
+
+    Of mixed images all classes count as present whose share is above `threshold`. The `label_smoothing` of
+    the task moves targets towards the same share of every class, as in timm.
+    """
+
+    def __init__(self, *, weight: Weight = 1.0, threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> None:
+        super().__init__(weight=weight)
+        self.threshold = threshold
+
+    def __call__(self, outputs: Tensor, batch: tuple[Tensor, Tensor], task: Trained) -> Tensor:
+        targets, classes = batch[1], outputs.shape[-1]
+        if targets.is_floating_point():
+            present = (targets > self.threshold).float()
+        else:
+            present = F.one_hot(targets, classes).float()
+        smoothed = present * (1 - task.label_smoothing) + task.label_smoothing / classes
+        return F.binary_cross_entropy_with_logits(outputs, smoothed)
+
+
 @OBJECTIVES.register("z_loss")
 class ZLoss(Objective):
     """The mean of log^2 Z, where Z is the sum that the softmax divides by: it keeps logits near 0.
@@ -81,17 +103,19 @@ def cross_entropy(outputs: Tensor, targets: Tensor, label_smoothing: float = 0.0
     return F.cross_entropy(outputs.flatten(0, -2), targets, label_smoothing=label_smoothing)
 
 
-def build_objectives(chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, Objective]:
-    """The terms by name, in the order of the YAML.
+def build_objectives(chosen: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Objective]:
+    """The terms by name, in the order of the YAML; null switches one off.
 
     Raises:
         UserError: there are none, or arguments that they do not take.
     """
-    if not chosen:
+    if not any(arguments is not None for arguments in chosen.values()):
         known = ", ".join(OBJECTIVES.names())
         raise UserError(f"task.objectives is empty, so there is nothing to minimize. Known: {known}")
     built = {}
     for name, arguments in chosen.items():
         target = OBJECTIVES.get(name)
+        if arguments is None:
+            continue
         built[name] = target(**check_arguments(f"task.objectives.{name}", target, arguments))
     return built

@@ -45,7 +45,7 @@ class Task(pl.LightningModule):
         model: nn.Module,
         optimizer: Optimizer,
         *,
-        objectives: Mapping[str, Mapping[str, Any]] = CROSS_ENTROPY,
+        objectives: Mapping[str, Mapping[str, Any] | None] = CROSS_ENTROPY,
     ) -> None:
         super().__init__()
         self.model = model

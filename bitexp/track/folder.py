@@ -44,6 +44,8 @@ ADDED = {
     "distill": None,
     "calibrate": {"name": "none"},
     "model.head_dim": None, "model.qkv_bias": False, "model.qk_norm": False,
+    "model.stochastic_depth": 0,
+    "data.augment.rand_augment": 0,
 }  # fmt: skip
 """Keys added since 2026-12, with the value that means as before: with that they are not hashed.
 
@@ -119,8 +121,10 @@ def identity(config: dict[str, Any], data_fingerprint: str, code: Mapping[str, s
             node = node.get(part) or {}
         node.pop(last, None)
     for key, as_before in ADDED.items():
-        section, _, last = key.rpartition(".")
-        node = (value.get(section) or {}) if section else value
+        *path, last = key.split(".")
+        node = value
+        for part in path:
+            node = node.get(part) or {}
         if last in node and node[last] == as_before:
             del node[last]
     text = json.dumps([value, data_fingerprint, *([dict(code)] if code else [])], sort_keys=True)

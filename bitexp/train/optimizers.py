@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from bitexp.config.schema import Adam, Cage, Dqt, Muon, Optimizer, Sgd
+from bitexp.config.schema import Lamb as LambSettings
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.train.bf16_latents import Bf16Latents
+from bitexp.train.lamb import Lamb
 from bitexp.train.levels import Leveled, Pulled
 from bitexp.train.several import Several
 
@@ -61,9 +63,9 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
 
 
 def in_fp32(
-    model: nn.Module, groups: list[dict[str, Any]], settings: Adam | Sgd | Muon
+    model: nn.Module, groups: list[dict[str, Any]], settings: Adam | Sgd | Muon | LambSettings
 ) -> torch.optim.Optimizer:
-    """SGD, Adam or Muon; for bf16 parameters inside of `Bf16Latents`."""
+    """SGD, Adam, Muon or LAMB; for bf16 parameters inside of `Bf16Latents`."""
     if isinstance(settings, Muon):
         latents = {layer.weight for layer in quantized_layers(model).values()}
         groups = [{**group, "lr": settings.lr} for group in apart(groups, latents)]
@@ -75,6 +77,8 @@ def in_fp32(
             )
         if isinstance(settings, Muon):
             return muon(list(params), settings)
+        if isinstance(settings, LambSettings):
+            return Lamb(list(params), settings.lr, tuple(settings.betas), settings.eps)
         kind = torch.optim.AdamW if settings.name == "adamw" else torch.optim.Adam
         beta1, beta2 = settings.betas
         return kind(params, lr=settings.lr, betas=(beta1, beta2), eps=settings.eps, fused=True)

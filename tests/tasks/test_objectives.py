@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bitexp.common.errors import UserError
 from bitexp.config.schema import Adam
 from bitexp.tasks import Task
-from bitexp.tasks.objectives import OBJECTIVES, cross_entropy
+from bitexp.tasks.objectives import OBJECTIVES, BinaryCrossEntropy, build_objectives, cross_entropy
 
 ADAM = Adam(name="adamw", lr=0.01, weight_decay=0.0, betas=[0.9, 0.95], eps=1e-8, stochastic_rounding=False)
 
@@ -113,3 +113,22 @@ def test_a_run_with_another_term_logs_each_and_is_another_run(train: Any) -> Non
 def test_a_mistake_is_explained(words: str, said: str, train: Any) -> None:
     with pytest.raises(UserError, match=said):
         train(words)
+
+
+def test_binary_cross_entropy_is_that_of_timm() -> None:
+    """Version 1.0.31: smoothing 0.1 of labels; smoothing 0, target_threshold 0.2 of shares."""
+    outputs, of = torch.linspace(-2, 2, 6).reshape(2, 3), task()
+    of.label_smoothing = 0.1
+    labels = BinaryCrossEntropy()(outputs, (outputs, torch.tensor([2, 0])), of)
+    assert float(labels) == pytest.approx(0.9010751843452454)
+    of.label_smoothing = 0.0
+    shares = torch.tensor([[0.7, 0.3, 0.0], [0.1, 0.0, 0.9]])
+    mixed = BinaryCrossEntropy(threshold=0.2)(outputs, (outputs, shares), of)
+    assert float(mixed) == pytest.approx(1.101075291633606)
+
+
+def test_null_switches_a_term_off() -> None:
+    terms = build_objectives({"cross_entropy": None, "z_loss": {"weight": 0.5}})
+    assert list(terms) == ["z_loss"]
+    with pytest.raises(UserError, match="nothing to minimize"):
+        build_objectives({"cross_entropy": None})

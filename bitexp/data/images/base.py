@@ -12,7 +12,7 @@ from torch import Tensor
 from bitexp.common.checks import at_least, check_share, held_out_count
 from bitexp.common.errors import UserError
 from bitexp.data.base import Data, Part
-from bitexp.data.images.augment import Augment, Augmentation, check_augment
+from bitexp.data.images.augment import Augment, Augmentation, augments, check_augment
 from bitexp.data.images.batches import ImageBatches, Images, channel_statistics
 from bitexp.data.images.split import stratified
 from bitexp.data.loader import ResumableLoader
@@ -34,7 +34,7 @@ class ImageData(Data):
         data_dir: where the files are; None: the usual places.
         download: fetch missing files from the internet.
         workers: processes that prepare batches; 0: none, best for small images in memory.
-        augment: random crop and flip of training images.
+        augment: random crop, flip and RandAugment of training images.
         normalize: subtract the mean and divide by the deviation of the training part, per channel.
         seed: of the run.
 
@@ -137,7 +137,7 @@ class ImageData(Data):
 
     @property
     def repeats(self) -> bool:
-        return not (self.augment["crop"] or self.augment["flip"])
+        return not augments(self.augment)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -160,7 +160,7 @@ class ImageData(Data):
         """Shuffled and augmented; every process gets as many batches."""
         augmentation = None
         if not self.repeats:
-            augmentation = Augmentation(self.augment, len(self._train.labels), self.seed)
+            augmentation = Augmentation(self.augment, len(self._train.labels), self.seed, self.divide_by)
         return self.training_loader(self._batches(self._train, augmentation), self._split[0])
 
     def val_dataloader(self) -> ResumableLoader | list[ResumableLoader]:

@@ -67,3 +67,19 @@ def test_switched_off_parts_change_nothing():
 def test_wrong_settings_are_refused(augment, message):
     with pytest.raises(ValueError, match=message):
         check_augment(augment, (3, 8, 8))
+
+
+@pytest.mark.parametrize(("channels", "white"), [(1, 16), (3, 255)])
+def test_rand_augment_is_torchvisions_by_the_draws_of_each_image(channels, white):
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, white + 1, (6, channels, 8, 8), dtype=torch.uint8, generator=draw)
+    options = {"crop": 0, "flip": False, "rand_augment": 7}
+    augment = Augmentation(options, count=6, seed=1, white=white)
+    whole = augment(pixels, 2, list(range(6)))
+    assert whole.dtype == torch.uint8
+    assert int(whole.max()) <= white
+    assert not torch.equal(whole, pixels)
+    before = torch.random.get_rng_state()
+    assert torch.equal(Augmentation(options, 6, 1, white)(pixels[[4]], 2, [4])[0], whole[4])
+    assert torch.equal(torch.random.get_rng_state(), before)  # of nothing else
+    assert not torch.equal(augment(pixels, 3, list(range(6))), whole)

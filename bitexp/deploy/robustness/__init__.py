@@ -1,0 +1,1 @@
+"""What a flipped bit does to a packed model, and what other images do to it."""
