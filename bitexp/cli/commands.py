@@ -35,6 +35,9 @@ COMMANDS = {
         "bitexp.bench.command", "[step|layers|models|gpu]", "what a precision costs on this machine"
     ),
     "ptq": Command("bitexp.cli.ptq", "RUN --bits 2,3,4,8", "a trained run in fewer bits"),
+    "allocate": Command(
+        "bitexp.cli.allocate", "RUN --bits 1.58,2,4,8 --budget size=50%", "which bits for which layer?"
+    ),
     "dashboard": Command(
         "bitexp.report.dashboard", "--entity NAME", "the comparison as a workspace of wandb"
     ),
