@@ -13,7 +13,7 @@ from bitexp.common.errors import UserError
 from bitexp.config.schema import Settings, read_settings
 from bitexp.run.build import build
 from bitexp.run.checks import device_type
-from bitexp.run.first_batch import first_samples
+from bitexp.run.first_batch import calibrate, first_samples
 from bitexp.run.parts import Parts
 from bitexp.tasks.objectives import cross_entropy
 
@@ -72,6 +72,7 @@ def network_of(
     """The network in full precision with its twins, on the device of the run."""
     device, task = device_type(settings), reference.task
     for parts in (reference, *twins):
+        calibrate(parts)
         parts.task.to(device).float()
     batches = [(x.to(device), y.to(device)) for x, y in first_samples(reference.data, samples)]
     return Network(

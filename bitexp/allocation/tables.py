@@ -88,7 +88,7 @@ def network_table(rows: Sequence[NetworkRow]) -> Table:
         word("weights", "weights", lambda row: row.what),
         numeric("bits per weight", "weight_bits", lambda row: row.bits, ".3g"),
         numeric("body", "body_bytes", lambda row: row.bytes, size),
-        numeric("energy", "energy", lambda row: row.energy, energy_text),
+        numeric("its energy", "body_energy", lambda row: row.energy, energy_text),
         numeric("loss predicted", "predicted_loss", lambda row: row.predicted, ".4f"),
         numeric("measured", "measured_loss", lambda row: row.measured, ".4f"),
     )

@@ -62,11 +62,11 @@ class Curve:
         scores = np.array([run.score for run in runs])
         terms = powers(sizes, min(2, len(set(sizes)) - 2))
         values = transformed(scores, metric)
-        coefficients, *_ = np.linalg.lstsq(terms, values, rcond=None)
+        coefficients: Numbers = np.linalg.lstsq(terms, values, rcond=None)[0].astype(np.float64)
         freedom = max(1, len(runs) - terms.shape[1])
         variance = float(np.square(values - terms @ coefficients).sum()) / freedom
         inverse = np.linalg.pinv(terms.T @ terms)
-        root = np.linalg.cholesky(inverse * variance + 1e-18 * np.eye(len(inverse)))
+        root: Numbers = np.linalg.cholesky(inverse * variance + 1e-18 * np.eye(len(inverse)))
         first = rows[0]
         return Curve(
             group_of(first.cell) or FULL,
@@ -226,7 +226,7 @@ def size_table(comparison: Comparison) -> Table | None:
         "Which width of weights is the best at a size of the whole network, scales, head and all: by curves "
         "of second degree in the logarithm of the size (lines of three sizes), fitted to all runs, each "
         "within the sizes at which it was measured. The share is that of curves drawn by the uncertainty of "
-        "the fits, in the middle of the sizes, for which it is the best."
+        "the fits, in the middle of the sizes, for which it is the best. Quantizers of one width share a curve."
     )
     items = tuple(reigns(found, comparison.sign))
     return Table(
