@@ -226,7 +226,8 @@ def size_table(comparison: Comparison) -> Table | None:
         "Which width of weights is the best at a size of the whole network, scales, head and all: by curves "
         "of second degree in the logarithm of the size (lines of three sizes), fitted to all runs, each "
         "within the sizes at which it was measured. The share is that of curves drawn by the uncertainty of "
-        "the fits, in the middle of the sizes, for which it is the best. Quantizers of one width share a curve."
+        "the fits, in the middle of the sizes, for which it is the best. Quantizers of one width share a "
+        "curve."
     )
     items = tuple(reigns(found, comparison.sign))
     return Table(
