@@ -42,7 +42,8 @@ SLOW_MODELS = (
 OTHER_QUANTIZERS = tuple(name for name, quantizer in QUANTIZERS.items() if not quantizer.layers)
 BUDGET = dict.fromkeys(("qat_from_full", "paretoq"), ("trainer.train_batches=2", "start.share=0.5"))
 SLOW_RECIPES = ("bitdistill", "onebit", "reactnet")
-STUDIES = ("methods_tune", "pareto", "tune")
+STUDIES = ("allocation", "methods_tune", "pareto", "tune")
+EVERY_LAYER = 'quantizer.layers=[{match: "*", weights: {name: uniform_mse, bits: 4}}]'
 EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 
 
@@ -268,6 +269,10 @@ def test_sweeps(
     words = ["-m", f"+experiment={experiment}", f"+sweeps={sweep}", *ONE_BATCH, *short(experiment), "seed=0"]
     if sweep in STUDIES:
         words += ["hydra.sweeper.n_trials=1", "quantizer=binary"]
+    if sweep == "allocation":
+        words += ["quantizer=uniform_mse", EVERY_LAYER]
+    if sweep == "bits":
+        words += ["quantizer.weights.bits=1.58,8"]
     if sweep == "methods_tune":
         words += ["hydra.sweeper.write_tuned=false"]
     if sweep == "methods":
@@ -289,5 +294,12 @@ def test_sweeps(
     if sweep in STUDIES:
         assert ": 1 finished; budget 1. " in ended.out
         return
-    count = {"precisions": 5, "doubling": 4, "lr_weight_decay": 4, "methods": 2, "regularization": 6}[sweep]
+    count = {
+        "precisions": 5,
+        "doubling": 4,
+        "lr_weight_decay": 4,
+        "methods": 2,
+        "regularization": 6,
+        "bits": 2,
+    }[sweep]
     assert f"{count} jobs: {count} trained, 0 finished before, 0 not finished" in ended.out

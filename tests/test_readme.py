@@ -37,7 +37,7 @@ CLUSTER = ("hydra/launcher=slurm", "hydra/launcher=cluster")
 LONG = (
     "bench sweep", "bench layers", "bench models", "bench --model", "sweeps=lr_weight_decay",
     "sweeps=doubling", "lm_ternary +sweeps=precisions", "fashion_mlp +sweeps=precisions", "QMCSampler",
-    "model=resnet18", "model.dim=256", "bitexp evaluate", "--check",
+    "sweeps=bits", "sweeps=allocation", "model=resnet18", "model.dim=256", "bitexp evaluate", "--check",
     "bitexp attack", "bitexp stack", "bitexp delta", "generate outputs/lm_full",
 )  # fmt: skip
 """Commands that do again, at more length, what tests/test_configs.py and tests/bench do in short."""
@@ -163,7 +163,13 @@ def test_a_command_that_starts_interpreters_composes(
     assert f"hydra/launcher: {launcher}" in ended.out
 
 
-SEARCHES = ("hydra/sweeper=optuna", "+sweeps=tune", "+sweeps=pareto", "+sweeps=methods_tune")
+SEARCHES = (
+    "hydra/sweeper=optuna",
+    "+sweeps=tune",
+    "+sweeps=pareto",
+    "+sweeps=methods_tune",
+    "+sweeps=allocation",
+)
 
 
 def overlay(line: str, words: list[str]) -> list[str]:
@@ -286,6 +292,10 @@ def test_a_command_runs(
         shutil.copytree(made("+experiment=vit_ternary", "quantizer=full", "model.depth=1"), outputs)
         words[0] = str(outputs / "vit_ternary")
         ended = command("ptq", *words, *(["calibrate.iterations=2"] if "adaround" in words else []))
+    elif word == "allocate":
+        shutil.copytree(made("+experiment=vit_ternary", "quantizer=full", "model.depth=1"), outputs)
+        words[0] = str(outputs / "vit_ternary")
+        ended = command("allocate", *words, "--samples", "8", "--config-dir", str(tmp_path / "my_configs"))
     elif word == "dashboard":
         words[words.index("--entity") + 1] = "me"
         ended = command("dashboard", *words, "--json", str(tmp_path / "workspace.json"))

@@ -35,6 +35,9 @@ COMMANDS = {
         "bitexp.bench.command", "[step|layers|models|gpu]", "what a precision costs on this machine"
     ),
     "ptq": Command("bitexp.cli.ptq", "RUN --bits 2,3,4,8", "a trained run in fewer bits"),
+    "allocate": Command(
+        "bitexp.cli.allocate", "RUN --bits 1.58,2,4,8 --budget size=50%", "which bits for which layer?"
+    ),
     "attack": Command("bitexp.deploy.robustness.command", "RUN", "what a flipped bit does"),
     "stack": Command("bitexp.deploy.forms.stack_command", "RUN", "one file for any size, of one-bit blocks"),
     "delta": Command("bitexp.deploy.forms.delta_command", "BASE FINE", "a fine-tune as one bit per weight"),

@@ -14,6 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bitexp.quant.layers import QuantizedLayer
 
+KINDS = ("fp32_add", "fp32_mul", "int8_add", "int8_mul", "body_macs")
+"""What is counted of a layer."""
+
 
 @torch.no_grad()
 def operations(model: nn.Module, inputs: Tensor, body: Collection[str]) -> dict[str, float]:
@@ -31,27 +34,12 @@ def operations(model: nn.Module, inputs: Tensor, body: Collection[str]) -> dict[
         that happen to be zero do. Everything else (the head, products between activations) is in fp32.
         Elementwise work (norms, activations, residuals) is not counted, there as here.
     """
-    counts = dict.fromkeys(("fp32_add", "fp32_mul", "int8_add", "int8_mul", "body_macs"), 0.0)
+    counts = dict.fromkeys(KINDS, 0.0)
     layers = {name: model.get_submodule(name) for name in body}
 
     def count(layer: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
-        macs = output.numel() * layer.weight[0].numel()
-        counts["body_macs"] += macs
-        spec = layer.spec if isinstance(layer, QuantizedLayer) else None
-        if spec is None or spec.weights is None:
-            counts["fp32_add"] += macs
-            counts["fp32_mul"] += macs
-            return
-        kind = "fp32" if spec.activations is None else "int8"
-        if spec.shift:  # the sum of the inputs of each token or patch, and a product with it for each output
-            counts[f"{kind}_add"] += macs / len(layer.weight)
-            counts["fp32_mul"] += output.numel()
-        macs *= layer.parts.weights.density
-        counts[f"{kind}_add"] += macs
-        if spec.levels.largest > 1:
-            counts[f"{kind}_mul"] += macs
-        scaled = spec.levels.planes * output.numel()
-        counts["fp32_mul"] += scaled + (given[0].numel() if spec.activations else 0)
+        for kind, number in operations_of(layer, given[0].numel(), output.numel()).items():
+            counts[kind] += number
 
     hooks = [layer.register_forward_hook(count) for layer in layers.values()]
     try:
@@ -67,6 +55,27 @@ def operations(model: nn.Module, inputs: Tensor, body: Collection[str]) -> dict[
     for kind in ("fp32_add", "fp32_mul"):
         counts[kind] += rest
     return {**counts, "total_macs": counts["body_macs"] + rest}
+
+
+def operations_of(layer: Any, inputs: int, outputs: int) -> dict[str, float]:
+    """The operations of one layer by kind, as `operations` counts them, for so many inputs and outputs."""
+    counts = dict.fromkeys(KINDS, 0.0)
+    macs = outputs * layer.weight[0].numel()
+    counts["body_macs"] = macs
+    spec = layer.spec if isinstance(layer, QuantizedLayer) else None
+    if spec is None or spec.weights is None:
+        counts["fp32_add"] = counts["fp32_mul"] = macs
+        return counts
+    kind = "fp32" if spec.activations is None else "int8"
+    if spec.shift:  # the sum of the inputs of each token or patch, and a product with it for each output
+        counts[f"{kind}_add"] += macs / len(layer.weight)
+        counts["fp32_mul"] += outputs
+    macs *= layer.parts.weights.density
+    counts[f"{kind}_add"] += macs
+    if spec.levels.largest > 1:
+        counts[f"{kind}_mul"] += macs
+    counts["fp32_mul"] += spec.levels.planes * outputs + (inputs if spec.activations else 0)
+    return counts
 
 
 def saved_bytes(forward: Callable[[], Tensor], model: nn.Module, given: Tensor | None) -> int:

@@ -19,6 +19,7 @@ from bitexp.models.attention import attention
 from bitexp.models.registry import MODELS
 from bitexp.models.tape import Tape, Value
 from bitexp.models.taps import Tap, Taps
+from bitexp.models.ties import Ties
 
 Activation = Literal["silu", "relu2"]
 
@@ -65,6 +66,7 @@ class Attention(nn.Module):
     """norm -> causal attention with rotary positions -> (sub-norm) -> output, `[B, T, D] -> [B, T, D]`."""
 
     prenorm: ClassVar[dict[str, str]] = {"q": "norm", "k": "norm", "v": "norm", "o": "sub_norm"}
+    ties: ClassVar[Ties] = (("q", "k", "v"),)
 
     def __init__(
         self,
@@ -118,6 +120,7 @@ class FeedForward(nn.Module):
     """norm -> down((act(gate) * up)), with a sub-norm before `down`; `[B, T, D] -> [B, T, D]`."""
 
     prenorm: ClassVar[dict[str, str]] = {"gate": "norm", "up": "norm", "down": "sub_norm"}
+    ties: ClassVar[Ties] = (("gate", "up"),)
 
     def __init__(
         self, dim: int, hidden: int, activation: Activation, eps: float, sub_norm: bool, dropout: float

@@ -16,6 +16,7 @@ from bitexp.common.torchvision import import_torchvision
 from bitexp.models.registry import MODELS
 from bitexp.models.stochastic_depth import check_rate, drop_branches
 from bitexp.models.taps import Tap, Taps
+from bitexp.models.ties import Ties
 
 EXAMPLE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 299)
 """image sizes to suggest where an architecture shrinks the given one to nothing"""
@@ -23,6 +24,9 @@ EXAMPLE_SIZES = (32, 48, 64, 96, 128, 160, 192, 224, 299)
 
 HIDDEN = {"resne": "layer*", "regnet": "trunk_output.*", "convnext": "features.*", "vit_": "encoder.layers.*"}
 """Where hidden states are in families of architectures, by what their names contain."""
+
+SHORTCUTS = {"resne": ("conv1", "downsample.0"), "regnet": ("f.a.0", "proj.0")}
+"""In such families: the first convolution of a block, and that of its shortcut, which sees the same input."""
 
 
 @MODELS.register("torchvision")
@@ -58,7 +62,7 @@ def torchvision_model(
         model.maxpool = nn.Identity()
     fit_channels(model, shape[0])
     check_takes(model, arch, shape)
-    model.taps = taps_of(arch)
+    model.taps, model.ties = taps_of(arch), ties_of(arch, model)
     return model
 
 
@@ -84,6 +88,15 @@ def taps_of(arch: str) -> Taps:
     """What can be seen inside of an architecture."""
     place = next((place for family, place in HIDDEN.items() if family in arch), None)
     return {} if place is None else {"hidden": Tap(place)}
+
+
+def ties_of(arch: str, model: nn.Module) -> Ties:
+    """Which layers of an architecture multiply the same input."""
+    first, shortcut = next((pair for family, pair in SHORTCUTS.items() if family in arch), ("", ""))
+    blocks = [
+        name.removesuffix(f".{shortcut}") for name, _ in model.named_modules() if name.endswith(shortcut)
+    ]
+    return tuple((f"{block}.{first}", f"{block}.{shortcut}") for block in blocks) if shortcut else ()
 
 
 def torchvision_builders() -> Any:

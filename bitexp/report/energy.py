@@ -22,8 +22,12 @@ SOURCE = (
 
 def energy(metrics: Mapping[str, float], node: str = NODE) -> float | None:
     """Joules for one image or token; None where a run has not counted its operations."""
-    prices = PICOJOULES[node]
-    counts = [metrics.get(f"cost/{kind}") for kind in prices]
-    if any(count is None for count in counts):
+    counts = {kind: metrics.get(f"cost/{kind}") for kind in PICOJOULES[node]}
+    if any(count is None for count in counts.values()):
         return None
-    return 1e-12 * sum(count * price for count, price in zip(counts, prices.values(), strict=True) if count)
+    return joules({kind: count for kind, count in counts.items() if count}, node)
+
+
+def joules(counts: Mapping[str, float], node: str = NODE) -> float:
+    """Energy of operations by their kinds; other counts are left out."""
+    return 1e-12 * sum(counts.get(kind, 0.0) * price for kind, price in PICOJOULES[node].items())

@@ -23,6 +23,9 @@ from bitexp.report.matrix import matrix
 from bitexp.report.mixtures import older_runs
 from bitexp.report.page import Section, page
 from bitexp.report.runs import Problem, Run
+from bitexp.report.scaling import size_table
+from bitexp.report.scaling_plot import CAPTION as SCALING
+from bitexp.report.scaling_plot import scaling
 from bitexp.report.studies import JournalStudy, grid_importance
 from bitexp.report.wording import answer
 
@@ -97,6 +100,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
     listed = [
         tables.precision_table(comparison),
         by_bits_table(comparison),
+        size_table(comparison),
         tables.bytes_table(comparison),
         damage_table(comparison),
         tables.setting_table(comparison),
@@ -111,6 +115,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
     lost = [run for run in unfinished if run.name == comparison.name and run.status == "failed"]
     drawings: dict[str, tuple[Callable[[], Figure | None], str]] = {
         "quality": (partial(plots.quality, comparison), QUALITY),
+        "scaling": (partial(scaling, comparison), SCALING),
         "settings": (
             lambda: sweep_plots.heat(comparison, lost) or sweep_plots.sweep_lines(comparison),
             robustness(comparison),

@@ -1,9 +1,11 @@
-"""Activation quantizers that begin with data, before the first step of a run that starts from weights."""
+"""What is seen of the data before, or instead of, training."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from bitexp.data.base import Data
 from bitexp.quant.backend import TORCH
 from bitexp.quant.layers import QuantizedLayer, quantized_layers, set_backend, set_progress
 from bitexp.run.parts import Parts
@@ -36,3 +38,16 @@ def uncalibrated(layer: QuantizedLayer) -> bool:
     """Whether a layer waits for a batch."""
     activations = layer.active.activations
     return activations is not None and not activations.calibrated
+
+
+def first_samples(data: Data, samples: int) -> list[tuple[Tensor, Tensor]]:
+    """The first training samples of the first epoch, in batches; the whole epoch where it has fewer."""
+    data.prepare_data()
+    data.setup("fit")
+    batches: list[tuple[Tensor, Tensor]] = []
+    for inputs, targets in data.train_dataloader():
+        batches.append((inputs[:samples], targets[:samples]))
+        samples -= len(inputs)
+        if samples <= 0:
+            break
+    return batches

@@ -13,6 +13,7 @@ from bitexp.quant.layers import set_lambda, set_progress
 from bitexp.run.attempt import Attempt
 from bitexp.run.checks import device_type
 from bitexp.run.first_batch import calibrate as calibrate_activations
+from bitexp.run.first_batch import first_samples
 from bitexp.run.fit import evaluated
 from bitexp.track.checkpoint_files import LAST, STATE, packed, state_of, unpacked
 from bitexp.track.metrics import MetricsCsv
@@ -59,16 +60,8 @@ class PostTraining:
 
     def inputs(self, samples: int) -> list[Tensor]:
         """The first training inputs of the first epoch, in batches; the whole epoch where it has fewer."""
-        data, device = self.attempt.parts.data, device_type(self.attempt.settings)
-        data.prepare_data()
-        data.setup("fit")
-        batches: list[Tensor] = []
-        for inputs, _ in data.train_dataloader():
-            batches.append(inputs[:samples].to(device))
-            samples -= len(inputs)
-            if samples <= 0:
-                break
-        return batches
+        device = device_type(self.attempt.settings)
+        return [inputs.to(device) for inputs, _ in first_samples(self.attempt.parts.data, samples)]
 
     def calibrated(self, layer: str, before: float, after: float) -> None:
         """Tells of a layer, and ends the run where a signal has come."""

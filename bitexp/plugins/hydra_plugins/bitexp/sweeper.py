@@ -44,6 +44,7 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         from bitexp.sweep.command import make_studies
+        from bitexp.sweep.each import over_lists
         from bitexp.sweep.options import check_folder, read_sweeper
 
         check_folder(self.config.hydra)
@@ -53,6 +54,7 @@ class OptunaSweeper(Sweeper):
         overrides = {override.key_or_group: override for override in parser.parse_overrides(words)}
         fixed = [str(o.input_line) for o in overrides.values() if not o.is_sweep_override()]
         space = {key(o): distribution(o) for o in overrides.values() if o.is_sweep_override()}
+        space = over_lists(space, fixed, self.compose)
         self.first_of_ray()
         self.workers = 1 if self.basic else chosen.n_workers
         if hasattr(self.launcher, "serve"):

@@ -1,0 +1,56 @@
+"""The plot of quality against size by the bits of a weight: runs, curves, and who is the best where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bitexp.common.format import size as bytes_text
+from bitexp.report import figure
+from bitexp.report.by_bits import FULL
+from bitexp.report.compare import Comparison
+from bitexp.report.scaling import Curve, curves, reigns
+
+CAPTION = (
+    "Quality against the size of the whole network by the bits of a weight: points are runs, curves are "
+    "fitted to them, bands hold 95 % of the curves that the runs allow. Dashed and hollow: quantized after "
+    "training. The bar below names the best width at each size."
+)
+
+
+def scaling(comparison: Comparison) -> Figure | None:
+    """The curves; None where there are none."""
+    found = curves(comparison)
+    if not found:
+        return None
+    drawing, axes = figure.new(7.2, 4.2)
+    panel = axes[0, 0]
+    widths = [bits for bits in dict.fromkeys(curve.bits for curve in found) if bits != FULL]
+    palette = dict(zip(widths, figure.PRECISIONS[2:] * 4, strict=False)) | {FULL: figure.PRECISIONS[0]}
+    for curve in found:
+        draw_curve(panel, curve, palette[curve.bits])
+    for part in reigns(found, comparison.sign):
+        panel.axvspan(part.low, part.high, 0, 0.025, color=palette[part.best.bits], linewidth=0)
+    panel.set_xscale("log")
+    panel.set_xlabel("bytes of the whole network, packed")
+    panel.set_ylabel(f"{comparison.metric}{' (better above)' if comparison.sign < 0 else ''}")
+    figure.logarithmic(panel.xaxis, bytes_text)
+    if comparison.sign < 0:
+        panel.invert_yaxis()
+    drawing.legend(*panel.get_legend_handles_labels(), loc="outside right upper")
+    return drawing
+
+
+def draw_curve(panel: Any, curve: Curve, colour: str) -> None:
+    """One width: its runs, its curve and its band."""
+    grid = np.geomspace(curve.sizes.min(), curve.sizes.max(), 60)
+    drawn = curve.draws(grid, np.random.default_rng(0))
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
+    panel.fill_between(grid, low, high, color=colour, alpha=0.12, linewidth=0)
+    panel.plot(grid, curve.at(grid), "-" if curve.trained else "--", color=colour, label=curve.label)
+    panel.plot(
+        curve.sizes, curve.scores, "o", markersize=3.5, color=colour,
+        markerfacecolor=colour if curve.trained else "none",
+    )  # fmt: skip
