@@ -117,8 +117,8 @@ def caption(comparison: Comparison, items: Sequence[Evidence]) -> str:
     if comparison.margin is not None:
         parts.append(
             f"p equivalent and the 90 % interval are those of two one-sided t tests (TOST) within "
-            f"{comparison.margin.value:g}; p not worse is one of them. Seeds needed: so many show equivalence"
-            f" with a power of {POWER:.0%}, where there is no difference."
+            f"{comparison.margin.value:g}; p not worse is one of them. Seeds needed: so many would give a"
+            f" verdict with a power of {POWER:.0%}, were mean and spread as seen."
         )
     if seeds:
         parts.append(

@@ -144,8 +144,8 @@ def about_verdicts(comparison: Comparison) -> Iterator[str]:
     if known:
         more = f" and {len(known) - NAMED} more rows" * (len(known) > NAMED)
         yield (
-            f"Undecided: at the spread seen, {margin.value:g} needs so many seeds (with a power of "
-            f"{POWER:.0%}): {', '.join(known[:NAMED])}{more}."
+            "Undecided: were mean and spread as seen, so many seeds would decide with a power of "
+            f"{POWER:.0%}: {', '.join(known[:NAMED])}{more}."
         )
 
 
