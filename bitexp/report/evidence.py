@@ -73,7 +73,8 @@ def evidence_table(comparison: Comparison) -> Table | None:
         numeric("seeds", "seeds", lambda item: item.versus.seeds, "d"),
         word("verdict", "verdict", lambda item: judged(item.row, "word")),
         *verdict_columns(lambda item: item.row, LONG),
-        *bounds("95 % interval", "", lambda item: (item.versus.low, item.versus.high)),
+        numeric("low", "low", lambda item: item.versus.low, "+.4f", FILE),
+        numeric("high", "high", lambda item: item.versus.high, "+.4f", FILE),
         *bounds(
             "90 % (TOST)", "tost_", lambda item: (judged(item.row, "tost_low"), judged(item.row, "tost_high"))
         ),
