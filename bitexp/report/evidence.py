@@ -11,7 +11,7 @@ from bitexp.report.columns import FILE, LONG, Column, Table, axis_columns, numer
 from bitexp.report.compare import BASELINE, Comparison, Row
 from bitexp.report.equivalence import POWER
 from bitexp.report.examples import discordant
-from bitexp.report.resampling import Discordant, bootstrap, combined, sign_flip
+from bitexp.report.resampling import EXACT, Discordant, bootstrap, combined, sign_flip
 from bitexp.report.stats import Paired
 from bitexp.report.tables import interval, judged, members, verdict_columns
 from bitexp.report.wording import p_text
@@ -122,9 +122,10 @@ def caption(comparison: Comparison, items: Sequence[Evidence]) -> str:
             f" verdict with a power of {POWER:.0%}, were mean and spread as seen."
         )
     if seeds:
+        least = f", which cannot be below {2 / 2**seeds:.2g} with {seeds} seeds" if seeds <= EXACT else ""
         parts.append(
-            f"p (signs) is the exact permutation test, which cannot be below {2 / 2**seeds:.2g} with {seeds} "
-            "seeds; the BCa bootstrap is too narrow with so few. Neither assumes a normal distribution."
+            f"p (signs) is the paired permutation test{least}; the BCa bootstrap is too narrow where seeds "
+            "are few. Neither assumes a normal distribution."
         )
     if any(item.examples for item in items):
         parts.append(
