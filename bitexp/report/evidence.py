@@ -70,7 +70,7 @@ def evidence_table(comparison: Comparison) -> Table | None:
         *axis_columns(axes.setting, lambda item: item.row.cell.setting, items),
         *axis_columns(axes.variant, lambda item: item.row.cell.variant, items),
         numeric(f"vs {BASELINE}", "difference", lambda item: item.versus.difference, "+.4f"),
-        numeric("seeds", "seeds", lambda item: item.versus.seeds, "d"),
+        numeric("seeds", "seeds", lambda item: item.versus.seeds, "d", FILE),
         word("verdict", "verdict", lambda item: judged(item.row, "word")),
         *verdict_columns(lambda item: item.row, LONG),
         numeric("low", "low", lambda item: item.versus.low, "+.4f", FILE),
