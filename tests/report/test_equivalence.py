@@ -176,8 +176,8 @@ def test_a_table_of_many_comparisons_seldom_has_any_false_verdict() -> None:
     truths = np.repeat([0.0, MARGIN], 4)
     for std in (0.0005, 0.01):
         wrong = 0
-        for table in rng.normal(truths, std, (500, 5, 8)):
+        for table in rng.normal(truths, std, (300, 5, 8)):
             found = corrected([verdict(list(row), MARGIN) for row in table.T])
             words = [one.word for one in found if one]
             wrong += "equivalent" in words[4:] or "worse" in words or "better" in words[:4]
-        assert wrong / 500 <= 0.05 + standard_errors(0.05, 500)
+        assert wrong / 300 <= 0.05 + standard_errors(0.05, 300)
