@@ -282,12 +282,16 @@ def test_a_command_runs(
         ended = command(word, *words, *(["--samples", "1"] if word == "evaluate" else []))
         assert "gguf" in ended.out or Path(words[0]).name in ended.out
     elif word == "report":
-        request.getfixturevalue("two_runs")
-        words[0] = str(outputs) if words[0] == "outputs" else str(outputs / Path(words[0]).name)
-        if "--watch" in words:
-            monkeypatch.setattr("time.sleep", interrupt)
-        ended = command("report", *words)
-        assert "2 runs, 0 of them not finished" in ended.out
+        runs = sorted(path.parent for path in request.getfixturevalue("two_runs").glob("*/*/result.json"))
+        if words[0] == "diff":
+            ended = command("report", "diff", *map(str, runs))
+            assert "The same: data, code, " in ended.out
+        else:
+            words[0] = str(outputs) if words[0] == "outputs" else str(outputs / Path(words[0]).name)
+            if "--watch" in words:
+                monkeypatch.setattr("time.sleep", interrupt)
+            ended = command("report", *words)
+            assert "2 runs, 0 of them not finished" in ended.out
     elif word == "ptq":
         shutil.copytree(made("+experiment=vit_ternary", "quantizer=full", "model.depth=1"), outputs)
         words[0] = str(outputs / "vit_ternary")

@@ -41,12 +41,12 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: a path is none, there are no runs, or an option is out of its range.
     """
+    from bitexp.report.margins import check_margin
     from bitexp.track.folder import outputs
 
     if not 0 <= options.tolerance < 1:
         raise UserError(f"--tolerance={options.tolerance:g} must be from 0 up to 1: 0.01 is one percent")
-    if options.margin is not None and not 0 < options.margin < float("inf"):
-        raise UserError(f"--margin={options.margin:g} must be above 0: 0.005 is half a point of accuracy")
+    check_margin(options.margin)
     if options.every < 1:
         raise UserError(f"--every={options.every} must be at least 1 second")
     paths = options.paths or [outputs()]

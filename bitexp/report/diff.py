@@ -36,14 +36,16 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         UserError: a path is no run.
     """
+    from bitexp.report.columns import one_line
     from bitexp.report.differences import differences, table_of
     from bitexp.report.terminal import rich_table
 
     report = Report()
     first, second = (the_run(path) for path in (options.first, options.second))
     names = (first.id, second.id) if first.id != second.id else ("first", "second")
-    for run, name in ((first, names[0]), (second, names[1])):
-        report.line(f"{name}: {run.name} · {run.precision} · seed {run.seed} · {run.status} · {run.path}")
+    for one, name in ((first, names[0]), (second, names[1])):
+        what = f"{name}: {one.name} · {one.precision} · seed {one.seed} · {one.status} · {one.path}"
+        report.line(one_line(what))
     found = differences(first, second)
     for part, unlike in found.items():
         if unlike:

@@ -12,7 +12,6 @@ from bitexp.track.folder import UNIMPORTANT, is_number
 
 NOT_COMPARED = ("started", "command", "pid", "seed", "data", "code", "files", "uncommitted")
 """What an attempt says of itself alone, or what stands in another part."""
-OF_THE_RUN = ("name", "config.yaml", "MODEL_CARD.md")
 ABSENT = "-"
 
 
@@ -32,7 +31,7 @@ Differences = dict[str, list[Difference]]
 
 def differences(first: Run, second: Run) -> Differences:
     """All that two runs differ in."""
-    code = [key for run in (first, second) for key in run.flat if key.endswith(".code")]
+    code = [key for one in (first, second) for key in one.flat if key.endswith(".code")]
     config, sources = (
         ({key: value for key, value in run.flat.items() if key not in code} for run in (first, second)),
         ({key: run.flat.get(key) for key in code} for run in (first, second)),
@@ -82,10 +81,10 @@ def metrics(run: Run) -> dict[str, Any]:
 
 
 def files(run: Run) -> dict[str, str]:
-    """The checksums of its files."""
+    """The checksums of its files, but for that of its config, which is compared key by key."""
     kept = run.result.get("files")
     kept = kept if isinstance(kept, Mapping) else {}
-    return {str(name): str(digest)[:10] for name, digest in kept.items() if name not in OF_THE_RUN}
+    return {str(name): str(digest)[:10] for name, digest in kept.items() if name != "config.yaml"}
 
 
 def curves(first: Run, second: Run) -> Iterator[Difference]:

@@ -48,6 +48,8 @@ class Verdict:
     p_worse: float | None = None
     p_not_worse: float | None = None
     p_not_better: float | None = None
+    comparisons: int = 1
+    """How many there are in its table."""
 
     @property
     def p_equivalent(self) -> float | None:
@@ -70,8 +72,14 @@ class Verdict:
 
     @cached_property
     def seeds_needed(self) -> int | None:
-        """Of the function `seeds_needed`, at the spread seen; None where there is none."""
-        return None if self.std is None else seeds_needed(self.std, self.margin, self.level)
+        """How many seeds would give a verdict with a power of 80 %, were mean and spread as seen.
+
+        At the level that Bonferroni's correction gives each of the `comparisons`; Holm's gives no less.
+        """
+        if self.std is None:
+            return None
+        level = 1 - (1 - self.level) / self.comparisons
+        return seeds_needed(self.std, self.margin, level, mean=self.mean)
 
 
 def verdict(
@@ -136,31 +144,47 @@ def corrected(verdicts: Sequence[Verdict | None]) -> list[Verdict | None]:
     """
     equivalent = holm([None if v is None else v.p_equivalent for v in verdicts])
     different = holm([None if v is None else v.p_different for v in verdicts])
+    count = max(1, sum(p is not None for p in equivalent))
     return [
-        None if v is None else decided(v, *ps) for v, *ps in zip(verdicts, equivalent, different, strict=True)
+        None if v is None else decided(replace(v, comparisons=count), *ps)
+        for v, *ps in zip(verdicts, equivalent, different, strict=True)
     ]
 
 
-def seeds_needed(std: float, margin: float, level: float = LEVEL, power: float = POWER) -> int | None:
-    """The fewest common seeds that show equivalence with this chance where there is no difference.
+def seeds_needed(
+    std: float, margin: float, level: float = LEVEL, power: float = POWER, mean: float = 0.0
+) -> int | None:
+    """The fewest common seeds that give a verdict with this chance, where mean and spread are truly these.
 
-    A difference as large as the margin is found by so many with about the same chance. `std` is that of the
-    differences over seeds. None where there would have to be more than a million.
+    Args:
+        std: of the differences over seeds.
+        mean: of the differences; where it is 0, the verdict can only be `equivalent`.
+
+    Returns:
+        None where there would have to be more than a million.
     """
+
+    def enough(seeds: int) -> bool:
+        return (
+            power_of_equivalence(seeds, std, margin, level, mean) >= power
+            or power_of_difference(seeds, std, level, mean) >= power
+        )
+
     low, high = 1, 2
-    while power_of_equivalence(high, std, margin, level) < power:
+    while not enough(high):
         low, high = high, 2 * high
         if high > MOST:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        enough = power_of_equivalence(middle, std, margin, level) >= power
-        low, high = (low, middle) if enough else (middle, high)
+        low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
-def power_of_equivalence(seeds: int, std: float, margin: float, level: float = LEVEL) -> float:
-    """The chance that TOST says equivalent where the mean difference is 0, exactly.
+def power_of_equivalence(
+    seeds: int, std: float, margin: float, level: float = LEVEL, mean: float = 0.0
+) -> float:
+    """The chance that TOST says equivalent where this is the true mean difference, exactly.
 
     The integral over the standard deviation that may be seen (its square is a chi-squared) of the chance that
     the mean lies close enough to 0 for it, by the midpoint rule over 2,000 quantiles.
@@ -168,8 +192,17 @@ def power_of_equivalence(seeds: int, std: float, margin: float, level: float = L
     import numpy as np
     from scipy import special
 
-    freedom = seeds - 1
+    freedom, error = seeds - 1, std / math.sqrt(seeds)
     quantiles = (np.arange(2000) + 0.5) / 2000
     ratio = np.sqrt(2 * special.gammaincinv(freedom / 2, quantiles) / freedom)
-    room = margin / std * math.sqrt(seeds) - quantile(freedom, 2 * level - 1) * ratio
-    return float(np.clip(2 * special.ndtr(room) - 1, 0, None).mean())
+    room = np.clip(margin / error - quantile(freedom, 2 * level - 1) * ratio, 0, None)
+    return float((special.ndtr(room - mean / error) - special.ndtr(-room - mean / error)).mean())
+
+
+def power_of_difference(seeds: int, std: float, level: float = LEVEL, mean: float = 0.0) -> float:
+    """The chance that the two-sided paired t test finds a difference where this is the true mean."""
+    from scipy import special
+
+    freedom, reach = seeds - 1, quantile(seeds - 1, level)
+    shift = abs(mean) / std * math.sqrt(seeds)
+    return float(special.nctdtr(freedom, shift, -reach) + 1 - special.nctdtr(freedom, shift, reach))

@@ -11,7 +11,7 @@ from bitexp.report.columns import FILE, LONG, Column, Table, axis_columns, numer
 from bitexp.report.compare import BASELINE, Comparison, Row
 from bitexp.report.equivalence import POWER
 from bitexp.report.examples import discordant
-from bitexp.report.resampling import Discordant, bootstrap, combined, sign_flip
+from bitexp.report.resampling import EXACT, Discordant, bootstrap, combined, sign_flip
 from bitexp.report.stats import Paired
 from bitexp.report.tables import interval, judged, members, verdict_columns
 from bitexp.report.wording import p_text
@@ -70,10 +70,11 @@ def evidence_table(comparison: Comparison) -> Table | None:
         *axis_columns(axes.setting, lambda item: item.row.cell.setting, items),
         *axis_columns(axes.variant, lambda item: item.row.cell.variant, items),
         numeric(f"vs {BASELINE}", "difference", lambda item: item.versus.difference, "+.4f"),
-        numeric("seeds", "seeds", lambda item: item.versus.seeds, "d"),
+        numeric("seeds", "seeds", lambda item: item.versus.seeds, "d", FILE),
         word("verdict", "verdict", lambda item: judged(item.row, "word")),
         *verdict_columns(lambda item: item.row, LONG),
-        *bounds("95 % interval", "", lambda item: (item.versus.low, item.versus.high)),
+        numeric("low", "low", lambda item: item.versus.low, "+.4f", FILE),
+        numeric("high", "high", lambda item: item.versus.high, "+.4f", FILE),
         *bounds(
             "90 % (TOST)", "tost_", lambda item: (judged(item.row, "tost_low"), judged(item.row, "tost_high"))
         ),
@@ -117,13 +118,14 @@ def caption(comparison: Comparison, items: Sequence[Evidence]) -> str:
     if comparison.margin is not None:
         parts.append(
             f"p equivalent and the 90 % interval are those of two one-sided t tests (TOST) within "
-            f"{comparison.margin.value:g}; p not worse is one of them. Seeds needed: so many show equivalence"
-            f" with a power of {POWER:.0%}, where there is no difference."
+            f"{comparison.margin.value:g}; p not worse is one of them. Seeds needed: so many would give a"
+            f" verdict with a power of {POWER:.0%}, were mean and spread as seen."
         )
     if seeds:
+        least = f", which cannot be below {2 / 2**seeds:.2g} with {seeds} seeds" if seeds <= EXACT else ""
         parts.append(
-            f"p (signs) is the exact permutation test, which cannot be below {2 / 2**seeds:.2g} with {seeds} "
-            "seeds; the BCa bootstrap is too narrow with so few. Neither assumes a normal distribution."
+            f"p (signs) is the paired permutation test{least}; the BCa bootstrap is too narrow where seeds "
+            "are few. Neither assumes a normal distribution."
         )
     if any(item.examples for item in items):
         parts.append(

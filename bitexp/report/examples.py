@@ -33,6 +33,6 @@ def right(folder: Path) -> NDArray[np.bool_] | None:
     try:
         columns = load(read_bytes(RunFolder(folder).predictions, LARGEST))
         prediction, label = columns["prediction"], columns["label"]
-    except (OSError, ValueError, KeyError, SafetensorError):
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None
     return prediction == label if prediction.shape == label.shape and prediction.ndim == 1 else None

@@ -125,7 +125,7 @@ def number(is_number: bool) -> str:
 
 
 def sorted_by(column: Column, item: Any) -> str:
-    """The number that a cell is sorted by, where its text does not begin with it."""
+    """The number that a cell is sorted by, where it has one."""
     value = column.value(item)
     return f" data-v={value:.6g}" if is_number(value) else ""
 

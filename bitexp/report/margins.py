@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bitexp.common.errors import UserError
 from bitexp.report.runs import Run
 
 
@@ -16,6 +18,12 @@ class Margin:
     value: float
     remark: str = ""
     """A sentence where it was not set before all of the runs."""
+
+
+def check_margin(value: float | None) -> None:
+    """Raises `UserError` for what is no margin; None is left to the runs."""
+    if value is not None and not 0 < value < math.inf:
+        raise UserError(f"margin={value:g} must be above 0: 0.005 is half a point of accuracy")
 
 
 def margin_of(runs: Sequence[Run], given: float | None = None) -> Margin | None:

@@ -18,6 +18,7 @@ from bitexp.common.spelling import nearest
 from bitexp.report.axes import values
 from bitexp.report.compare import TOLERANCE, Comparison, compare
 from bitexp.report.energy import PICOJOULES, energy
+from bitexp.report.margins import check_margin
 from bitexp.report.runs import Run, read_runs
 from bitexp.report.tables import precision_table
 from bitexp.track.folder import outputs
@@ -56,6 +57,7 @@ def comparisons(
         UserError: as `results` does.
     """
     pandas = wanted("pandas")
+    check_margin(margin)
     frames = [
         pandas.DataFrame(
             {

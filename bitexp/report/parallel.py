@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib import colormaps
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
@@ -43,12 +44,18 @@ def parallel(comparison: Comparison) -> Figure | None:
     colours = colormaps["viridis"]
     chosen = {id(row.cell) for row in comparison.rows}
     ranked = sorted(range(len(cells)), key=lambda i: (id(cells[i]) in chosen, comparison.sign * scores[i]))
-    for i in ranked:
-        best = id(cells[i]) in chosen
-        panel.plot(
-            range(len(columns)), [heights[i] for heights, _ in columns], color=colours(scale(scores[i])),
-            linewidth=2.4 if best else 0.9, alpha=1.0 if best else 0.6, rasterized=len(cells) > MANY,
-        )  # fmt: skip
+    best = [id(cells[i]) in chosen for i in ranked]
+    panel.add_collection(
+        LineCollection(
+            [[(x, heights[i]) for x, (heights, _) in enumerate(columns)] for i in ranked],
+            colors=[
+                colours(scale(scores[i]), 1.0 if thick else 0.6)
+                for i, thick in zip(ranked, best, strict=True)
+            ],
+            linewidths=[2.4 if thick else 0.9 for thick in best],
+            rasterized=len(cells) > MANY,
+        )
+    )
     for x, (_, labels) in enumerate(columns):
         panel.axvline(x, color=figure.MUTED, linewidth=0.8, zorder=3)
         for height, text in labels:
@@ -60,6 +67,7 @@ def parallel(comparison: Comparison) -> Figure | None:
         range(len(columns)), [*(short(name) for name, _, _ in axes), comparison.chosen_by_metric]
     )
     panel.set_yticks([])
+    panel.set_ylim(-BUNDLE, 1 + BUNDLE)
     panel.set_xlim(-0.05, len(columns) - 0.6)
     panel.grid(False)
     panel.tick_params(length=0)
@@ -95,8 +103,8 @@ def place(
     if choices:
         heights = {value: i / max(1, len(choices) - 1) for i, value in enumerate(choices)}
         lines = [heights[value] + offset for value, offset in zip(values, apart, strict=True)]
-        return lines, [(heights[v], short(cell_text(v))) for v in choices]
-
+        named = choices[:: -(-len(choices) // ENTRIES)]
+        return lines, [(heights[value], short(cell_text(value))) for value in named]
     logarithmic = spans_decades(values)
     numbers = [math.log(value) if logarithmic else float(value) for value in values]
     low, high = min(numbers), max(numbers)

@@ -190,8 +190,13 @@ def verdict_columns(row_of: Callable[[Any], Row], level: int) -> list[Column]:
     return [
         column("p equivalent", "p_equivalent", p_text),
         column("p not worse", "p_not_worse", p_text),
-        column("seeds needed", "seeds_needed", ",d"),
+        numeric("seeds needed", "seeds_needed", lambda item: needed(row_of(item)), ",d", level),
     ]
+
+
+def needed(row: Row) -> int | None:
+    """How many seeds would decide what is undecided."""
+    return judged(row, "seeds_needed") if judged(row, "word") == "undecided" else None
 
 
 def judged(row: Row, name: str) -> Any:

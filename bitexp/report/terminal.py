@@ -39,13 +39,23 @@ ALIKE = 4
 """Jobs that are named for one reason."""
 
 
-def summarize(sweep: Path, report: Report) -> None:
-    """Reads the index of a multirun and the runs it names, and prints what they say together."""
+def summarize(sweep: Path, report: Report, margin: float | None = None) -> None:
+    """Reads the index of a multirun and the runs it names, and prints what they say together.
+
+    Args:
+        margin: `report.margin` of the multirun, which is told where runs began with another.
+    """
     jobs = [job for job in job_records(sweep) if "status" in job]
     finished = [job for job in jobs if job["status"] == "finished"]
     read = [read_run(place) for job in finished if (place := job_run(sweep, job)) is not None]
     runs = [run for run in read if isinstance(run, Run)]
-    print_comparisons(report, compare(runs))
+    comparisons = compare(runs)
+    print_comparisons(report, comparisons)
+    if margin is not None and any(c.margin is None or c.margin.value != margin for c in comparisons):
+        report.sentences(
+            f"report.margin={margin:g} was set after these runs. Verdicts keep the margin that they began "
+            "with; `python -m bitexp report --margin` takes another."
+        )
     if runs:
         report.line(f"Plots and all settings: python -m bitexp report {shlex.quote(os.path.relpath(sweep))}")
     trained = sum(bool(job.get("trained")) for job in finished)

@@ -135,17 +135,16 @@ def about_verdicts(comparison: Comparison) -> Iterator[str]:
     )
     if margin.remark:
         yield margin.remark
-    needed = {
-        named(comparison, row): row.verdict.seeds_needed
+    known = [
+        f"{named(comparison, row)} {row.verdict.seeds_needed:,}"
         for row in judged
-        if row.verdict is not None and row.verdict.word == "undecided"
-    }
-    known = [f"{name} {seeds:,}" for name, seeds in needed.items() if seeds is not None]
+        if row.verdict is not None and row.verdict.word == "undecided" and row.verdict.seeds_needed
+    ]
     if known:
         more = f" and {len(known) - NAMED} more rows" * (len(known) > NAMED)
         yield (
-            f"Undecided: at the spread seen, {margin.value:g} needs so many seeds (with a power of "
-            f"{POWER:.0%}): {', '.join(known[:NAMED])}{more}."
+            "Undecided: were mean and spread as seen, so many seeds would decide with a power of "
+            f"{POWER:.0%}: {', '.join(known[:NAMED])}{more}."
         )
 
 

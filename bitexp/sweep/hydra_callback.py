@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from bitexp.common.files import create_unused
 from bitexp.config.words import quoted
@@ -31,7 +31,8 @@ class Summary(Callback):
         from bitexp.common.console import Report
         from bitexp.report.terminal import summarize
 
-        summarize(Path(config.hydra.sweep.dir), Report())
+        margin = OmegaConf.select(config, "report.margin")
+        summarize(Path(config.hydra.sweep.dir), Report(), margin)
 
 
 def elsewhere(named: Path, error: OSError) -> Path:

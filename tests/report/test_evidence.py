@@ -63,9 +63,10 @@ def test_rows_have_verdicts_within_the_margin_that_runs_began_with(
     assert shown["verdict"] == "undecided"
     assert shown["margin"] == 0.005
     assert shown["seeds_needed"] > 4
+    assert [row["seeds_needed"] for row in precision_table(comparison).values()].count(None) == 3
     said = caption(comparison)
     assert "the difference is less than 0.005" in said
-    assert f"with a power of 80%): ternary_mean {shown['seeds_needed']}." in said
+    assert f"with a power of 80%: ternary_mean {shown['seeds_needed']}." in said
     assert "was not set before" not in said
     assert "+0.0006 to full (equivalent within 0.005; " in answer(comparison)
 

@@ -38,11 +38,13 @@ def test_a_sweep_has_a_line_for_each_setting_and_the_best_of_a_row_is_thicker(
     (panel,) = drawing.axes
     names = [label.get_text() for label in panel.get_xticklabels()]
     assert names == ["precision", "lr", "weight decay", "val/accuracy"]
-    lines = [line for line in panel.lines if len(line.get_xdata()) == 4]
-    assert len(lines) == 12
-    thick = [line for line in lines if line.get_linewidth() > 2]
-    assert [line.get_ydata()[-1] for line in thick] == [1.0, 1.0]
-    assert {round(line.get_ydata()[0]) for line in thick} == {0, 1}
+    (lines,) = panel.collections
+    drawn = list(zip(lines.get_segments(), lines.get_linewidths(), strict=True))
+    assert len(drawn) == 12
+    assert all(len(line) == 4 for line, _ in drawn)
+    thick = [line for line, width in drawn if width > 2]
+    assert [line[-1][1] for line in thick] == [1.0, 1.0]
+    assert {round(line[0][1]) for line in thick} == {0, 1}
 
 
 def test_a_single_key_is_no_sweep_of_several(write_run: WriteRun, outputs: Path) -> None:

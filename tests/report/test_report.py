@@ -215,6 +215,7 @@ def test_five_hundred_runs(write_run: Write, outputs: Path, report: Any) -> None
         (["nowhere"], "nowhere does not exist: name the folder of a run"),
         (["."], "looked for folders with a config.yaml or a result.json"),
         ([".", "--tolerance", "2"], "--tolerance=2 must be from 0 up to 1"),
+        ([".", "--margin", "-1"], "margin=-1 must be above 0"),
         ([".", "--every", "0"], "--every=0 must be at least 1 second"),
     ],
 )

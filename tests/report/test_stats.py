@@ -115,6 +115,18 @@ def test_the_interval_of_a_share_is_that_of_its_logit() -> None:
     assert spread(near, "test/accuracy").low == pytest.approx(spread(near).low, abs=1e-6)
 
 
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(("metric", "truth", "std"), [("test/accuracy", 0.9, 0.01), ("val/loss", 1.2, 0.05)])
+def test_intervals_cover_the_truth_as_often_as_they_say(
+    metric: str, truth: float, std: float, seeds: int
+) -> None:
+    """Over 2,000 simulated experiments, within four standard errors of that share."""
+    experiments = np.random.default_rng(seeds).normal(truth, std, (2000, seeds))
+    found = [spread(list(one), metric) for one in experiments]
+    covered = np.mean([one.low <= truth <= one.high for one in found if one.low and one.high])
+    assert covered == pytest.approx(0.95, abs=4 * (0.95 * 0.05 / 2000) ** 0.5)
+
+
 @given(st.lists(st.floats(1e-3, 1e3), min_size=2, max_size=6))
 def test_the_interval_of_a_loss_stays_above_0(values: list[float]) -> None:
     found = spread(values, "val/loss")

@@ -105,6 +105,21 @@ def test_numbers_are_mean_and_deviation_over_seeds(record: Any, said: Any) -> No
     assert count.startswith("6 jobs: 6 trained, 0 finished before, 0 not finished. Index: ")
 
 
+def test_a_margin_that_was_set_after_the_runs_is_told(record: Any, tmp_path: Path, capsys: Any) -> None:
+    for seed in range(3):
+        record("quantizer=full", f"seed={seed}", accuracy=0.9 + seed / 1000)
+        record("quantizer=binary", f"seed={seed}", accuracy=0.9 + seed / 1001)
+    for path in (tmp_path / "runs").glob("*/provenance.json"):
+        attempts = json.loads(path.read_text())["attempts"]
+        write_json(path, {"attempts": [attempt | {"margin": 0.005} for attempt in attempts]})
+    summarize(tmp_path, Report(), 0.005)
+    said = capsys.readouterr().out
+    assert "equivalent" in said
+    assert "was set after" not in said
+    summarize(tmp_path, Report(), 0.1)
+    assert "report.margin=0.1 was set after these runs" in capsys.readouterr().out
+
+
 def test_full_precision_comes_first_then_its_control(record: Any, said: Any) -> None:
     for quantizer in ("binary", "ternary_mean", "full_norm", "full"):
         record(f"quantizer={quantizer}", "seed=0", accuracy=0.5, tuned=True)
