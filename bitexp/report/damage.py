@@ -60,6 +60,8 @@ def column_of(name: str) -> Column | None:
     level = LONG if added else SHORT
     if what == "flips_to_chance":
         return column(f"flips to chance{added}", name, flips_text, level)
+    if what == "accuracy_chosen":
+        return column(f"after these flips{added}", name, spread_text, level)
     if what == "found":
         return column("found, file" if kind is None else f"found{added}", name, share_text, LONG)
     measure, _, count = what.partition("_")

@@ -129,12 +129,17 @@ def told(attack: Attack) -> str:
 
 
 def summary(place: str, attacks: Sequence[Attack]) -> dict[str, float]:
-    """Flips to chance as mean and deviation; of searches that did not get there the flips that they made."""
+    """Flips to chance as mean and deviation, and the accuracy then.
+
+    Of searches that did not get there it is the flips that they made.
+    """
     flips = [float(len(attack.places)) for attack in attacks]
     metrics = {
         f"{place}/flips_to_chance": statistics.fmean(flips),
         f"{place}/reached": statistics.fmean(attack.reached for attack in attacks),
     }
+    if all(attack.scores for attack in attacks):
+        metrics[f"{place}/accuracy_chosen"] = statistics.fmean(a.scores[-1].accuracy for a in attacks)
     if len(flips) > 1:
         metrics[f"{place}/flips_to_chance_std"] = statistics.stdev(flips)
     return metrics
