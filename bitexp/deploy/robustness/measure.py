@@ -109,12 +109,17 @@ def attacked(path: Path, samples: Samples, options: Options, tell: Callable[[str
 def search(
     stored: Stored, names: list[str], batch: Samples, samples: Samples, classes: int, flips: int
 ) -> Attack:
-    """The search until predictions are those of chance, or the loss of text is that of a guess."""
+    """The search until predictions are those of chance, or the loss of text is that of a guess.
+
+    A loss that is no finite number counts as that, too: there is nothing left that could raise it.
+    """
 
     def reached(score: Score) -> bool:
+        if not math.isfinite(score.loss):
+            return True
         if samples.targets.dim() == 1:
             return score.accuracy <= CHANCE / classes
-        return not score.loss < math.log(classes)
+        return score.loss >= math.log(classes)
 
     def score() -> Score:
         return samples.score(stored.model)
