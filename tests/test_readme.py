@@ -38,7 +38,7 @@ LONG = (
     "bench sweep", "bench layers", "bench models", "bench --model", "sweeps=lr_weight_decay",
     "sweeps=doubling", "lm_ternary +sweeps=precisions", "fashion_mlp +sweeps=precisions", "QMCSampler",
     "sweeps=bits", "sweeps=allocation", "model=resnet18", "model.dim=256", "bitexp evaluate", "--check",
-    "bitexp attack", "bitexp stack", "bitexp delta", "generate outputs/lm_full",
+    "bitexp attack", "bitexp stack", "bitexp delta", "generate outputs/lm_full", "sweeps=regularization",
 )  # fmt: skip
 """Commands that do again, at more length, what tests/test_configs.py and tests/bench do in short."""
 SMALL_ATTACK = (

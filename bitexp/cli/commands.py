@@ -39,7 +39,7 @@ COMMANDS = {
         "bitexp.cli.allocate", "RUN --bits 1.58,2,4,8 --budget size=50%", "which bits for which layer?"
     ),
     "attack": Command("bitexp.deploy.robustness.command", "RUN", "what a flipped bit does"),
-    "stack": Command("bitexp.deploy.forms.stack_command", "RUN", "one file for any size, of one-bit blocks"),
+    "stack": Command("bitexp.deploy.forms.stack_command", "RUN", "one file that may be cut to any size"),
     "delta": Command("bitexp.deploy.forms.delta_command", "BASE FINE", "a fine-tune as one bit per weight"),
     "dashboard": Command(
         "bitexp.report.dashboard", "--entity NAME", "the comparison as a workspace of wandb"

@@ -15,6 +15,8 @@ from bitexp.report.wording import mean_text
 
 SETS = {"codes": "", "codes_clamped": ", clamped", "all": ", all tensors"}
 """What is added to a heading for bits of other than the codes as they are."""
+LARGE = 1e4
+"""From where on numbers are written with an exponent."""
 CAPTION = (
     "Accuracy after so many random flips of stored bits, and how many flips of a progressive bit search "
     "(arXiv 1903.12269) take it to chance, of the codes or of all tensors. Clamped: bytes that no codes "
@@ -27,7 +29,7 @@ CAPTION = (
 def damage_table(comparison: Comparison) -> Table | None:
     """A row per precision at its chosen setting; None where nothing of this was measured."""
     names = dict.fromkeys(name for row in comparison.rows for run in row.cell.runs for name in run.later)
-    measured = [column for name in names if (column := column_of(name)) is not None]
+    measured = [c for name in sorted(names, key=place) if (c := column_of(name)) is not None]
     if not measured:
         return None
     axes, rows = comparison.axes, comparison.rows
@@ -46,6 +48,13 @@ def damage_table(comparison: Comparison) -> Table | None:
     return Table("Damage and corruption", columns, rows, CAPTION, members)
 
 
+def place(name: str) -> tuple[int, bool]:
+    """Where a metric belongs: codes first, then all tensors, other layouts, and images; losses come last."""
+    starts = ("attack/codes/", "attack/codes_clamped/", "attack/", "attack_", "")
+    group = next(number for number, start in enumerate(starts) if name.startswith(start))
+    return group, "/loss_" in name
+
+
 def column_of(name: str) -> Column | None:
     """The column of a metric; None for what belongs to that of another."""
     if name.endswith("_std") or name.endswith("/reached"):
@@ -60,6 +69,8 @@ def column_of(name: str) -> Column | None:
     level = LONG if added else SHORT
     if what == "flips_to_chance":
         return column(f"flips to chance{added}", name, flips_text, level)
+    if what == "accuracy_chosen":
+        return column(f"after these flips{added}", name, spread_text, level)
     if what == "found":
         return column("found, file" if kind is None else f"found{added}", name, share_text, LONG)
     measure, _, count = what.partition("_")
@@ -98,8 +109,13 @@ def spread_text(row: Row, name: str) -> str:
     found = numbers(row, name)
     if not found:
         return ""
-    spread = f" ± {statistics.stdev(found):.3f}" if len(found) > 1 else ""
-    return f"{statistics.fmean(found):.3f}{spread}"
+    spread = f" ± {short(statistics.stdev(found))}" if len(found) > 1 else ""
+    return f"{short(statistics.fmean(found))}{spread}"
+
+
+def short(number: float) -> str:
+    """A number to three places; a loss may be of any size."""
+    return f"{number:.3f}" if number < LARGE else f"{number:.0e}"
 
 
 def flips_text(row: Row, name: str) -> str:

@@ -22,10 +22,12 @@ from bitexp.config.old import upgraded
 from bitexp.report.conditions import conditions
 from bitexp.report.origins import origins
 from bitexp.report.teachers import with_teacher
-from bitexp.track.folder import RunFolder, flaw, is_number, validation_of
+from bitexp.track.folder import ADDED, RunFolder, flaw, is_number, validation_of
 from bitexp.track.measurements import later_metrics
 from bitexp.track.provenance import command_of
 
+NESTED = {key: value for key, value in ADDED.items() if "." in key and not isinstance(value, dict)}
+"""The added keys that are a value in a section."""
 SKIPPED = ("checkpoints", "wandb", "studies", "report")
 
 
@@ -272,10 +274,16 @@ def read_run(path: Path) -> Run | Problem:
         return Problem(path, reason)
     result = redacted(result)
     last = attempts[-1] if attempts else {}
-    compared = origins({**with_teacher(flat, last), **code_of(last)}, last)
+    compared = origins({**with_added(with_teacher(flat, last)), **code_of(last)}, last)
     first = attempts[0] if attempts else {}
     under = conditions(attempts, result)
     return Run(path, compared, typed(path), last, result, under, first, later(path, result))
+
+
+def with_added(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with the keys that its sections have got since, at the values that mean as before."""
+    parents = {key.rpartition(".")[0] for key in flat}
+    return {**{key: value for key, value in NESTED.items() if key.rpartition(".")[0] in parents}, **flat}
 
 
 def later(path: Path, result: Mapping[str, Any]) -> dict[str, float]:

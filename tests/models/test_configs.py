@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
+from bitexp.deploy.packed_checks import Limited
 from bitexp.models import MODELS
 from bitexp.track.folder import ADDED
 
@@ -65,7 +66,7 @@ SKELETONS: dict[tuple[str, str], nn.Module] = {}
 def skeleton(name: str, facts: Facts) -> nn.Module:
     """The model without its numbers: shapes and names are checked, nothing is computed."""
     if (key := (name, str(facts))) not in SKELETONS:
-        with torch.device("meta"):
+        with torch.device("meta"), Limited(100_000, numbers=True):  # RegNets read the widths they compute
             SKELETONS[key] = build(name, facts)
     return SKELETONS[key]
 

@@ -131,3 +131,17 @@ def test_experiments_in_several_sizes_are_compared_at_equal_bytes(
     assert parts(comparison.axes) == (("experiment",), (), ())
     assert comparison.pool_keys == (DATA,)
     assert sorted(comparison.pools) == [("digits",), ("mnist",)]
+
+
+def test_a_key_that_came_later_is_no_axis_at_the_value_that_means_as_before(
+    write_run: Write, compared: Compared
+) -> None:
+    old, new = write_run("full", 0), write_run("full", 1)
+    write_run("full", 2, data__augment__rand_augment=7)
+    config = old / "config.yaml"
+    lines = [line for line in config.read_text().splitlines() if "rand_augment" not in line]
+    config.write_text("\n".join(lines) + "\n")
+    assert "rand_augment: 0" in (new / "config.yaml").read_text()
+    comparison = compared()
+    assert parts(comparison.axes) == (("data.augment.rand_augment",), (), ())
+    assert [row.cell.setting for row in comparison.rows] == [(0,), (7,)]

@@ -19,6 +19,7 @@ METRICS = {
     "attack/codes/accuracy_10_std": 0.1,
     "attack/codes/loss_10": 0.7,
     "attack/codes/flips_to_chance": 20.0,
+    "attack/codes/accuracy_chosen": 0.3,
     "attack/codes_clamped/flips_to_chance": 30.0,
     "attack/all/found": 0.25,
     "attack_pack2/codes/flips_to_chance": 5.0,
@@ -46,7 +47,14 @@ def test_later_measurements_are_columns_for_every_precision(write_run: Write, ou
     assert texts["flips to chance, pack2"] == "5.0 ± 0.0"
     assert texts["found, all tensors"] == "25.0%"
     shown = [column.title for column in table.up_to(SHORT).columns]
-    assert shown == ["precision", "test/accuracy", "10 flips", "flips to chance", "corrupted"]
+    assert shown == [
+        "precision",
+        "test/accuracy",
+        "10 flips",
+        "flips to chance",
+        "after these flips",
+        "corrupted",
+    ]
 
 
 def test_there_is_no_table_of_nothing(write_run: Write, outputs: Path) -> None:

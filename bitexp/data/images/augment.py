@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import (
-    Any,
-    NotRequired,  # pydantic refuses typing.TypedDict before Python 3.12
-)
+from typing import Any, NotRequired
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
 from bitexp.common.randomness import derived_seed, generator
 from bitexp.common.spelling import nearest

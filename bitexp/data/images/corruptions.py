@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bitexp.common.randomness import generator
 from bitexp.common.registry import Registry
 from bitexp.common.torchvision import import_torchvision
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 STRENGTHS = (1, 2, 3, 4, 5)
 FUNCTIONAL = "torchvision.transforms.v2.functional"
@@ -65,11 +68,13 @@ def gaussian_blur(images: Tensor, strength: int, draws: torch.Generator) -> Tens
 @CORRUPTIONS.register("pixelate")
 def pixelate(images: Tensor, strength: int, draws: torch.Generator) -> Tensor:
     """Coarser pixels."""
+    from PIL.Image import Resampling
+
     share = (0.95, 0.9, 0.85, 0.75, 0.65)[strength - 1]
 
-    def change(image: Image.Image) -> Image.Image:
+    def change(image: Image) -> Image:
         coarse = (max(1, int(image.width * share)), max(1, int(image.height * share)))
-        return image.resize(coarse, Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX)
+        return image.resize(coarse, Resampling.BOX).resize(image.size, Resampling.BOX)
 
     return by_pillow(images, change)
 
@@ -77,16 +82,17 @@ def pixelate(images: Tensor, strength: int, draws: torch.Generator) -> Tensor:
 @CORRUPTIONS.register("jpeg")
 def jpeg(images: Tensor, strength: int, draws: torch.Generator) -> Tensor:
     """Compressed at a low quality; by Pillow, since not every build of torchvision can."""
+    from PIL.Image import open as opened
 
-    def change(image: Image.Image) -> Image.Image:
+    def change(image: Image) -> Image:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=(80, 65, 58, 50, 40)[strength - 1])
-        return Image.open(file)
+        return opened(file)
 
     return by_pillow(images, change)
 
 
-def by_pillow(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+def by_pillow(images: Tensor, change: Callable[[Image], Image]) -> Tensor:
     """Images changed as those of Pillow, in 8 bits."""
     functional = import_torchvision(FUNCTIONAL)
     changed = [functional.to_image(change(functional.to_pil_image(image))) for image in images]

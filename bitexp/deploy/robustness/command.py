@@ -98,6 +98,7 @@ def rows(metrics: Mapping[str, float]) -> list[dict[str, str]]:
             row[f"{count} random"] = accuracy(metrics, f"{place}/accuracy_{count}")
         more = "" if metrics[f"{place}/reached"] == 1 else "> "
         row["chosen, to chance"] = f"{more}{metrics[f'{place}/flips_to_chance']:.1f}"
+        row["then"] = accuracy(metrics, f"{place}/accuracy_chosen")
         if f"{place}/found" in metrics:
             row["found"] = f"{metrics[f'{place}/found']:.0%}"
         found.append(row)

@@ -109,12 +109,17 @@ def attacked(path: Path, samples: Samples, options: Options, tell: Callable[[str
 def search(
     stored: Stored, names: list[str], batch: Samples, samples: Samples, classes: int, flips: int
 ) -> Attack:
-    """The search until predictions are those of chance, or the loss of text is that of a guess."""
+    """The search until predictions are those of chance, or the loss of text is that of a guess.
+
+    A loss that is no finite number counts as that, too: there is nothing left that could raise it.
+    """
 
     def reached(score: Score) -> bool:
+        if not math.isfinite(score.loss):
+            return True
         if samples.targets.dim() == 1:
             return score.accuracy <= CHANCE / classes
-        return not score.loss < math.log(classes)
+        return score.loss >= math.log(classes)
 
     def score() -> Score:
         return samples.score(stored.model)
@@ -129,12 +134,17 @@ def told(attack: Attack) -> str:
 
 
 def summary(place: str, attacks: Sequence[Attack]) -> dict[str, float]:
-    """Flips to chance as mean and deviation; of searches that did not get there the flips that they made."""
+    """Flips to chance as mean and deviation, and the accuracy then.
+
+    Of searches that did not get there it is the flips that they made.
+    """
     flips = [float(len(attack.places)) for attack in attacks]
     metrics = {
         f"{place}/flips_to_chance": statistics.fmean(flips),
         f"{place}/reached": statistics.fmean(attack.reached for attack in attacks),
     }
+    if all(attack.scores for attack in attacks):
+        metrics[f"{place}/accuracy_chosen"] = statistics.fmean(a.scores[-1].accuracy for a in attacks)
     if len(flips) > 1:
         metrics[f"{place}/flips_to_chance_std"] = statistics.stdev(flips)
     return metrics
