@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, first_line
 from bitexp.common.files import LARGEST_YAML, parse_yaml, read_bytes, read_json, read_text
 from bitexp.common.secrets import redacted
 from bitexp.config.old import upgraded
@@ -261,11 +261,6 @@ def read_run(path: Path) -> Run | Problem:
     last = attempts[-1] if attempts else {}
     compared = origins({**with_teacher(flat, last), **code_of(last)}, last)
     return Run(path, compared, typed(path), last, result, conditions(attempts, result))
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def code_of(attempt: Mapping[str, Any]) -> dict[str, str]:
