@@ -104,6 +104,11 @@ class WeightQuantizer(LayerPart):
     estimator: Estimator | None = None
     """None is the straight-through estimator."""
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "integers" not in vars(cls) and vars(cls).keys() & {"scale", "codes", "sampled"}:
+            cls.integers = WeightQuantizer.integers  # type: ignore[method-assign]
+
     def set_progress(self, share: float) -> None:
         super().set_progress(share)
         if self.estimator is not None:
@@ -140,6 +145,15 @@ class WeightQuantizer(LayerPart):
     def sampled(self, rows: Tensor, scale: Tensor) -> Tensor:
         """The codes of one step of training, where rounding is stochastic."""
         return self.codes(rows, scale)
+
+    def integers(self, rows: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """int8 codes of rows and their scales, as `codes` (in training `sampled`) and `scale` give them.
+
+        A subclass whose backend has both in one call overrides it, for itself: it is not inherited by
+        classes that override one of those three.
+        """
+        scale = self.scale(rows).clamp(min=EPS)
+        return (self.sampled if training else self.codes)(rows, scale).to(torch.int8), scale
 
     def shift(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor | None:
         """A constant added to the dequantized weights, `[]` or `[out]`, where `has_shift` says so."""
@@ -190,8 +204,7 @@ class WeightQuantizer(LayerPart):
             return Quantized(*(getattr(self, name) for name in HELD))
         with torch.no_grad():
             rows, shape = self.rows(weight)
-            scale = self.scale(rows).clamp(min=EPS)
-            codes = (self.sampled if training else self.codes)(rows, scale).to(torch.int8)
+            codes, scale = self.integers(rows, training)
             shift = self.shift(rows, codes, scale)
             if shift is not None:  # it may be a parameter, and that changes
                 shift = shift.detach().clone()

@@ -52,7 +52,10 @@ def compiled() -> Any:
     from bitexp.kernels.cpu import norm_quant, step
     from bitexp.kernels.cpu.dots import supported
 
-    names = "dequantize_rows", "norm_backward", "normalize", "row_means", "sign_rows", "round_rows"
+    names = (
+        "dequantize_rows", "norm_backward", "normalize", "row_means", "sign_rows", "round_rows",
+        "codes_by_means",
+    )  # fmt: skip
     functions = {name: getattr(norm_quant, name)() for name in names}
     if multiplies_bytes():
         functions |= {"pack": step.pack(), "forward": step.forward(supported()[0])}
@@ -220,6 +223,14 @@ class CpuBackend(Int8Backend):
         compiled().round_rows(rows.data_ptr(), scale.data_ptr(), *bounds, codes.data_ptr(), features, count)
         return codes
 
+    def rounded_by_means(self, rows: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
+        if not compilable(rows):
+            return super().rounded_by_means(rows, levels)
+        return codes_by_means(rows, 0, levels.low, levels.high)
+
+    def signs_by_means(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return codes_by_means(rows, 1, -1, 1) if compilable(rows) else super().signs_by_means(rows)
+
 
 def address(x: Tensor | None) -> int:
     """Of a tensor's memory; 0 for none."""
@@ -238,6 +249,15 @@ def row_means(rows: Tensor, magnitudes: int) -> Tensor:
     out = torch.empty(count, 1, dtype=F32)
     compiled().row_means(rows.data_ptr(), out.data_ptr(), magnitudes, features, count)
     return out
+
+
+def codes_by_means(rows: Tensor, signs: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """The codes of rows, rounded or by their signs, and the scales mean|W|."""
+    rows, (count, features) = rows.contiguous(), rows.shape
+    codes, scale = torch.empty(count, features, dtype=torch.int8), torch.empty(count, 1, dtype=F32)
+    of_codes = codes.data_ptr(), scale.data_ptr(), features, count
+    compiled().codes_by_means(rows.data_ptr(), signs, low, high, *of_codes)
+    return codes, scale
 
 
 def compilable(x: Tensor) -> bool:

@@ -19,3 +19,6 @@ class Binary(WeightQuantizer):
 
     def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
         return self.backend.signs(rows, self.backend.means(rows))
+
+    def integers(self, rows: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        return self.backend.signs_by_means(rows)

@@ -21,6 +21,9 @@ class TernaryMean(WeightQuantizer):
     def scale(self, rows: Tensor) -> Tensor:
         return self.backend.abs_means(rows)
 
+    def integers(self, rows: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        return self.backend.rounded_by_means(rows, self.levels)
+
 
 @WEIGHTS.register("ternary_median")
 class TernaryMedian(WeightQuantizer):
