@@ -81,14 +81,20 @@ class Backend:
         # hardtanh_ is the clamp in place that vmap has a rule for
         return F.hardtanh_((rows * scale.reciprocal()).round_(), levels.low, levels.high).to(torch.int8)
 
-    def rounded_by_means(self, rows: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
-        """`rounded` with the scale `abs_means`, `EPS` at least, and that scale."""
-        scale = self.abs_means(rows).clamp(min=EPS)
-        return self.rounded(rows, scale, levels), scale
+    def rounded_by_means(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
+        """Codes `[out, ...]` that are `rounded` with the scale `abs_means`, `EPS` at least, and that scale.
 
-    def signs_by_means(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """`signs` around `means`, and the scale `abs_means`, `EPS` at least."""
-        return self.signs(rows, self.means(rows)), self.abs_means(rows).clamp(min=EPS)
+        `shape` is that of the scales, each for as many weights that follow each other.
+        """
+        rows = weight.detach().float().reshape(shape.numel(), -1)
+        scale = self.abs_means(rows).clamp(min=EPS)
+        return self.rounded(rows, scale, levels).reshape(weight.shape), scale.reshape(shape)
+
+    def signs_by_means(self, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """The same by `signs` around `means`."""
+        rows = weight.detach().float().reshape(shape.numel(), -1)
+        scale = self.abs_means(rows).clamp(min=EPS)
+        return self.signs(rows, self.means(rows)).reshape(weight.shape), scale.reshape(shape)
 
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: LayerSpec) -> bool:
         """Whether `forward` and `backward` can compute this layer on this input of plain numbers."""

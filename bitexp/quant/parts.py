@@ -106,8 +106,8 @@ class WeightQuantizer(LayerPart):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if "integers" not in vars(cls) and vars(cls).keys() & {"scale", "codes", "sampled"}:
-            cls.integers = WeightQuantizer.integers  # type: ignore[method-assign]
+        if "at_once" not in vars(cls) and vars(cls).keys() & {"rows", "scale", "codes", "sampled", "shift"}:
+            cls.at_once = WeightQuantizer.at_once  # type: ignore[method-assign]
 
     def set_progress(self, share: float) -> None:
         super().set_progress(share)
@@ -146,14 +146,12 @@ class WeightQuantizer(LayerPart):
         """The codes of one step of training, where rounding is stochastic."""
         return self.codes(rows, scale)
 
-    def integers(self, rows: Tensor, training: bool) -> tuple[Tensor, Tensor]:
-        """int8 codes of rows and their scales, as `codes` (in training `sampled`) and `scale` give them.
+    def at_once(self, weight: Tensor) -> Quantized | None:
+        """What `scale`, `codes` and their like give, where the backend has one call for all of it.
 
-        A subclass whose backend has both in one call overrides it, for itself: it is not inherited by
-        classes that override one of those three.
+        It is not inherited by classes that override one of those.
         """
-        scale = self.scale(rows).clamp(min=EPS)
-        return (self.sampled if training else self.codes)(rows, scale).to(torch.int8), scale
+        return None
 
     def shift(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor | None:
         """A constant added to the dequantized weights, `[]` or `[out]`, where `has_shift` says so."""
@@ -173,15 +171,19 @@ class WeightQuantizer(LayerPart):
         Raises:
             ValueError: the group size does not divide the inputs.
         """
-        latent = weight.detach().float()
+        latent, shape = weight.detach().float(), self.scale_shape(weight)
+        return latent.reshape(shape.numel(), latent.numel() // shape.numel()), shape
+
+    def scale_shape(self, weight: Tensor) -> torch.Size:
+        """The shape of the scales of latent weights. Raises `ValueError` as `rows` does."""
         if self.granularity == "tensor":
-            return latent.reshape(1, -1), torch.Size()
+            return torch.Size()
         if self.granularity == "channel":
-            return latent.flatten(1), latent.shape[:1]
-        size, inputs = self.group_size or 1, latent[0].numel()
+            return weight.shape[:1]
+        size, inputs = self.group_size or 1, weight.shape[1:].numel()
         if inputs % size:
             raise ValueError(f"group_size={size} does not divide the {inputs} inputs of a layer")
-        return latent.reshape(-1, size), torch.Size((latent.shape[0], inputs // size))
+        return torch.Size((weight.shape[0], inputs // size))
 
     def hold(self, quantized: Quantized) -> None:
         """Has the integers be these from now on, whatever the latents are: what a calibration has chosen.
@@ -203,8 +205,11 @@ class WeightQuantizer(LayerPart):
         if self.holds:
             return Quantized(*(getattr(self, name) for name in HELD))
         with torch.no_grad():
+            if (whole := self.at_once(weight)) is not None:
+                return whole
             rows, shape = self.rows(weight)
-            codes, scale = self.integers(rows, training)
+            scale = self.scale(rows).clamp(min=EPS)
+            codes = (self.sampled if training else self.codes)(rows, scale).to(torch.int8)
             shift = self.shift(rows, codes, scale)
             if shift is not None:  # it may be a parameter, and that changes
                 shift = shift.detach().clone()

@@ -149,10 +149,15 @@ def test_means_of_weights_and_their_signs_are_the_same_on_every_kernel(size: int
         assert torch.equal(backend.abs_means(weights), magnitudes), kernel
         assert torch.equal(backend.signs(weights, means), (weights > means) * 2 - 1), kernel
         scale, levels = magnitudes.clamp(min=EPS), Levels(-2, 1)
-        rounded, of_signs = backend.rounded_by_means(weights, levels), backend.signs_by_means(weights)
-        assert torch.equal(rounded[0], (weights * scale.reciprocal()).round().clamp(-2, 1)), kernel
-        assert torch.equal(of_signs[0], backend.signs(weights, means)), kernel
-        assert all(codes.dtype == torch.int8 and torch.equal(of, scale) for codes, of in (rounded, of_signs))
+        for latents, shape in ((weights, scale.shape[:1]), (weights.reshape(-1, 1, size), scale.shape)):
+            rounded = backend.rounded_by_means(latents, shape, levels)
+            of_signs = backend.signs_by_means(latents, shape)
+            expected = (weights * scale.reciprocal()).round().clamp(-2, 1)
+            assert torch.equal(rounded[0], expected.view(latents.shape)), kernel
+            assert torch.equal(of_signs[0], backend.signs(weights, means).view(latents.shape)), kernel
+            for codes, of_rows in (rounded, of_signs):
+                assert codes.dtype == torch.int8, kernel
+                assert torch.equal(of_rows, scale.view(shape)), kernel
 
 
 @given(size=st.integers(1, 200), dim=st.sampled_from([-1, -3]), seed=st.integers(0, 2**32 - 1))

@@ -292,7 +292,7 @@ def test_a_group_size_that_does_not_divide_the_inputs_is_refused() -> None:
 
 
 def test_a_shortcut_of_a_backend_is_not_inherited_by_what_computes_otherwise() -> None:
-    """`TernaryMean.integers` is one call for its scale and its codes, and for no others."""
+    """`TernaryMean.at_once` is one call for its scale and its codes, and for no others."""
 
     class Half(TernaryMean):
         def scale(self, rows: Tensor) -> Tensor:
@@ -302,7 +302,7 @@ def test_a_shortcut_of_a_backend_is_not_inherited_by_what_computes_otherwise() -
         """The same by another name."""
 
     weight = torch.randn(4, 64)
-    assert Named.integers is TernaryMean.integers
+    assert Named.at_once is TernaryMean.at_once
     for training in (False, True):
         found = Half(weight).quantize(weight, training)
         assert torch.equal(found.scale, TernaryMean(weight).quantize(weight).scale / 2)

@@ -223,13 +223,15 @@ class CpuBackend(Int8Backend):
         compiled().round_rows(rows.data_ptr(), scale.data_ptr(), *bounds, codes.data_ptr(), features, count)
         return codes
 
-    def rounded_by_means(self, rows: Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
-        if not compilable(rows):
-            return super().rounded_by_means(rows, levels)
-        return codes_by_means(rows, 0, levels.low, levels.high)
+    def rounded_by_means(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
+        if not compilable(weight):
+            return super().rounded_by_means(weight, shape, levels)
+        return codes_by_means(weight, shape, 0, levels.low, levels.high)
 
-    def signs_by_means(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return codes_by_means(rows, 1, -1, 1) if compilable(rows) else super().signs_by_means(rows)
+    def signs_by_means(self, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        if not compilable(weight):
+            return super().signs_by_means(weight, shape)
+        return codes_by_means(weight, shape, 1, -1, 1)
 
 
 def address(x: Tensor | None) -> int:
@@ -251,12 +253,14 @@ def row_means(rows: Tensor, magnitudes: int) -> Tensor:
     return out
 
 
-def codes_by_means(rows: Tensor, signs: int, low: int, high: int) -> tuple[Tensor, Tensor]:
-    """The codes of rows, rounded or by their signs, and the scales mean|W|."""
-    rows, (count, features) = rows.contiguous(), rows.shape
-    codes, scale = torch.empty(count, features, dtype=torch.int8), torch.empty(count, 1, dtype=F32)
-    of_codes = codes.data_ptr(), scale.data_ptr(), features, count
-    compiled().codes_by_means(rows.data_ptr(), signs, low, high, *of_codes)
+def codes_by_means(
+    weight: Tensor, shape: torch.Size, signs: int, low: int, high: int
+) -> tuple[Tensor, Tensor]:
+    """The codes of weights, rounded or by their signs, and the scales mean|W| in their shape."""
+    weight, count = weight.contiguous(), shape.numel()
+    codes, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(shape, dtype=F32)
+    of_codes = codes.data_ptr(), scale.data_ptr(), weight.numel() // count, count
+    compiled().codes_by_means(weight.data_ptr(), signs, low, high, *of_codes)
     return codes, scale
 
 
@@ -268,7 +272,8 @@ def compilable(x: Tensor) -> bool:
 def add_product(total: Tensor | None, grad: Tensor, inputs: Tensor) -> Tensor:
     """Adds `grad^T @ inputs`, first to nothing; the total is fp32, whatever the factors are."""
     if total is None:
-        return torch.mm(grad.t(), inputs).float()
+        product = torch.mm(grad.t(), inputs)
+        return product if product.dtype is F32 else product.float()
     if grad.dtype is total.dtype:
         return total.addmm_(grad.t(), inputs)
     return total.add_(torch.mm(grad.t(), inputs))
