@@ -71,6 +71,11 @@ def describe_crash(crash: BaseException) -> dict[str, str]:
     return {"kind": "crash", "reason": reason}
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def in_the_way(path: str) -> str:
     """The file on the way to a path that is no folder; the path itself where there is none."""
     for place in (*reversed(Path(path).parents), Path(path)):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 
 from bitexp.common import checks
+from bitexp.common.errors import first_line
 from bitexp.common.torchvision import import_torchvision
 from bitexp.models.registry import MODELS
 from bitexp.models.stochastic_depth import check_rate, drop_branches
@@ -173,7 +174,7 @@ def first_error(model: nn.Module, shape: tuple[int, int, int]) -> str:
         with torch.no_grad():
             functional_call(model, meta, (torch.empty(1, *shape, device="meta"),))
     except (RuntimeError, ValueError, AssertionError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     finally:
         model.train()
     return ""

@@ -11,7 +11,7 @@ from torch import Tensor
 from bitexp.quant.convolution import exact_conv
 from bitexp.quant.levels import Levels
 from bitexp.quant.norms import Normed, normalize
-from bitexp.quant.spec import LayerSpec, Norm
+from bitexp.quant.spec import EPS, LayerSpec, Norm
 from bitexp.quant.sums import ordered_means
 
 
@@ -80,6 +80,21 @@ class Backend:
         # times the reciprocal, as `bitlinear` and transformers do: a division flips a code in a million
         # hardtanh_ is the clamp in place that vmap has a rule for
         return F.hardtanh_((rows * scale.reciprocal()).round_(), levels.low, levels.high).to(torch.int8)
+
+    def rounded_by_means(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
+        """Codes `[out, ...]` that are `rounded` with the scale `abs_means`, `EPS` at least, and that scale.
+
+        `shape` is that of the scales, each for as many weights that follow each other.
+        """
+        rows = weight.detach().float().reshape(shape.numel(), -1)
+        scale = self.abs_means(rows).clamp(min=EPS)
+        return self.rounded(rows, scale, levels).reshape(weight.shape), scale.reshape(shape)
+
+    def signs_by_means(self, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        """The same by `signs` around `means`."""
+        rows = weight.detach().float().reshape(shape.numel(), -1)
+        scale = self.abs_means(rows).clamp(min=EPS)
+        return self.signs(rows, self.means(rows)).reshape(weight.shape), scale.reshape(shape)
 
     def takes(self, x: Tensor, weight: Tensor, w_scale: Tensor, spec: LayerSpec) -> bool:
         """Whether `forward` and `backward` can compute this layer on this input of plain numbers."""

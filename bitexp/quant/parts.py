@@ -104,6 +104,11 @@ class WeightQuantizer(LayerPart):
     estimator: Estimator | None = None
     """None is the straight-through estimator."""
 
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "at_once" not in vars(cls) and vars(cls).keys() & {"rows", "scale", "codes", "sampled", "shift"}:
+            cls.at_once = WeightQuantizer.at_once  # type: ignore[method-assign]
+
     def set_progress(self, share: float) -> None:
         super().set_progress(share)
         if self.estimator is not None:
@@ -141,6 +146,13 @@ class WeightQuantizer(LayerPart):
         """The codes of one step of training, where rounding is stochastic."""
         return self.codes(rows, scale)
 
+    def at_once(self, weight: Tensor) -> Quantized | None:
+        """What `scale`, `codes` and their like give, where the backend has one call for all of it.
+
+        It is not inherited by classes that override one of those.
+        """
+        return None
+
     def shift(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor | None:
         """A constant added to the dequantized weights, `[]` or `[out]`, where `has_shift` says so."""
         return None
@@ -159,15 +171,19 @@ class WeightQuantizer(LayerPart):
         Raises:
             ValueError: the group size does not divide the inputs.
         """
-        latent = weight.detach().float()
+        latent, shape = weight.detach().float(), self.scale_shape(weight)
+        return latent.reshape(shape.numel(), latent.numel() // shape.numel()), shape
+
+    def scale_shape(self, weight: Tensor) -> torch.Size:
+        """The shape of the scales of latent weights. Raises `ValueError` as `rows` does."""
         if self.granularity == "tensor":
-            return latent.reshape(1, -1), torch.Size()
+            return torch.Size()
         if self.granularity == "channel":
-            return latent.flatten(1), latent.shape[:1]
-        size, inputs = self.group_size or 1, latent[0].numel()
+            return weight.shape[:1]
+        size, inputs = self.group_size or 1, weight.shape[1:].numel()
         if inputs % size:
             raise ValueError(f"group_size={size} does not divide the {inputs} inputs of a layer")
-        return latent.reshape(-1, size), torch.Size((latent.shape[0], inputs // size))
+        return torch.Size((weight.shape[0], inputs // size))
 
     def hold(self, quantized: Quantized) -> None:
         """Has the integers be these from now on, whatever the latents are: what a calibration has chosen.
@@ -189,6 +205,8 @@ class WeightQuantizer(LayerPart):
         if self.holds:
             return Quantized(*(getattr(self, name) for name in HELD))
         with torch.no_grad():
+            if (whole := self.at_once(weight)) is not None:
+                return whole
             rows, shape = self.rows(weight)
             scale = self.scale(rows).clamp(min=EPS)
             codes = (self.sampled if training else self.codes)(rows, scale).to(torch.int8)

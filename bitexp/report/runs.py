@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, first_line
 from bitexp.common.files import LARGEST_YAML, parse_yaml, read_bytes, read_json, read_text
 from bitexp.common.secrets import redacted
 from bitexp.config.old import upgraded
@@ -293,11 +293,6 @@ def later(path: Path, result: Mapping[str, Any]) -> dict[str, float]:
         return later_metrics(path, files.get("packed.safetensors") if isinstance(files, Mapping) else None)
     except OSError:
         return {}
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def code_of(attempt: Mapping[str, Any]) -> dict[str, str]:

@@ -183,7 +183,7 @@ def build_trainer(
         limit_val_batches=options.eval_batches,
         num_sanity_val_steps=0,
         logger=loggers,
-        callbacks=callbacks,
+        callbacks=without_empty_hooks(callbacks),
         enable_autolog_hparams=False,
     )
 
@@ -196,6 +196,24 @@ class Unprofiled(pl.profilers.PassThroughProfiler):
 
 
 NOTHING = contextlib.nullcontext()
+
+EVERY_BATCH = (
+    "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
+    "on_before_optimizer_step", "on_train_batch_end",
+)  # fmt: skip
+"""The hooks of a callback that Lightning calls for every batch."""
+
+
+def without_empty_hooks(callbacks: list[pl.Callback]) -> list[pl.Callback]:
+    """Callbacks whose hooks of a batch are None where they do nothing: Lightning passes over these.
+
+    To call them all took some 1 % of a run of the recipes' small models (2026-11, Lightning 2.6).
+    """
+    for callback in callbacks:
+        for hook in EVERY_BATCH:
+            if getattr(getattr(callback, hook), "__func__", None) is getattr(pl.Callback, hook):
+                setattr(callback, hook, None)
+    return callbacks
 
 
 def secluded_trainer(folder: RunFolder, *plugins: Any, **options: Any) -> pl.Trainer:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock
 
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, first_line
 from bitexp.common.secrets import holds_secret, redacted
 from bitexp.common.spelling import nearest
 
@@ -77,7 +77,7 @@ class Store:
                 f"the database {redacted(url)} needs a driver ({error}): pip install 'bitexp[postgresql]'"
             ) from None
         except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
-            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            reason = first_line(error.__cause__ or error)
             raise UserError(f"the database {redacted(url)} cannot be used: {reason}") from None
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class Store:
                 if time.monotonic() > deadline:
                     raise
                 if not announced:
-                    reason = str(error.__cause__ or error).strip().splitlines()[0]
+                    reason = first_line(error.__cause__ or error)
                     self._say(f"{redacted(self.place)} does not answer, retrying: {reason}")
                     announced = True
                 time.sleep(pause)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitexp.common.errors import Damaged, is_of_the_machine
+from bitexp.common.errors import Damaged, first_line, is_of_the_machine
 from bitexp.common.files import write_atomic
 
 LAST, PREVIOUS, BEST, DAMAGED = "last.ckpt", "previous.ckpt", "best.ckpt", "damaged.ckpt"
@@ -36,7 +36,7 @@ def damage(path: Path) -> str | None:
     except Exception as error:  # a damaged or hostile file may raise nearly anything
         if is_of_the_machine(error):
             raise
-        return f"it cannot be read ({str(error).strip().splitlines()[0]})"
+        return f"it cannot be read ({first_line(error)})"
     state = content.get("callbacks", {}) if isinstance(content, dict) else {}
     return None if STATE in state else "it is not a checkpoint of bitexp"
 

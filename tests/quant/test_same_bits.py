@@ -17,8 +17,10 @@ from bitexp.deploy.frozen import freeze_layer
 from bitexp.kernels import KERNELS
 from bitexp.quant import QUANTIZERS
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
+from bitexp.quant.levels import Levels
 from bitexp.quant.norms import normalize, normalize_backward
 from bitexp.quant.parts import WeightQuantizer
+from bitexp.quant.spec import EPS
 from bitexp.quant.sums import ordered_means, ordered_sum, row_sums
 from tests.support.kernels import AVAILABLE
 from tests.support.layers import norm_of_torch
@@ -146,6 +148,16 @@ def test_means_of_weights_and_their_signs_are_the_same_on_every_kernel(size: int
         assert torch.equal(backend.means(weights), means), kernel
         assert torch.equal(backend.abs_means(weights), magnitudes), kernel
         assert torch.equal(backend.signs(weights, means), (weights > means) * 2 - 1), kernel
+        scale, levels = magnitudes.clamp(min=EPS), Levels(-2, 1)
+        for latents, shape in ((weights, scale.shape[:1]), (weights.reshape(-1, 1, size), scale.shape)):
+            rounded = backend.rounded_by_means(latents, shape, levels)
+            of_signs = backend.signs_by_means(latents, shape)
+            expected = (weights * scale.reciprocal()).round().clamp(-2, 1)
+            assert torch.equal(rounded[0], expected.view(latents.shape)), kernel
+            assert torch.equal(of_signs[0], backend.signs(weights, means).view(latents.shape)), kernel
+            for codes, of_rows in (rounded, of_signs):
+                assert codes.dtype == torch.int8, kernel
+                assert torch.equal(of_rows, scale.view(shape)), kernel
 
 
 @given(size=st.integers(1, 200), dim=st.sampled_from([-1, -3]), seed=st.integers(0, 2**32 - 1))

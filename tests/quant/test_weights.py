@@ -15,6 +15,7 @@ from bitexp.deploy.packing import LAYOUTS, choose_layout, layout_of
 from bitexp.quant import WEIGHTS, WeightQuantizer
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
+from bitexp.quant.weights.ternary import TernaryMean
 from tests.support.quantizers import MakeQuantizer
 
 NAMES = WEIGHTS.names()
@@ -288,3 +289,21 @@ def test_arguments_that_do_not_fit_together_are_refused(
 def test_a_group_size_that_does_not_divide_the_inputs_is_refused() -> None:
     with pytest.raises(ValueError, match="group_size=5 does not divide the 8 inputs"):
         quantized("ternary_mean", torch.ones(2, 8), "group", group_size=5)
+
+
+def test_a_shortcut_of_a_backend_is_not_inherited_by_what_computes_otherwise() -> None:
+    """`TernaryMean.at_once` is one call for its scale and its codes, and for no others."""
+
+    class Half(TernaryMean):
+        def scale(self, rows: Tensor) -> Tensor:
+            return super().scale(rows) / 2
+
+    class Named(TernaryMean):
+        """The same by another name."""
+
+    weight = torch.randn(4, 64)
+    assert Named.at_once is TernaryMean.at_once
+    for training in (False, True):
+        found = Half(weight).quantize(weight, training)
+        assert torch.equal(found.scale, TernaryMean(weight).quantize(weight).scale / 2)
+        assert torch.equal(found.codes, Half(weight).codes(weight.reshape(1, -1), found.scale).view(4, 64))

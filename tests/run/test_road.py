@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 import yaml
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ import bitexp.run.earlier
 import bitexp.run.road
 from bitexp.common.console import Report
 from bitexp.config.schema import read_settings
+from bitexp.run.fit import without_empty_hooks
 from bitexp.track.checkout import DIFF
 from bitexp.track.checkpoint_files import load_checkpoint
 from bitexp.track.provenance import source_fingerprint
@@ -247,6 +249,25 @@ def test_warnings_of_the_libraries_go_to_the_log(train: Any) -> None:
         patch.setattr(bitexp.run.fit, "build_trainer", warn_and_build)
         outcome = train()
     assert "a library's words" in (outcome.folder / "train.log").read_text()
+
+
+def test_hooks_of_callbacks_that_do_nothing_are_called_for_no_batch() -> None:
+    """Those that do something are, also where an object alone has them."""
+    calls = []
+
+    class Counts(pl.Callback):
+        def on_after_backward(self, *_: Any) -> None:
+            calls.append("class")
+
+    one, other = Counts(), pl.Callback()
+    other.on_train_batch_end = lambda *_: calls.append("object")  # type: ignore[method-assign, assignment]
+    for callback in without_empty_hooks([one, other]):
+        assert callback.on_before_backward is None
+        assert callable(callback.on_train_epoch_end)
+    assert one.on_train_batch_end is None
+    one.on_after_backward()
+    other.on_train_batch_end()  # type: ignore[call-arg]
+    assert calls == ["class", "object"]
 
 
 def test_outcome_is_stopped_until_it_says_otherwise(tmp_path: Path) -> None:

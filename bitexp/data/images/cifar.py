@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, is_of_the_machine
 from bitexp.common.torchvision import import_torchvision
 from bitexp.data.base import Part
 from bitexp.data.images.batches import ImagesInMemory, checked_images
@@ -37,6 +37,8 @@ def read_batch(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = ArrayUnpickler(file, encoding="latin1").load()  # written by Python 2
     except Exception as error:  # a damaged pickle may raise nearly anything
+        if is_of_the_machine(error):
+            raise
         raise UserError(f"{path} is not a CIFAR file ({error}). Replace the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a CIFAR file: it holds no dictionary. Replace the file")

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, is_of_the_machine
 from bitexp.common.torchvision import import_torchvision
 from bitexp.data.base import Part
 from bitexp.data.images.batches import ImagesInMemory, checked_images
@@ -27,6 +27,8 @@ def read_idx(path: Path) -> Tensor:
         if content[:2] == b"\x1f\x8b":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
+        if is_of_the_machine(error):
+            raise
         raise UserError(f"{path} cannot be read ({error}). Replace the file") from error
     # magic: two zeros, 8 for unsigned bytes, the number of dimensions; then each size, big-endian
     dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0

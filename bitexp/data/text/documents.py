@@ -139,6 +139,8 @@ def stream_huggingface(
     except UserError:
         raise
     except Exception as error:  # network, missing names, broken files: each library layer has its own
+        if isinstance(error, MemoryError):
+            raise
         reason = textwrap.shorten(str(error), 400) or type(error).__name__
         raise UserError(
             f"the Hugging Face data set {path} (split {split}) cannot be read: {reason.rstrip('.')}. "

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, is_of_the_machine
 from bitexp.common.spelling import nearest
 
 END = "<|endoftext|>"
@@ -121,6 +121,8 @@ def load_tokenizer(text: str, origin: object) -> Tokenizer:
     except UserError:
         raise
     except Exception as error:  # the library raises bare exceptions
+        if is_of_the_machine(error):
+            raise
         raise UserError(f"{origin} is not a tokenizer.json: {error}") from None
 
 

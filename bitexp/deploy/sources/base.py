@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bitexp.common.errors import UserError, is_of_the_machine
+from bitexp.common.errors import UserError, first_line, is_of_the_machine
 from bitexp.common.registry import Registry
 from bitexp.data.hashes import content_hashes
 from bitexp.kernels import Kernel
@@ -134,8 +134,7 @@ def told(text: str) -> Iterator[None]:
     except Exception as error:
         if is_of_the_machine(error):
             raise
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{text} cannot be used: {line}") from error
+        raise UserError(f"{text} cannot be used: {first_line(error)}") from error
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

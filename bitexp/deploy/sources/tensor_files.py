@@ -13,7 +13,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from bitexp.common.errors import UserError
+from bitexp.common.errors import UserError, first_line, is_of_the_machine
 from bitexp.common.files import open_regular
 
 LARGEST_HEADER = 64 * 2**20
@@ -65,10 +65,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        if isinstance(error, OSError | MemoryError):
+        if is_of_the_machine(error):
             raise
-        line = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is damaged, or no file of plain tensors: {line}") from None
+        raise UserError(f"{path} is damaged, or no file of plain tensors: {first_line(error)}") from None
     for key in ("state_dict", "model"):  # what training scripts put around it
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -106,38 +106,72 @@ def dequantize_rows(
                 short[j] = narrow(F32(row[j]) * s)
 
 
+@compiled
+def round_row(row: int, scale: Any, low: int, high: int, codes: int, features: int) -> None:
+    """int8 codes of a row of weights: rounded and clamped multiples of the scale."""
+    lowest, highest, factor = F32(low), F32(high), F32(1) / scale
+    values, result = floats(row, features), bytes_at(codes, features)
+    for j in range(features):
+        value = (min(max(values[j] * factor, lowest - F32(1)), highest + F32(1)) + ROUND) - ROUND
+        result[j] = I8(I32(min(max(value, lowest), highest)))
+
+
+@compiled
+def row_mean(row: int, magnitudes: bool, features: int, room: Array) -> Any:
+    """The mean of w, or of |w|, in the order of `bitexp.quant.sums.ordered_means`."""
+    x, n = np.int64(row), features
+    while n > BLOCK:
+        blocks = (n + BLOCK - 1) // BLOCK
+        for k in range(blocks):
+            place, size = x + 4 * BLOCK * k, min(BLOCK, n - BLOCK * k)
+            room[k] = total_magnitude(place, size) if magnitudes else total(place, size)
+        x, n = np.int64(room.ctypes.data), blocks
+    return (total_magnitude(x, n) if magnitudes else total(x, n)) / F32(features)
+
+
+@compiled
+def sign_row(row: int, middle: Any, codes: int, features: int) -> None:
+    """int8 codes of a row of weights: 1 above the middle, else -1."""
+    values, result = floats(row, features), bytes_at(codes, features)
+    for j in range(features):
+        result[j] = I8(1) if values[j] > middle else I8(-1)
+
+
 @of_integers
 def round_rows(rows: int, scale: int, low: int, high: int, codes: int, features: int, count: int) -> None:
-    """int8 codes of `count` rows of weights: rounded and clamped multiples of the row's scale."""
-    lowest, highest, scales = F32(low), F32(high), floats(scale, count)
+    """`round_row` of `count` rows, each with its scale."""
+    scales = floats(scale, count)
     for i in range(count):
-        row, result = floats(rows + 4 * features * i, features), bytes_at(codes + features * i, features)
-        factor = F32(1) / scales[i]
-        for j in range(features):
-            value = (min(max(row[j] * factor, lowest - F32(1)), highest + F32(1)) + ROUND) - ROUND
-            result[j] = I8(I32(min(max(value, lowest), highest)))
+        round_row(rows + 4 * features * i, scales[i], low, high, codes + features * i, features)
 
 
 @of_integers
 def row_means(rows: int, out: int, magnitudes: int, features: int, count: int) -> None:
-    """The means of w, or of |w|, of `count` rows, in the order of `bitexp.quant.sums.ordered_means`."""
+    """`row_mean` of `count` rows."""
     means, room = floats(out, count), np.empty(features // BLOCK + 1, np.float32)
     for i in range(count):
-        x, n = np.int64(rows + 4 * features * i), features
-        while n > BLOCK:
-            blocks = (n + BLOCK - 1) // BLOCK
-            for k in range(blocks):
-                place, size = x + 4 * BLOCK * k, min(BLOCK, n - BLOCK * k)
-                room[k] = total_magnitude(place, size) if magnitudes else total(place, size)
-            x, n = np.int64(room.ctypes.data), blocks
-        means[i] = (total_magnitude(x, n) if magnitudes else total(x, n)) / F32(features)
+        means[i] = row_mean(rows + 4 * features * i, magnitudes > 0, features, room)
 
 
 @of_integers
 def sign_rows(rows: int, middle: int, codes: int, features: int, count: int) -> None:
-    """int8 codes of `count` rows of weights: 1 above the middle of the row, else -1."""
+    """`sign_row` of `count` rows, each with its middle."""
     middles = floats(middle, count)
     for i in range(count):
-        row, result = floats(rows + 4 * features * i, features), bytes_at(codes + features * i, features)
-        for j in range(features):
-            result[j] = I8(1) if row[j] > middles[i] else I8(-1)
+        sign_row(rows + 4 * features * i, middles[i], codes + features * i, features)
+
+
+@of_integers
+def codes_by_means(
+    rows: int, signs: int, low: int, high: int, codes: int, scale: int, features: int, count: int
+) -> None:
+    """Codes of `count` rows, with `signs` around the mean and else rounded, and their scales mean|w|."""
+    scales, room = floats(scale, count), np.empty(features // BLOCK + 1, np.float32)
+    for i in range(count):
+        row, result = rows + 4 * features * i, codes + features * i
+        mean = row_mean(row, True, features, room)
+        scales[i] = FLOOR if mean < FLOOR else mean
+        if signs:
+            sign_row(row, row_mean(row, False, features, room), result, features)
+        else:
+            round_row(row, scales[i], low, high, result, features)

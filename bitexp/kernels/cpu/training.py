@@ -52,7 +52,10 @@ def compiled() -> Any:
     from bitexp.kernels.cpu import norm_quant, step
     from bitexp.kernels.cpu.dots import supported
 
-    names = "dequantize_rows", "norm_backward", "normalize", "row_means", "sign_rows", "round_rows"
+    names = (
+        "dequantize_rows", "norm_backward", "normalize", "row_means", "sign_rows", "round_rows",
+        "codes_by_means",
+    )  # fmt: skip
     functions = {name: getattr(norm_quant, name)() for name in names}
     if multiplies_bytes():
         functions |= {"pack": step.pack(), "forward": step.forward(supported()[0])}
@@ -220,6 +223,16 @@ class CpuBackend(Int8Backend):
         compiled().round_rows(rows.data_ptr(), scale.data_ptr(), *bounds, codes.data_ptr(), features, count)
         return codes
 
+    def rounded_by_means(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
+        if not compilable(weight):
+            return super().rounded_by_means(weight, shape, levels)
+        return codes_by_means(weight, shape, 0, levels.low, levels.high)
+
+    def signs_by_means(self, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
+        if not compilable(weight):
+            return super().signs_by_means(weight, shape)
+        return codes_by_means(weight, shape, 1, -1, 1)
+
 
 def address(x: Tensor | None) -> int:
     """Of a tensor's memory; 0 for none."""
@@ -240,6 +253,17 @@ def row_means(rows: Tensor, magnitudes: int) -> Tensor:
     return out
 
 
+def codes_by_means(
+    weight: Tensor, shape: torch.Size, signs: int, low: int, high: int
+) -> tuple[Tensor, Tensor]:
+    """The codes of weights, rounded or by their signs, and the scales mean|W| in their shape."""
+    weight, count = weight.contiguous(), shape.numel()
+    codes, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(shape, dtype=F32)
+    of_codes = codes.data_ptr(), scale.data_ptr(), weight.numel() // count, count
+    compiled().codes_by_means(weight.data_ptr(), signs, low, high, *of_codes)
+    return codes, scale
+
+
 def compilable(x: Tensor) -> bool:
     """Whether compiled code takes the tensor: fp32 numbers in main memory."""
     return x.dtype == F32 and x.is_cpu and readable(x)
@@ -248,7 +272,8 @@ def compilable(x: Tensor) -> bool:
 def add_product(total: Tensor | None, grad: Tensor, inputs: Tensor) -> Tensor:
     """Adds `grad^T @ inputs`, first to nothing; the total is fp32, whatever the factors are."""
     if total is None:
-        return torch.mm(grad.t(), inputs).float()
+        product = torch.mm(grad.t(), inputs)
+        return product if product.dtype is F32 else product.float()
     if grad.dtype is total.dtype:
         return total.addmm_(grad.t(), inputs)
     return total.add_(torch.mm(grad.t(), inputs))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from bitexp.quant.levels import BINARY
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
+from bitexp.quant.product import Quantized
 
 
 @WEIGHTS.register("binary")
@@ -19,3 +20,6 @@ class Binary(WeightQuantizer):
 
     def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
         return self.backend.signs(rows, self.backend.means(rows))
+
+    def at_once(self, weight: Tensor) -> Quantized | None:
+        return Quantized(*self.backend.signs_by_means(weight, self.scale_shape(weight)))

@@ -8,6 +8,7 @@ from torch import Tensor
 from bitexp.quant.levels import TERNARY
 from bitexp.quant.parts import WEIGHTS, WeightQuantizer
 from bitexp.quant.per_row import mean_where
+from bitexp.quant.product import Quantized
 from bitexp.quant.spec import Granularity
 from bitexp.quant.sums import row_sums
 
@@ -20,6 +21,10 @@ class TernaryMean(WeightQuantizer):
 
     def scale(self, rows: Tensor) -> Tensor:
         return self.backend.abs_means(rows)
+
+    def at_once(self, weight: Tensor) -> Quantized | None:
+        shape = self.scale_shape(weight)
+        return Quantized(*self.backend.rounded_by_means(weight, shape, self.levels))
 
 
 @WEIGHTS.register("ternary_median")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bitexp.common.console import error as say
+from bitexp.common.errors import first_line, is_of_the_machine
 from bitexp.data.loader import ResumableLoader
 from bitexp.models.taps import Watch
 from bitexp.tasks.distillation.cached_logits import CachedLogits, open_logits
@@ -125,9 +126,10 @@ class Distiller:
         try:
             teacher = self.teacher(example)
         except (RuntimeError, ValueError, IndexError) as error:
-            problem = str(error).splitlines()[0]
+            if is_of_the_machine(error):
+                raise
             raise ValueError(
-                f"the teacher cannot take a batch of {list(example.shape)}: {problem}"
+                f"the teacher cannot take a batch of {list(example.shape)}: {first_line(error)}"
             ) from error
         if teacher.logits.shape != logits.shape:
             raise ValueError(

@@ -183,3 +183,15 @@ def test_what_does_not_fit_is_said_before_training(
 
     with pytest.raises(ValueError, match=said):
         check()
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    distiller = taught().distiller
+    assert distiller is not None
+
+    def refuse(*_: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(distiller.teacher.model, "forward", refuse)
+    with pytest.raises(RuntimeError, match="allocate memory"):
+        distiller.check(IMAGES[:2])
