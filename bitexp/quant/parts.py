@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bitexp.common.registry import Registry
 from bitexp.quant.backend import TORCH, Backend
 from bitexp.quant.levels import Levels
+from bitexp.quant.modes import readable
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS, ActivationSpec, Granularity, LayerSpec
 
@@ -130,6 +131,8 @@ class WeightQuantizer(LayerPart):
         self.inputs, self.shape = weight[:1].numel(), weight.shape
         self.backend: Backend = TORCH
         self.holds = False
+        self.agrees = False
+        """Whether `at_once` was seen to give what it stands for; it is looked at once."""
 
     def scale(self, rows: Tensor) -> Tensor:
         """The scale of each row in fp32: `[rows, weights] -> [rows, 1]`, or `[planes, rows, 1]`."""
@@ -205,7 +208,8 @@ class WeightQuantizer(LayerPart):
         if self.holds:
             return Quantized(*(getattr(self, name) for name in HELD))
         with torch.no_grad():
-            if (whole := self.at_once(weight)) is not None:
+            whole = self.at_once(weight)
+            if whole is not None and (self.agrees or not readable(weight)):
                 return whole
             rows, shape = self.rows(weight)
             scale = self.scale(rows).clamp(min=EPS)
@@ -214,7 +218,21 @@ class WeightQuantizer(LayerPart):
             if shift is not None:  # it may be a parameter, and that changes
                 shift = shift.detach().clone()
             planes = codes.shape[: codes.dim() - 2]
-            return Quantized(codes.reshape(planes + weight.shape), scale.reshape(planes + shape), shift)
+            found = Quantized(codes.reshape(planes + weight.shape), scale.reshape(planes + shape), shift)
+            if whole is not None:
+                self.check_agreement(whole, found)
+            return found
+
+    def check_agreement(self, whole: Quantized, found: Quantized) -> None:
+        """Raises `ValueError` where `at_once` gives other integers: whoever edits a method edits both."""
+        self.agrees = torch.equal(whole.codes, found.codes) and torch.equal(
+            whole.scale.nan_to_num(), found.scale.nan_to_num()
+        )
+        if not self.agrees:
+            raise ValueError(
+                f"{type(self).__name__}: at_once gives other codes or scales than the methods that it stands "
+                "for; change it as they were changed, or take it out"
+            )
 
     @property
     def codes_are_free(self) -> bool:

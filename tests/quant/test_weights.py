@@ -307,3 +307,14 @@ def test_a_shortcut_of_a_backend_is_not_inherited_by_what_computes_otherwise() -
         found = Half(weight).quantize(weight, training)
         assert torch.equal(found.scale, TernaryMean(weight).quantize(weight).scale / 2)
         assert torch.equal(found.codes, Half(weight).codes(weight.reshape(1, -1), found.scale).view(4, 64))
+
+
+def test_a_method_that_is_edited_beside_its_shortcut_is_told() -> None:
+    class Edited(TernaryMean):
+        def scale(self, rows: Tensor) -> Tensor:
+            return super().scale(rows) / 2
+
+        at_once = TernaryMean.at_once
+
+    with pytest.raises(ValueError, match="Edited: at_once gives other codes or scales"):
+        Edited(torch.randn(4, 64)).quantize(torch.randn(4, 64))
