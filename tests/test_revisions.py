@@ -34,16 +34,16 @@ def test_the_files_that_compute_are_as_committed() -> None:
 
 
 def test_other_numbers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    binary: Any = WEIGHTS.get("binary")
-    scale = binary.scale
+    twn: Any = WEIGHTS.get("twn")
+    scale = twn.scale
 
     def slightly_larger(self: Any, rows: Tensor) -> Tensor:
         return scale(self, rows) * 1.0001
 
-    monkeypatch.setattr(binary, "scale", slightly_larger)
+    monkeypatch.setattr(twn, "scale", slightly_larger)
     kept = KEPT["classes"]
-    told = problem("weights", "binary", kept)
+    told = problem("weights", "twn", kept)
     assert told == ("its numbers have changed: set `revision: ClassVar[int] = 2`, then `make revisions`")
-    monkeypatch.setattr(binary, "revision", 2, raising=False)
-    assert problem("weights", "binary", kept) == "its revision was raised: run `make revisions`"
-    assert problem("weights", "binary", {}) == "it is new: run `make revisions`"
+    monkeypatch.setattr(twn, "revision", 2, raising=False)
+    assert problem("weights", "twn", kept) == "its revision was raised: run `make revisions`"
+    assert problem("weights", "twn", {}) == "it is new: run `make revisions`"

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -23,32 +22,18 @@ from pydantic import (
 
 from bitexp.common.errors import UserError
 from bitexp.config.explain import explain
-
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
-NotNegativeCount = Annotated[int, Field(ge=0)]
-Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
-
-class Section(BaseModel):
-    """A part of the config: no other keys, no silent conversion, no change afterwards."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Named(Section):
-    """A registered thing by name, with its own keyword arguments beside the name."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-    name: str
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments that go to the registered class."""
-        return dict(self.model_extra or {})
+from bitexp.config.optimization import Constant, Cosine, Optimizer, TwoStage
+from bitexp.config.sections import (
+    Beta,
+    Count,
+    Label,
+    Named,
+    NotNegative,
+    NotNegativeCount,
+    Positive,
+    Section,
+    Share,
+)
 
 
 class Model(Named):
@@ -140,96 +125,6 @@ class QuantizerChoice(Section):
         return self.model_dump(mode="json", exclude_unset=True)
 
 
-class Adam(Section):
-    name: Literal["adamw", "adam"]
-    lr: Positive
-    weight_decay: NotNegative
-    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
-    eps: Positive
-    stochastic_rounding: bool
-    kahan: bool = False
-
-
-class Sgd(Section):
-    name: Literal["sgd"]
-    lr: Positive
-    weight_decay: NotNegative
-    momentum: Beta
-    nesterov: bool
-    stochastic_rounding: bool
-    kahan: bool = False
-
-
-class Muon(Section):
-    """Muon for the weight matrices of quantized layers, AdamW for all else."""
-
-    name: Literal["muon"]
-    lr: Positive
-    weight_decay: NotNegative
-    momentum: Beta
-    nesterov: bool
-    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
-    eps: Positive
-    stochastic_rounding: bool
-    kahan: bool
-
-
-class Cage(Section):
-    """AdamW that pulls latent weights to their levels towards the end."""
-
-    name: Literal["cage"]
-    lr: Positive
-    weight_decay: NotNegative
-    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
-    eps: Positive
-    pull: NotNegative
-    silent: Annotated[float, Field(ge=0, lt=1)]
-
-
-class Dqt(Section):
-    """AdamW whose steps move weights from level to level."""
-
-    name: Literal["dqt"]
-    lr: Positive
-    weight_decay: NotNegative
-    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
-    eps: Positive
-
-
-class Lamb(Section):
-    """AdamW whose steps are as large as the weights that they change."""
-
-    name: Literal["lamb"]
-    lr: Positive
-    weight_decay: NotNegative
-    betas: Annotated[list[Beta], Field(min_length=2, max_length=2)]
-    eps: Positive
-    stochastic_rounding: bool
-    kahan: bool
-
-
-Optimizer = Adam | Sgd | Muon | Cage | Dqt | Lamb
-
-
-class Cosine(Section):
-    name: Literal["cosine"]
-    warmup: Share
-    final: Share
-
-
-class Constant(Section):
-    name: Literal["constant"]
-    warmup: Share
-
-
-class TwoStage(Section):
-    name: Literal["two_stage"]
-    warmup: Share
-    switch_at: Share
-    second_peak: Share
-    second_weight_decay: NotNegative
-
-
 class Trainer(Section):
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: Count | Literal["auto"]
@@ -319,9 +214,9 @@ class Start(SourceChoice):
     """What a run begins with. The default is random weights."""
 
     share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    missing: list[str] = []
-    unused: list[str] = []
-    changed: list[str] = []
+    missing: list[str] = Field(default_factory=list)
+    unused: list[str] = Field(default_factory=list)
+    changed: list[str] = Field(default_factory=list)
 
 
 def weighted(value: Any) -> Any:
@@ -355,10 +250,9 @@ class Distill(Section):
 
     teacher: Annotated[SourceChoice, BeforeValidator(from_text)]
     teacher_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
-    losses: dict[str, Annotated[Term, BeforeValidator(weighted)]] = {
-        "task": Term(weight=1.0),
-        "logits": Term(weight=1.0),
-    }
+    losses: dict[str, Annotated[Term, BeforeValidator(weighted)]] = Field(
+        default_factory=lambda: {"task": Term(weight=1.0), "logits": Term(weight=1.0)}
+    )
     precision: Literal["32", "bf16"] = "32"
     cache: bool = False
 
@@ -393,7 +287,7 @@ class Settings(Section):
     optimizer: Annotated[Optimizer, Field(discriminator="name")]
     scheduler: Annotated[Cosine | Constant | TwoStage, Field(discriminator="name")]
     trainer: Trainer
-    logger: dict[str, dict[str, Any] | None] = {}
+    logger: dict[str, dict[str, Any] | None] = Field(default_factory=dict)
     """The arguments of trackers, by their names; None switches one off."""
     callbacks: Callbacks
     report: ReportOptions = ReportOptions()

@@ -107,8 +107,12 @@ class WeightQuantizer(LayerPart):
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
-        if "at_once" not in vars(cls) and vars(cls).keys() & {"rows", "scale", "codes", "sampled", "shift"}:
-            cls.at_once = WeightQuantizer.at_once  # type: ignore[method-assign]
+        for base in cls.__mro__:
+            if "at_once" in vars(base):
+                return
+            if vars(base).keys() & {"rows", "scale", "codes", "sampled", "shift"}:
+                cls.at_once = WeightQuantizer.at_once  # type: ignore[method-assign]
+                return
 
     def set_progress(self, share: float) -> None:
         super().set_progress(share)

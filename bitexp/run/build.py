@@ -14,7 +14,8 @@ from bitexp.common.randomness import derived_seed
 from bitexp.common.registry import Registry
 from bitexp.common.signatures import keywords
 from bitexp.config.arguments import check_arguments
-from bitexp.config.schema import Distill, Named, QuantizerChoice, Settings
+from bitexp.config.schema import Distill, QuantizerChoice, Settings
+from bitexp.config.sections import Named
 from bitexp.data import DATA
 from bitexp.data.base import Data
 from bitexp.deploy.description import Description

@@ -11,7 +11,8 @@ import torch
 from bitexp.common.errors import UserError
 from bitexp.common.signatures import keywords
 from bitexp.common.spelling import nearest
-from bitexp.config.schema import Cage, Dqt, LambdaSchedule, Settings, Start
+from bitexp.config.optimization import Cage, Dqt
+from bitexp.config.schema import LambdaSchedule, Settings, Start
 from bitexp.deploy.packing import choose_layout
 from bitexp.models import MODELS
 from bitexp.quant.quantizer import Quantizer

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 
 from bitexp.common.errors import UserError
 from bitexp.config.explain import explain
-from bitexp.config.schema import Count, Positive, Section
+from bitexp.config.sections import Count, Positive, Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 NotBelow0 = Annotated[int, Field(ge=0)]

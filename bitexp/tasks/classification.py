@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bitexp.common.torchmetrics import MulticlassAccuracy, MulticlassConfusionMatrix
 from bitexp.common.torchvision import import_torchvision
-from bitexp.config.schema import Optimizer
+from bitexp.config.optimization import Optimizer
 from bitexp.tasks.objectives import cross_entropy
 from bitexp.tasks.task import TASKS, Task
 

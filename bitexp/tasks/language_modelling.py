@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitexp.common.torchmetrics import MeanMetric
-from bitexp.config.schema import Optimizer
+from bitexp.config.optimization import Optimizer
 from bitexp.tasks.objectives import cross_entropy
 from bitexp.tasks.task import TASKS, Task
 

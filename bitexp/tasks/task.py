@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bitexp.common.lightning import pl
 from bitexp.common.registry import Registry
-from bitexp.config.schema import Optimizer
+from bitexp.config.optimization import Optimizer
 from bitexp.quant.modes import with_child
 from bitexp.tasks.distillation import NOTHING, Distiller
 from bitexp.tasks.objectives import CROSS_ENTROPY, build_objectives

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitexp.config.schema import Adam, Cage, Dqt, Muon, Optimizer, Sgd
-from bitexp.config.schema import Lamb as LambSettings
+from bitexp.config.optimization import Adam, Cage, Dqt, Muon, Optimizer, Sgd
+from bitexp.config.optimization import Lamb as LambSettings
 from bitexp.quant.layers import QuantizedLayer, quantized_layers
 from bitexp.train.bf16_latents import Bf16Latents
 from bitexp.train.lamb import Lamb

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from bitexp.config.schema import Constant, Cosine, LambdaSchedule, Optimizer, TwoStage
+from bitexp.config.optimization import Constant, Cosine, Optimizer, TwoStage
+from bitexp.config.schema import LambdaSchedule
 
 
 def lr_factor(settings: Cosine | Constant | TwoStage, step: int, total: int) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from bitexp.common.lightning import pl
-from bitexp.config.schema import Constant, Cosine, LambdaSchedule, Optimizer, TwoStage
+from bitexp.config.optimization import Constant, Cosine, Optimizer, TwoStage
+from bitexp.config.schema import LambdaSchedule
 from bitexp.quant.layers import set_lambda, set_progress
 from bitexp.train.bf16_latents import forget
 from bitexp.train.rates import lambda_at, lr_factor, switch_step, weight_decay_at

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -301,10 +303,19 @@ def test_a_shortcut_of_a_backend_is_not_inherited_by_what_computes_otherwise() -
     class Named(TernaryMean):
         """The same by another name."""
 
+    class Mixin:
+        """What comes before it in the order of methods."""
+
+        def scale(self, rows: Tensor) -> Tensor:
+            return self.backend.abs_means(rows) / 2  # type: ignore[attr-defined]
+
+    class Mixed(Mixin, TernaryMean):
+        """It has the scale of another."""
+
     weight = torch.randn(4, 64)
     assert Named.at_once is TernaryMean.at_once
-    for training in (False, True):
-        found = Half(weight).quantize(weight, training)
+    for other, training in itertools.product((Half, Mixed), (False, True)):
+        found = other(weight).quantize(weight, training)
         assert torch.equal(found.scale, TernaryMean(weight).quantize(weight).scale / 2)
         assert torch.equal(found.codes, Half(weight).codes(weight.reshape(1, -1), found.scale).view(4, 64))
 

@@ -16,7 +16,8 @@ import yaml
 import bitexp.run.post_training
 from bitexp.common.errors import Stopped, UserError
 from bitexp.config.choices import read_choice
-from bitexp.config.schema import Named, read_settings
+from bitexp.config.schema import read_settings
+from bitexp.config.sections import Named
 from bitexp.deploy import load_run
 from bitexp.quant import QUANTIZERS, quantize, quantized_layers
 from bitexp.quant.calibration import CALIBRATIONS

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bitexp.common.registry import Registry
 from bitexp.common.signatures import keywords
 from bitexp.config.choices import read_choice
-from bitexp.config.schema import Sgd
+from bitexp.config.optimization import Sgd
 from bitexp.data import DATA
 from bitexp.kernels import KERNELS
 from bitexp.models import MODELS

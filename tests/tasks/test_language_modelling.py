@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.text import Perplexity
 
-from bitexp.config.schema import Adam
+from bitexp.config.optimization import Adam
 from bitexp.tasks import TASKS
 from bitexp.tasks.language_modelling import LanguageModelling
 from bitexp.train import progress

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitexp.common.errors import UserError
-from bitexp.config.schema import Adam
+from bitexp.config.optimization import Adam
 from bitexp.tasks import Task
 from bitexp.tasks.objectives import OBJECTIVES, BinaryCrossEntropy, build_objectives, cross_entropy
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bitexp.config.schema import Lamb as Settings
+from bitexp.config.optimization import Lamb as Settings
 from bitexp.train.lamb import Lamb
 from bitexp.train.optimizers import build_optimizer
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from bitexp.config.schema import Cage, Dqt, Muon, Optimizer
+from bitexp.config.optimization import Cage, Dqt, Muon, Optimizer
 from bitexp.quant import quantize, quantized_layers
 from bitexp.train.bf16_latents import Bf16Latents, forget
 from bitexp.train.optimizers import build_optimizer

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bitexp.config.schema import Adam, Sgd
+from bitexp.config.optimization import Adam, Sgd
 from bitexp.quant import Quantizer
 from bitexp.quant.convert import quantize
 from bitexp.train.bf16_latents import Bf16Latents, forget, stochastic_bf16

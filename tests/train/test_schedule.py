@@ -13,7 +13,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
-from bitexp.config.schema import Adam, Constant, Cosine, LambdaSchedule, TwoStage
+from bitexp.config.optimization import Adam, Constant, Cosine, TwoStage
+from bitexp.config.schema import LambdaSchedule
 from bitexp.quant.convert import quantize
 from bitexp.train.optimizers import build_optimizer
 from bitexp.train.rates import lambda_at, lr_factor, switch_step, weight_decay_at

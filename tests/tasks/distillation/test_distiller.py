@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from bitexp.config.schema import Adam
+from bitexp.config.optimization import Adam
 from bitexp.models import build_model
 from bitexp.tasks import Task
 from bitexp.tasks.distillation import Distiller
