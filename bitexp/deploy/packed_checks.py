@@ -19,6 +19,8 @@ TENSORS_AT_LEAST, TENSORS_FOR_EACH = 1000, 16
 """How many tensors a constructor may make: so many, and so many more for each one in the file."""
 
 
+HALVES = (torch.bfloat16, torch.float16)
+"""What floats may be stored as that are fp32 in the model."""
 NUMBERS, NUMBERS_AT_MOST = (torch.arange, torch.linspace, torch.tensor), 4096
 """What makes tensors to calculate with, as the widths of layers, and how long such a one may be."""
 
@@ -107,14 +109,22 @@ def check_shape(name: str, shape: tuple[int, ...], tensors: Mapping[str, Tensor]
 
 
 def check_types(
-    state: Mapping[str, Tensor], owners: Mapping[str, str], tensors: Mapping[str, Tensor]
+    state: Mapping[str, Tensor],
+    owners: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    layers: Container[str],
 ) -> None:
-    """Raises `ValueError` for tensors of a file that the state has not, lacks, or has in another dtype."""
+    """Raises `ValueError` for tensors of a file that the state has not, lacks, or has in another dtype.
+
+    Floats outside of the frozen layers may be stored in half as many bits.
+    """
     if unknown := set(tensors) - set(owners.values()):
         raise ValueError(f"the model has no place for {', '.join(sorted(unknown))}")
     for name, owner in owners.items():
         check_shape(owner, tuple(state[name].shape), tensors)
-        if tensors[owner].dtype != state[name].dtype:
+        found, made = tensors[owner].dtype, state[name].dtype
+        shorter = found in HALVES and made == torch.float32 and not within(owner, layers)
+        if found != made and not shorter:
             raise ValueError(f"{owner} is {tensors[owner].dtype} and should be {state[name].dtype}")
 
 
@@ -127,6 +137,8 @@ def check_integers(
     """
     for name, made in state.items():
         if made.is_floating_point() or made.is_complex() or made.dtype == torch.bool or not made.numel():
+            continue
+        if made.is_meta:  # codes, which check themselves
             continue
         values, low, high = tensors[owners[name]], int(made.min()), int(made.max())
         counts = low == high

@@ -165,7 +165,12 @@ def sound(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         copy = tensor.detach().to(
             "cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True
         )
-        if copy.is_floating_point() and not copy.isfinite().all():
-            raise ValueError(f"{name} holds values that are no finite numbers")
-        copies[name] = copy.contiguous()
+        copies[name] = finite(name, copy.contiguous())
     return copies
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself. Raises `ValueError` where it holds floats that are no finite numbers."""
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise ValueError(f"{name} holds values that are no finite numbers")
+    return tensor
