@@ -138,7 +138,7 @@ def texts(
                 raise
             report.line(f"{name} is left out: {error}")
             continue
-        found[name] = engine.text  # type: ignore[assignment]  # which it has
+        found[name] = engine.text
         bytes_[name] = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
     return found, bytes_
 

@@ -118,10 +118,11 @@ def imported(
     def scale(name: str) -> Tensor:
         return source.codes(name)[1]
 
+    own: dict[str, Callable[[str], Tensor]] = {"packed": codes, "scale": scale}
     makers: dict[str, Callable[[], Tensor]] = {}
     for name in set(owner_names(model).values()):
         owner, _, kind = name.rpartition(".")
-        make = {"packed": codes, "scale": scale}.get(kind) if owner in twins else None
+        make = own.get(kind) if owner in twins else None
         makers[name] = partial(source.stored, name) if make is None else partial(make, owner)
     return header_of(model, description, body or None), Made(makers)
 

@@ -175,7 +175,9 @@ class Transformers(Source):
         """
         if layer not in self.packed:
             latents = self.stored(f"{layer}.weight").float()
-            part: WeightQuantizer = WEIGHTS.get(as_quantizer("b158").options.weights.name)(latents)
+            weights = as_quantizer("b158").options.weights
+            assert weights is not None
+            part: WeightQuantizer = WEIGHTS.get(weights.name)(latents)
             quantized = part.quantize(latents)
             return quantized.codes, quantized.scale
         codes = unpacked(self.tensors[f"{layer}.weight"])
