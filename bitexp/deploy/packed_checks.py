@@ -19,6 +19,8 @@ TENSORS_AT_LEAST, TENSORS_FOR_EACH = 1000, 16
 """How many tensors a constructor may make: so many, and so many more for each one in the file."""
 
 
+PIECE = 2**20
+"""Numbers that are looked at together."""
 HALVES = (torch.bfloat16, torch.float16)
 """What floats may be stored as that are fp32 in the model."""
 NUMBERS, NUMBERS_AT_MOST = (torch.arange, torch.linspace, torch.tensor), 4096
@@ -150,7 +152,7 @@ def check_integers(
 def check_values(model: nn.Module) -> None:
     """Raises `ValueError` for values that no training leaves in a frozen model. Codes check themselves."""
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if not all_finite(tensor):
             raise ValueError(f"{name} holds values that are no finite numbers")
         if name.endswith("running_var") and bool((tensor < 0).any()):
             raise ValueError(f"{name} holds a variance below 0")
@@ -162,6 +164,12 @@ def check_values(model: nn.Module) -> None:
                     f"{name}.scale holds values that are no scales: they must be above 0 and finite"
                 )
             check_activations(name, layer)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether floats are finite numbers, looked at in pieces; other types are."""
+    pieces = tensor.flatten().split(PIECE) if tensor.is_floating_point() else ()
+    return all(bool(piece.isfinite().all()) for piece in pieces)
 
 
 def check_activations(name: str, layer: FrozenLayer) -> None:

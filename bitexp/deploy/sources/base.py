@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bitexp.common.errors import UserError, is_of_the_machine
 from bitexp.common.registry import Registry
 from bitexp.data.hashes import content_hashes
+from bitexp.deploy.packed_checks import all_finite
 from bitexp.kernels import Kernel
 
 Which = Literal["best", "last"]
@@ -171,6 +172,6 @@ def sound(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def finite(name: str, tensor: Tensor) -> Tensor:
     """The tensor itself. Raises `ValueError` where it holds floats that are no finite numbers."""
-    if tensor.is_floating_point() and not tensor.isfinite().all():
+    if not all_finite(tensor):
         raise ValueError(f"{name} holds values that are no finite numbers")
     return tensor
