@@ -35,7 +35,7 @@ INTERPRETERS = ("hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra
 CLUSTER = ("hydra/launcher=slurm", "hydra/launcher=cluster")
 """What only a cluster can run, and tests/sweep/test_slurm.py does where there is one."""
 LONG = (
-    "bench sweep", "bench layers", "bench models", "bench --model", "sweeps=lr_weight_decay",
+    "bench sweep", "bench layers", "bench models", "bench engines", "bench --model", "sweeps=lr_weight_decay",
     "sweeps=doubling", "lm_ternary +sweeps=precisions", "fashion_mlp +sweeps=precisions", "QMCSampler",
     "sweeps=bits", "sweeps=allocation", "model=resnet18", "model.dim=256", "bitexp evaluate", "--check",
     "bitexp attack", "bitexp stack", "bitexp delta", "generate outputs/lm_full", "sweeps=regularization",
@@ -232,7 +232,11 @@ def test_a_command_runs(
             "layers": ["--shapes", "64x256"],
             "models": ["--models", "vit"],
             "decode": ["--models", "decoder", "--quantizer", "ternary_mean", "--tokens", "4"],
+            "engines": ["--tokens", "4"],
         }.get(words[0] if words else "")
+        if words[:1] == ["engines"]:
+            shutil.copytree(made("+experiment=lm_portable", "model.depth=1"), outputs)
+            words[1] = str(outputs / Path(words[1]).name)
         if words[:1] == ["sweep"]:
             tiny = ["--cells", "1", "--launchers", "basic", "--", "trainer.max_steps=1", "logger=csv"]
             ended = command("bench", "sweep", *tiny)
@@ -276,8 +280,9 @@ def test_a_command_runs(
     elif word in ("export", "evaluate"):
         if "cortex-m4" in words and shutil.which("qemu-system-arm") is None:
             pytest.skip("needs qemu and a compiler for ARM")
-        experiment = "digits_mcu" if "digits_mcu" in line else "lm_portable"
-        shutil.copytree(made(f"+experiment={experiment}", *["model.depth=1"] * ("lm" in experiment)), outputs)
+        experiment = Path(words[0]).name
+        short = ["model.depth=1"] * ("lm" in experiment) + ["data.val_size=0.1"] * ("fashion" in experiment)
+        shutil.copytree(made(f"+experiment={experiment}", *short), outputs)
         words[0] = str(outputs / Path(words[0]).name)
         ended = command(word, *words, *(["--samples", "1"] if word == "evaluate" else []))
         assert "gguf" in ended.out or Path(words[0]).name in ended.out

@@ -5,6 +5,7 @@
                                         processor allows
     python -m bitexp bench models ...   frozen models: tokens and images per second, against fp32
     python -m bitexp bench decode ...   tokens one by one, against reading the weights, and llama.cpp
+    python -m bitexp bench engines ...  a trained language model in other engines, beside bitexp
     python -m bitexp bench gpu ...      layers on a GPU: the kernel triton, torch and installed peers
     python -m bitexp bench sweep ...    a small grid by each launcher, against a plain torch loop
 
@@ -25,6 +26,7 @@ BENCHMARKS = {
     "layers": "bitexp.bench.layers",
     "models": "bitexp.bench.models",
     "decode": "bitexp.bench.decode",
+    "engines": "bitexp.bench.engines",
     "gpu": "bitexp.bench.gpu",
     "sweep": "bitexp.bench.sweeps",
 }

@@ -15,6 +15,7 @@ import os
 import re
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -88,11 +89,18 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
         OSError: the disk is full, say; the old file is intact and no scrap is left.
     """
+    with open_atomic(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """The same for a file that is written piece by piece; it is there when all went well."""
     scrap = path.with_name(f".{path.name}.part")
     scrap.unlink(missing_ok=True)  # a killed process leaves one, a stranger perhaps a link
     try:
         with os.fdopen(os.open(scrap, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NO_LINKS, 0o666), "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(scrap, path)

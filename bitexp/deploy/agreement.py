@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitexp.deploy.engines.engine import Text
+
 Outputs = Callable[[Tensor], Tensor]
 
 MARGIN_OF_TOKENS, MARGIN_OF_CLASSES = 0.1, 1e-3
@@ -127,15 +129,26 @@ def agreement(
     return found
 
 
-def continuation(ours: Outputs, theirs: Outputs, prompt: Sequence[int], tokens: int) -> Continuation:
-    """Continues a prompt in both, up to the first token that differs."""
-    text = list(prompt)
+class Anew:
+    """A text that is computed anew for every token (see `Text`)."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self.outputs, self.tokens = outputs, list[int]()
+
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        self.tokens += tokens
+        return self.outputs(torch.tensor([self.tokens]))[0, -1]
+
+
+def continuation(ours: Text, theirs: Text, prompt: Sequence[int], tokens: int) -> Continuation:
+    """Continues a prompt in two new texts, up to the first token that differs."""
+    unread = list(prompt)
     for place in range(tokens):
-        inputs = torch.tensor([text])
         with torch.no_grad():
-            logits = ours(inputs)[0, -1].float()
-        if int(theirs(inputs)[0, -1].argmax()) != int(logits.argmax()):
-            best, second = logits.topk(2).values.tolist()
-            return Continuation(tokens, place, best - second)
-        text.append(int(logits.argmax()))
+            logits = ours.read(unread).float()
+        best = int(logits.argmax())
+        if int(theirs.read(unread).argmax()) != best:
+            first, second = logits.topk(2).values.tolist()
+            return Continuation(tokens, place, first - second)
+        unread = [best]
     return Continuation(tokens)

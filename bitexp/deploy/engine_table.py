@@ -19,6 +19,7 @@ from bitexp.deploy.agreement import (
     MARGIN_OF_CLASSES,
     MARGIN_OF_TOKENS,
     Agreement,
+    Anew,
     agreement,
     continuation,
 )
@@ -117,7 +118,8 @@ def compared(
         found = agreement(ours, theirs, batches, MARGIN_OF_TOKENS if text else MARGIN_OF_CLASSES)
         if text and isinstance(ours, Decoder):
             room = min(WRITTEN, ours.context - PROMPT)
-            found.text = continuation(ours, theirs, batches[0][0][0, :PROMPT].tolist(), room)
+            prompt = batches[0][0][0, :PROMPT].tolist()
+            found.text = continuation(Anew(ours), runner.text() or Anew(theirs), prompt, room)
         count = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     per_token = data.bytes_per_token("test") if text else None
     return found, found.flaws(per_token), row(found, 1, count, data), runner.remarks

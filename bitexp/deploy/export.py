@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help="options of the target")
     parser.add_argument(
-        "--to", metavar="TARGET", help="transformers, gguf, onnx, torch; without it: what is possible"
+        "--to", metavar="TARGET", help="transformers, gguf, onnx, torch, c; without it: what is possible"
     )
     parser.add_argument(
         "--check",

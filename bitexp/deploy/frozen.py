@@ -229,7 +229,9 @@ def blank_twin(layer: QuantizedLayer, packing: Packing, kernel: Kernel) -> Froze
     packed = torch.zeros(shape, dtype=torch.uint8, device=codes.device)
     bias = layer.output_bias(quantized)
     bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
-    twin = FrozenLayer(layer.spec, packing, packed, torch.zeros_like(scale), shift, bias, kernel)
+    first = as_kernel("reference") if packed.is_meta else kernel  # others look at the codes
+    twin = FrozenLayer(layer.spec, packing, packed, torch.zeros_like(scale), shift, bias, first)
+    twin.kernel = kernel
     attach(layer, twin)
     return twin
 

@@ -11,21 +11,29 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.format import amount, counted, path_text, size
 from bitexp.common.program import run_program
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitexp.deploy.description import Description
+    from bitexp.deploy.sources.gguf import Gguf
+    from bitexp.deploy.sources.transformers import Transformers
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("source", help="a folder of transformers, or a GGUF file")
     parser.add_argument("--out", type=Path, required=True, help="the packed file to write")
-    parser.add_argument("--tokenizer", help="bytes, or a tokenizer.json (default: the one beside the model)")
+    parser.add_argument("--tokenizer", help="bytes, or a tokenizer.json (default: the one of the model)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -35,8 +43,9 @@ def run(options: argparse.Namespace) -> None:
         UserError: the source is missing, damaged, or not what the decoder computes.
     """
     from bitexp.deploy.description import Description
-    from bitexp.deploy.packed_file import load_packed, save_packed
+    from bitexp.deploy.packed_file import check_fits, read_packed, write_packed
     from bitexp.deploy.sources import find_source
+    from bitexp.deploy.sources.base import told
     from bitexp.deploy.sources.gguf import Gguf
     from bitexp.deploy.sources.transformers import Transformers
 
@@ -46,7 +55,6 @@ def run(options: argparse.Namespace) -> None:
     if not isinstance(source, Gguf | Transformers):
         raise UserError(f"{options.source} is a {source.kind}, which needs no import")
     about = source.describe()
-    model = source.model(kernel="reference")
     tokenizer = tokenizer_text(options.tokenizer, source)
     body = source.ternary
     description = Description(
@@ -58,9 +66,12 @@ def run(options: argparse.Namespace) -> None:
         preprocessing={"imported": source.kind, **({} if tokenizer is None else {"tokenizer": tokenizer})},
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    save_packed(options.out, model, description, body or None)
-    load_packed(options.out, "reference")  # and so does everybody
-    weights = sum(parameter.numel() for parameter in model.parameters())
+    with told(options.source):
+        header, tensors = imported(source, description, body)
+        write_packed(options.out, header, tensors)
+    header, tensors = read_packed(options.out)
+    check_fits(description, header, tensors)  # as everybody does who loads it
+    weights = sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point())
     rows = {
         "model": f"decoder, {amount(weights)} floats, {counted(len(body), 'layer')} of codes",
         "tokenizer": "none: texts cannot be written"
@@ -72,6 +83,48 @@ def run(options: argparse.Namespace) -> None:
     if tokenizer is not None:
         rows["use"] = f'python -m bitexp generate {path_text(options.out)} --prompt "def "'
     Report().rows(f"{options.source}, a {source.kind}", rows)
+
+
+def imported(
+    source: Gguf | Transformers, description: Description, body: list[str]
+) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
+    """The header of the packed file, and its tensors, of which none is made before it is asked for.
+
+    Raises:
+        ValueError: the source is not what its header says.
+    """
+    from bitexp.deploy.blank import without_weights
+    from bitexp.deploy.frozen import FrozenLayer, Packing, become_frozen, blank_twin
+    from bitexp.deploy.packed_file import header_of, owner_names
+    from bitexp.deploy.tensor_writer import Made
+    from bitexp.kernels import as_kernel
+    from bitexp.quant.layers import quantized_layers
+
+    with without_weights():
+        model = description.build()
+        layers = quantized_layers(model)
+        kernel = as_kernel("reference")
+        twins = {
+            name: blank_twin(layer, Packing.of("auto", layer.spec), kernel) for name, layer in layers.items()
+        }
+    become_frozen(layers, twins)
+
+    def codes(name: str) -> Tensor:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, FrozenLayer)
+        return layer.packing.layout.pack(source.codes(name)[0])
+
+    @cache
+    def scale(name: str) -> Tensor:
+        return source.codes(name)[1]
+
+    own: dict[str, Callable[[str], Tensor]] = {"packed": codes, "scale": scale}
+    makers: dict[str, Callable[[], Tensor]] = {}
+    for name in set(owner_names(model).values()):
+        owner, _, kind = name.rpartition(".")
+        make = own.get(kind) if owner in twins else None
+        makers[name] = partial(source.stored, name) if make is None else partial(make, owner)
+    return header_of(model, description, body or None), Made(makers)
 
 
 def tokenizer_text(chosen: str | None, source: Any) -> str | None:
@@ -88,7 +141,7 @@ def tokenizer_text(chosen: str | None, source: Any) -> str | None:
     if chosen is not None:
         return read_tokenizer(Path(chosen)).to_json()
     found: str | None = source.tokenizer
-    if found is not None and json.loads(found) == bytes_json():
+    if found not in (None, BYTES) and json.loads(found) == bytes_json():
         return BYTES
     return found
 

@@ -6,20 +6,22 @@ up in the registries and nothing in it is executed, so a file from a stranger is
 
 from __future__ import annotations
 
+import functools
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from bitexp.common.errors import UserError, is_of_the_machine
-from bitexp.common.files import open_regular, write_atomic
+from bitexp.common.files import open_regular
+from bitexp.deploy.blank import fill, without_weights
 from bitexp.deploy.description import Description
 from bitexp.deploy.embeddings import decoded, embeddings_of, encoded
 from bitexp.deploy.frozen import FrozenLayer, Packing, become_frozen, blank_twin
@@ -35,6 +37,7 @@ from bitexp.deploy.packed_checks import (
     strict_json,
 )
 from bitexp.deploy.packing import FORMAT_1, LAYOUTS
+from bitexp.deploy.tensor_writer import Made, write_tensors
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.quant.layers import quantized_layers
 from bitexp.quant.modes import versions, with_versions
@@ -61,24 +64,44 @@ def save_packed(
         embeddings: `int8` stores embeddings and linear layers outside of the body as codes, for weights that
             `bitexp.deploy.embeddings.round_embeddings` has left.
     """
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, FrozenLayer)]
+    state, owners = model.state_dict(), owner_names(model)
+    tensors: Mapping[str, Tensor] = Made(
+        {name: functools.partial(portable, state[name]) for name in set(owners.values())}
+    )
+    if embeddings == "int8":
+        tensors = encoded(tensors, embeddings_of(model, layers if body is None else body))
+    write_packed(Path(path), header_of(model, description, body), tensors)
+
+
+def header_of(model: nn.Module, description: Description, body: list[str] | None) -> dict[str, Any]:
+    """The header of a frozen model's file, without its checksum."""
     layers = {
         name: layer_json(layer.spec, layer.packing)
         for name, layer in model.named_modules()
         if isinstance(layer, FrozenLayer)
     }
-    state, owners = model.state_dict(), owner_names(model)
-    tensors = {name: portable(state[name]) for name in sorted(set(owners.values()))}
-    if embeddings == "int8":
-        tensors = encoded(tensors, embeddings_of(model, layers if body is None else body))
-    header = {
+    return {
         "format": FORMAT,
         "body": sorted(layers) if body is None else body,
         "layers": layers,
         "versions": {name: number for name, number in versions(model).items() if number != 1},
         "description": vars(description),
     }
-    header["crc32"] = checksum(header, tensors)
-    write_atomic(Path(path), save(tensors, {"bitexp": json.dumps(header)}))
+
+
+def write_packed(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Writes a file of a header and the tensors of the state, each of which is asked for twice."""
+    shapes: dict[str, Tensor] = {}
+
+    def seen() -> Iterator[tuple[str, Tensor]]:
+        for name in sorted(tensors):
+            tensor = tensors[name]
+            shapes[name] = tensor.to("meta")
+            yield name, tensor
+
+    whole = {**header, "crc32": checksum(header, seen())}
+    write_tensors(path, tensors, shapes, {"bitexp": json.dumps(whole)})
 
 
 def layer_json(spec: LayerSpec, packing: Packing) -> dict[str, Any]:
@@ -99,13 +122,18 @@ def portable(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
-    """CRC-32 over the header and over all tensors by name; safetensors has none of its own."""
+def checksum(header: Mapping[str, Any], tensors: Iterable[tuple[str, Tensor]]) -> int:
+    """CRC-32 over the header and over all tensors, sorted by name; safetensors has none of its own."""
     crc = zlib.crc32(json.dumps(header, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         crc = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), crc)
         crc = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, crc)
     return crc
+
+
+def checksum_of(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> int:
+    """The same of tensors that are all at hand, by name."""
+    return checksum(header, sorted(tensors.items()))
 
 
 def load_packed(path: Path | str, kernel: Kernel | str = "auto") -> tuple[nn.Module, dict[str, Any]]:
@@ -128,23 +156,41 @@ def unpack(path: Path, file: PackedFile, kernel: Kernel) -> tuple[nn.Module, dic
         tensors = decoded(tensors)
         description = Description.of(header["description"])
         check_fits(description, header, tensors)
-        model = description.build().float()
-        freeze_blank(model, header["layers"], kernel)
-        owners = owner_names(model)
-        check_types(model.state_dict(), owners, tensors)
-        check_integers(model.state_dict(), owners, tensors)
-        check_body(model, header["body"], header["layers"])
-        state = {name: tensors[owner] for name, owner in owners.items()}
-        numbers = versions(model)  # of files that do not say them
-        if "versions" in header:
-            numbers = {**dict.fromkeys(numbers, 1), **header["versions"]}
-        model.load_state_dict(with_versions(state, numbers))
+        try:
+            model = rebuilt(description, header, tensors, kernel, without_weights())
+        except (NotImplementedError, RuntimeError):  # it computes with its weights while it is built
+            model = rebuilt(description, header, tensors, kernel, nullcontext())
         check_values(model)
     except Exception as error:  # whatever a header can make the constructors of a model raise
         if is_of_the_machine(error):
             raise
         raise UserError(f"{path} does not describe a model that can be built here: {error}") from error
     return model.eval(), description.preprocessing
+
+
+def rebuilt(
+    description: Description,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    kernel: Kernel,
+    building: AbstractContextManager[None],
+) -> nn.Module:
+    """The frozen model with the tensors of its file. Raises `ValueError` where these are not its own."""
+    with building:
+        model = description.build().float()
+        freeze_blank(model, header["layers"], kernel)
+    made, owners = model.state_dict(), owner_names(model)
+    check_types(made, owners, tensors, header["layers"])
+    check_integers(made, owners, tensors)
+    check_body(model, header["body"], header["layers"])
+    own = {owner: tensors[owner].to(made[owner].dtype, copy=True) for owner in set(owners.values())}
+    for name, parameter in model.named_parameters():  # the same object wherever it is tied
+        own[name] = nn.Parameter(own[name], parameter.requires_grad)
+    numbers = versions(model)  # of files that do not say them
+    if "versions" in header:
+        numbers = {**dict.fromkeys(numbers, 1), **header["versions"]}
+    fill(model, with_versions({name: own[owner] for name, owner in owners.items()}, numbers))
+    return model
 
 
 def check_fits(description: Description, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -244,7 +290,7 @@ def read_parts(path: Path | str, key: str, kind: str) -> tuple[Any, dict[str, Te
 
 def check_crc(path: Path | str, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Takes the checksum out of a header. Raises `UserError` where it is another."""
-    if header.pop("crc32") != checksum(header, tensors):
+    if header.pop("crc32") != checksum_of(header, tensors):
         raise UserError(f"{path} is damaged: its contents are not those that were written")
 
 

@@ -23,6 +23,9 @@ from torch import Tensor
 from bitexp.common.spelling import nearest
 from bitexp.quant.levels import Levels, Words
 
+PIECE = 2**18
+"""Codes that are packed or unpacked together at most, but for a longer row."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -73,6 +76,10 @@ class Layout:
         Raises:
             ValueError: codes that are none of this layout.
         """
+        pieces = codes.split(rows_at_once(codes.shape[-1]), -2)
+        return torch.cat([self._pack(piece) for piece in pieces])
+
+    def _pack(self, codes: Tensor) -> Tensor:
         codes = self.in_order(codes)
         digits = self._word_digits(codes, self.words) if self.words else self._code_digits(codes)
         digits = torch.nn.functional.pad(digits, (0, -digits.shape[1] % self.digits))
@@ -88,6 +95,11 @@ class Layout:
         """
         if packed.shape != self.packed_shape(len(packed), inputs):
             raise ValueError(f"{packed.shape[1]} bytes per row cannot hold {inputs} codes in this layout")
+        pieces = packed.split(rows_at_once(inputs * self.planes))
+        # integer products of what does not lie together take hundreds of times as long
+        return torch.cat([self._unpack(piece, inputs) for piece in pieces], -2).contiguous()
+
+    def _unpack(self, packed: Tensor, inputs: int) -> Tensor:
         digits = self.digits_of(packed)
         if packed.numel() and int(digits.max()) >= self.used:
             raise ValueError("packed weights hold bytes that this layout never writes: the file is damaged")
@@ -126,8 +138,7 @@ class Layout:
     def _by_plane(self, codes: Tensor) -> Tensor:
         if self.planes == 1:
             return codes
-        # integer products of what does not lie together take hundreds of times as long
-        return codes.unflatten(1, (-1, self.planes)).movedim(-1, 0).contiguous()
+        return codes.unflatten(1, (-1, self.planes)).movedim(-1, 0)
 
     def digits_of(self, packed: Tensor) -> Tensor:
         """uint8 `[rows, bytes]` -> `[rows, digits]`, those beyond the last code included.
@@ -165,6 +176,11 @@ class Layout:
 
     def _powers(self, device: torch.device) -> Tensor:
         return torch.tensor([self.base**i for i in range(self.digits)], dtype=self._dtype, device=device)
+
+
+def rows_at_once(codes: int) -> int:
+    """Rows of so many codes that are worked on together: the numbers on the way take 16 times as much."""
+    return max(1, PIECE // max(1, codes))
 
 
 def place_of(codes: Tensor, words: Words) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bitexp.deploy import import_model
@@ -15,6 +16,7 @@ from bitexp.deploy.exporters.exporter import Packed
 from bitexp.deploy.exporters.source import read_source
 from bitexp.deploy.exporters.writing import build, write
 from bitexp.deploy.packed_file import read_packed
+from bitexp.deploy.sources import find_source
 from tests.support.exports import PORTABLE, described, packed, tokens
 
 RMS = {"norm": "rms"}
@@ -81,6 +83,34 @@ def test_a_folder_that_transformers_wrote_computes_the_same(tmp_path: Path) -> N
         expected = theirs(x).logits
         found = read_source(tmp_path / "back.safetensors").model(x)
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_keep_the_type_that_they_are_stored_in(tmp_path: Path, dtype: torch.dtype) -> None:
+    source = packed(tmp_path, described("b158", sub_norm=True, tied=True))
+    write(build("transformers", {}), source, tmp_path / "out")
+    file = tmp_path / "out" / "model.safetensors"
+    halves = {n: t.to(dtype) if "norm" in n or "embed" in n else t for n, t in load_file(file).items()}
+    save_file(halves, file, {"format": "pt"})
+    assert import_model.main([str(tmp_path / "out"), "--out", str(tmp_path / "back.safetensors")]) == 0
+    back = read_source(tmp_path / "back.safetensors")
+    tensors = read_packed(back.path)[1]
+    assert {t.dtype for n, t in tensors.items() if n.endswith("weight")} == {dtype}
+    assert torch.equal(back.model.get_parameter("embed.weight"), tensors["embed.weight"].float())
+    before, after = codes(source), codes(back)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_latent_weights_are_quantized_as_bitnet_does(tmp_path: Path) -> None:
+    source = packed(tmp_path, described("full", sub_norm=True))
+    write(build("transformers", {}), source, tmp_path / "out")
+    config = tmp_path / "out" / "config.json"
+    online = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": online}))
+    assert import_model.main([str(tmp_path / "out"), "--out", str(tmp_path / "back.safetensors")]) == 0
+    ours = find_source(str(tmp_path / "out")).model(kernel="reference")
+    with torch.no_grad():
+        assert torch.equal(read_source(tmp_path / "back.safetensors").model(tokens()), ours(tokens()))
 
 
 def spoil(folder: Path, how: str) -> None:

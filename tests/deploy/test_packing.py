@@ -312,3 +312,25 @@ def test_a_layout_that_cannot_hold_the_levels_is_refused() -> None:
 def test_an_unknown_layout_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"unknown layout 'pack_2'.*'pack2'"):
         choose_layout("pack_2", TERNARY)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [TERNARY, Levels.signed(3), Levels.of_words([(0, 0), (1, 0), (0, -1)], planes=2)],
+    ids=["ternary", "3 bits", "planes"],
+)
+def test_rows_that_are_packed_apart_are_packed_as_together(
+    monkeypatch: pytest.MonkeyPatch, levels: Levels
+) -> None:
+    draws = torch.Generator().manual_seed(0)
+    layout = layout_of(choose_layout("auto", levels), levels)
+    if levels.words is None:
+        codes = torch.randint(levels.low, levels.high + 1, (7, 12), generator=draws).to(torch.int8)
+    else:
+        words = torch.tensor(levels.words, dtype=torch.int8)
+        digits = torch.randint(len(words), (7, 12), generator=draws)
+        codes = words[digits].flatten(1).unflatten(1, (-1, levels.planes)).movedim(-1, 0)
+    together = layout.pack(codes)
+    monkeypatch.setattr("bitexp.deploy.packing.PIECE", 30)
+    assert torch.equal(layout.pack(codes), together)
+    assert torch.equal(layout.unpack(together, codes.shape[-1]), codes)

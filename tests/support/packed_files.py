@@ -96,5 +96,5 @@ def rewrite(
         del header["crc32"]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     change(header, tensors)
-    header["crc32"] = checksum(header, tensors)
+    header["crc32"] = checksum(header, sorted(tensors.items()))
     path.write_bytes(save(tensors, {"bitexp": json.dumps(header)}))

@@ -6,6 +6,7 @@ import ctypes
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitexp.common.errors import UserError
-from bitexp.deploy.engines.engine import ENGINES, Engine
+from bitexp.deploy.engines.engine import ENGINES, Engine, Text
 
 FLAGS = ("-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 
@@ -41,18 +42,40 @@ class CProgram(Engine):
 
     def outputs(self, inputs: Tensor) -> Tensor:
         if self.steps:
-            return torch.stack([self.text(tokens) for tokens in inputs.tolist()])
+            return torch.stack([self.every(tokens) for tokens in inputs.tolist()])
         images = inputs.flatten(1).float().contiguous()
         logits = torch.empty(len(images), self.outputs_count)
         for image, row in zip(images, logits, strict=True):
             self.library.model_run(ctypes.c_void_p(image.data_ptr()), ctypes.c_void_p(row.data_ptr()))
         return logits
 
-    def text(self, tokens: list[int]) -> Tensor:
+    def every(self, tokens: list[int]) -> Tensor:
         """Logits after each token of a text."""
         self.library.model_reset()
         logits = torch.empty(len(tokens), self.outputs_count)
         for token, row in zip(tokens, logits, strict=True):
-            if self.library.model_step(token, ctypes.c_void_p(row.data_ptr())):
-                raise UserError(f"the C code does not take the token {token}")
+            self.step(token, row)
         return logits
+
+    def step(self, token: int, logits: Tensor) -> None:
+        """One more token of the text."""
+        if self.library.model_step(token, ctypes.c_void_p(logits.data_ptr())):
+            raise UserError(f"the C code does not take the token {token}")
+
+    def text(self) -> Text | None:
+        if not self.steps:
+            return None
+        self.library.model_reset()
+        return CText(self)
+
+
+class CText:
+    """See `Text`."""
+
+    def __init__(self, engine: CProgram) -> None:
+        self.engine, self.logits = engine, torch.empty(engine.outputs_count)
+
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        for token in tokens:
+            self.engine.step(token, self.logits)
+        return self.logits

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from bitexp.common.registry import Registry
 
 ENGINES: Registry[type[Engine]] = Registry("runtime")
+
+
+class Text(Protocol):
+    """A text in an engine, which keeps the keys and values of what it has read."""
+
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        """fp32 logits `[vocabulary]` after the last of some more tokens; they hold until the next ones."""
 
 
 class Engine:
@@ -34,3 +42,7 @@ class Engine:
     def outputs(self, inputs: Tensor) -> Tensor:
         """fp32 logits: of tokens `[B, T]` `[B, T, vocabulary]`, of images `[B, C, H, W]` `[B, classes]`."""
         raise NotImplementedError
+
+    def text(self) -> Text | None:
+        """A new text, the only one from now on; None where an engine computes all of a text anew."""
+        return None

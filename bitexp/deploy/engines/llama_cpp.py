@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bitexp.common.errors import UserError
-from bitexp.deploy.engines.engine import ENGINES, Engine
+from bitexp.deploy.engines.engine import ENGINES, Engine, Text
 
 CONTEXT_LENGTH, BATCH, MICRO_BATCH = 0, 1, 2
 """Places of int32 fields among the settings of a context."""
@@ -146,8 +146,8 @@ class Llama:
         found: NDArray[np.float32] = np.ctypeslib.as_array(row, (self.vocabulary,))
         return found
 
-    def decode(self, tokens: Sequence[int]) -> None:
-        """Computes some more tokens."""
+    def decode(self, tokens: Sequence[int], all: bool = True) -> None:
+        """Computes some more tokens, and the logits after all of them or after the last."""
         lib, count = library(), len(tokens)
         if count > self.room:
             self.room, self.batch = count, lib.llama_batch_init(count, 0, 1)
@@ -155,7 +155,8 @@ class Llama:
         batch.n_tokens = count
         for place, token in enumerate(tokens):
             batch.token[place], batch.pos[place] = token, self.position + place
-            batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, 1
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+            batch.logits[place] = all or place == count - 1
         if lib.llama_decode(self.context, batch):
             raise RuntimeError("llama.cpp could not compute a token")
         self.position += count
@@ -177,13 +178,14 @@ class Llama:
 
 @ENGINES.register("llama.cpp")
 class LlamaCpp(Engine):
-    """model.gguf, with keys and values in fp32."""
+    """model.gguf, with keys and values in fp32; a text that is written as llama.cpp has it by default."""
 
     target: ClassVar[str] = "gguf"
     context: ClassVar[int] = 4096
 
     def __init__(self, folder: Path) -> None:
-        self.model = Llama(folder / "model.gguf", context=self.context, exact=True)
+        self.path = folder / "model.gguf"
+        self.model = Llama(self.path, context=self.context, exact=True)
 
     def outputs(self, inputs: Tensor) -> Tensor:
         rows = []
@@ -191,3 +193,23 @@ class LlamaCpp(Engine):
             self.model.clear()
             rows.append(torch.from_numpy(self.model.read(text)))
         return torch.stack(rows)
+
+    def text(self) -> Text:
+        return LlamaText(self.writer)
+
+    @functools.cached_property
+    def writer(self) -> Llama:
+        """For texts that are written."""
+        return Llama(self.path, context=self.context, threads=torch.get_num_threads())
+
+
+class LlamaText:
+    """See `Text`."""
+
+    def __init__(self, model: Llama) -> None:
+        self.model = model
+        model.clear()
+
+    def read(self, tokens: Sequence[int]) -> Tensor:
+        self.model.decode(tokens, all=False)
+        return torch.from_numpy(self.model.logits(len(tokens) - 1))

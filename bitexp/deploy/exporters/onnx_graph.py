@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitexp.common.errors import UserError
 from bitexp.deploy.exporters.exporter import EXPORTERS, Exported, Exporter, Packed
@@ -30,7 +31,7 @@ SMALL = {"INT2": (-2, 1), "INT4": (-8, 7)}
 
 @EXPORTERS.register("onnx")
 class OnnxGraph(Exporter):
-    """model.onnx.
+    """model.onnx. That of a decoder keeps keys and values between calls.
 
     Args:
         weights: `packed` stores codes in 2, 4 or 8 bits, `int8` in 8, which older engines read too.
@@ -47,17 +48,9 @@ class OnnxGraph(Exporter):
 
     def write(self, packed: Packed, folder: Path) -> Exported:
         ir = library()
-        example, shapes = example_of(packed.model, packed.preprocessing)
+        call = call_of(packed.model, packed.preprocessing)
         with torch.no_grad(), quietly():
-            program: Any = torch.onnx.export(
-                Alone(packed.model).eval(),
-                (example,),
-                dynamo=True,
-                dynamic_shapes=(shapes,),
-                input_names=["tokens" if isinstance(packed.model, Decoder) else "images"],
-                output_names=["logits"],
-                verbose=False,
-            )
+            program: Any = torch.onnx.export(dynamo=True, verbose=False, **vars(call))
         graph = program.model
         if self.weights == "packed" and pack_codes(graph, ir):
             graph.opset_imports[""] = OPSET
@@ -72,19 +65,94 @@ class OnnxGraph(Exporter):
                 "32 inputs, "
                 "and logits differ by about 1 %; a file cannot say so.",
             ],
-            USAGE.format(inputs=words_of(packed.model, packed.preprocessing)),
+            usage(packed),
             metadata={"license": self.license, "library_name": "onnx", "tags": ["bitexp", "quantization"]},
         )
 
 
-USAGE = """\
+SESSION = """\
+import numpy as np
 import onnxruntime
 
 options = onnxruntime.SessionOptions()
 options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
 session = onnxruntime.InferenceSession("model.onnx", options)
-(outputs,) = session.run(None, {{session.get_inputs()[0].name: inputs}})  # {inputs}
 """
+IMAGES = """\
+(logits,) = session.run(None, {{"images": images}})  # {inputs}
+"""
+TEXT = """\
+places = session.get_inputs()[1:]  # keys and values of the tokens so far, [batch, heads, tokens, size]
+past = [np.zeros((1, p.shape[1], 0, p.shape[3]), np.float32) for p in places]
+text, unread = [], [{first}]  # the prompt
+while len(text) + len(unread) < {context}:
+    given = dict(zip((p.name for p in places), past))
+    logits, *past = session.run(None, {{"input_ids": np.array([unread], np.int64), **given}})
+    text += unread
+    unread = [int(logits[0, -1].argmax())]
+"""
+
+
+def usage(packed: Packed) -> str:
+    """Code that runs the graph."""
+    if isinstance(packed.model, Decoder):
+        return SESSION + TEXT.format(context=packed.model.context, first=0)
+    return SESSION + IMAGES.format(inputs=words_of(packed.model, packed.preprocessing))
+
+
+@dataclass(frozen=True)
+class ExportCall:
+    """What torch's exporter is called with."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    dynamic_shapes: tuple[Any, ...]
+    input_names: list[str]
+    output_names: list[str]
+
+
+def call_of(model: nn.Module, preprocessing: Mapping[str, Any]) -> ExportCall:
+    """The call for a model; a decoder takes and gives keys and values, by the names that Optimum has."""
+    example, sizes = example_of(model, preprocessing)
+    if not isinstance(model, Decoder):
+        return ExportCall(Alone(model).eval(), (example,), (sizes,), ["images"], ["logits"])
+    past = torch.export.Dim("past", min=0)
+    kinds = [f"{block}.{kind}" for block in range(len(model.blocks)) for kind in ("key", "value")]
+    pasts = tuple(torch.zeros(len(example), model.kv_heads, 3, model.head_dim) for _ in kinds)
+    return ExportCall(
+        WithPast(model).eval(),
+        (example, *pasts),
+        (sizes, tuple({0: sizes[0], 2: past} for _ in kinds)),
+        ["input_ids", *(f"past_key_values.{kind}" for kind in kinds)],
+        ["logits", *(f"present.{kind}" for kind in kinds)],
+    )
+
+
+class WithPast(nn.Module):
+    """A decoder that takes the keys and values of the tokens so far, and gives them with the new ones."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor, *pasts: Tensor) -> tuple[Tensor, ...]:
+        past: Any = Past(pasts)
+        return self.model(tokens, past), *past.presents
+
+
+class Past:
+    """What `Cache` is to a decoder, as tensors `[B, kv_heads, T, head_dim]`: keys, values of each block."""
+
+    def __init__(self, pasts: Sequence[Tensor]) -> None:
+        self.pasts, self.presents = pasts, list[Tensor]()
+        self.length = pasts[0].shape[2]
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values of a block."""
+        before = self.pasts[2 * layer : 2 * layer + 2]
+        k, v = (torch.cat([old, new], 2) for old, new in zip(before, (keys, values), strict=True))
+        self.presents += [k, v]
+        return k, v
 
 
 def pack_codes(model: Any, ir: Any) -> int:

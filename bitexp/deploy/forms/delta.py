@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bitexp.common.errors import UserError
 from bitexp.deploy.forms.file import matrices, packed_signs, read_form, save_form, signs
-from bitexp.deploy.packed_file import PackedFile, checksum, unpack
+from bitexp.deploy.packed_file import PackedFile, checksum_of, unpack
 from bitexp.kernels.reference import Reference
 
 PARTS = {"header": dict, "base": int}
@@ -41,7 +41,7 @@ def delta_of(base: PackedFile, fine: PackedFile) -> tuple[dict[str, Any], dict[s
     kept = {name: tensor for name, tensor in tensors.items() if name not in shapes}
     for name in names:
         kept[f"{name}.signs"], kept[f"{name}.scale"] = one_bit(base[1][name], tensors[name])
-    return {"header": header, "base": checksum(*base)}, kept
+    return {"header": header, "base": checksum_of(*base)}, kept
 
 
 def applied(
@@ -53,7 +53,7 @@ def applied(
         UserError: it is of another base, or describes no delta.
     """
     header, tensors = delta
-    if header["base"] != checksum(*base):
+    if header["base"] != checksum_of(*base):
         raise UserError(f"{path} was made for another base: the weights of this one are others")
     try:
         found = dict(tensors)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitexp.common.errors import UserError
 from bitexp.common.files import write_atomic
-from bitexp.deploy.packed_file import PackedFile, check_crc, checksum, read_packed, read_parts
+from bitexp.deploy.packed_file import PackedFile, check_crc, checksum_of, read_packed, read_parts
 from bitexp.deploy.packing import layout_of
 from bitexp.quant.levels import BINARY
 
@@ -56,7 +56,7 @@ def signs(packed: Tensor, inputs: int) -> Tensor:
 def save_form(path: Path, kind: str, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Writes a file of a kind, with its checksum."""
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    whole = {**header, "crc32": checksum(header, tensors)}
+    whole = {**header, "crc32": checksum_of(header, tensors)}
     write_atomic(path, save(tensors, {f"bitexp_{kind}": json.dumps(whole)}))
 
 

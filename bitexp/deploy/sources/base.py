@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bitexp.common.errors import UserError, first_line, is_of_the_machine
 from bitexp.common.registry import Registry
 from bitexp.data.hashes import content_hashes
+from bitexp.deploy.packed_checks import all_finite
 from bitexp.kernels import Kernel
 
 Which = Literal["best", "last"]
@@ -164,7 +165,12 @@ def sound(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
         copy = tensor.detach().to(
             "cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True
         )
-        if copy.is_floating_point() and not copy.isfinite().all():
-            raise ValueError(f"{name} holds values that are no finite numbers")
-        copies[name] = copy.contiguous()
+        copies[name] = finite(name, copy.contiguous())
     return copies
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself. Raises `ValueError` where it holds floats that are no finite numbers."""
+    if not all_finite(tensor):
+        raise ValueError(f"{name} holds values that are no finite numbers")
+    return tensor

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bitexp.common.errors import UserError
 from bitexp.common.files import check_regular
 from bitexp.deploy.frozen import freeze
-from bitexp.deploy.sources.base import SOURCES, Source, Which, check_same, sound, told
+from bitexp.deploy.sources.base import SOURCES, Source, Which, check_same, finite, sound, told
+from bitexp.deploy.sources.gguf_tokenizer import tokenizer_json
 from bitexp.deploy.sources.names import renamed
 from bitexp.deploy.sources.transformers import restore
 from bitexp.kernels import Kernel, as_kernel
@@ -45,6 +46,7 @@ class Gguf(Source):
     """See above. Codes have one scale for a layer; activations are int8 where weights are codes."""
 
     kind = "GGUF file"
+    checked = False
 
     @classmethod
     def recognizes(cls, text: str) -> bool:
@@ -153,9 +155,46 @@ class Gguf(Source):
             found |= {"name": "binary", "weights": {**found["weights"], "name": "binary"}}
         return found
 
-    @property
+    @cached_property
     def tokenizer(self) -> str | None:
-        return None
+        with told(self.text):
+            if self.value("tokenizer.ggml.model", "none") != "gpt2":
+                return None
+            words = self.value("tokenizer.ggml.tokens")
+            kinds = self.value("tokenizer.ggml.token_type", [1] * len(words))
+            split, merges = self.value("tokenizer.ggml.pre", "gpt-2"), self.value("tokenizer.ggml.merges")
+            return tokenizer_json(split, words, kinds, merges)
+
+    def stored(self, name: str) -> Tensor:
+        """Floats in the type that they are stored in, in our order of rows.
+
+        Raises:
+            ValueError: they are not finite, or the file has not what its sizes say.
+        """
+        self.check()
+        if f"{name.removesuffix('.weight')}.scale" in self.entries:  # codes as floats
+            tensor = self.floats(name) * self.floats(f"{name.removesuffix('.weight')}.scale").reshape(())
+        elif self.entries[name].tensor_type.name == "BF16":
+            content = torch.from_numpy(np.array(self.entries[name].data)).view(torch.bfloat16)
+            tensor = self.turned(name, content.reshape(*map(int, self.entries[name].shape[::-1])))
+        elif self.entries[name].tensor_type.name == "F16":
+            tensor = self.turned(name, torch.from_numpy(np.array(self.entries[name].data)))
+        else:
+            tensor = self.floats(name)
+        return finite(name, tensor)
+
+    def check(self) -> None:
+        """Raises `ValueError` where tensors are missing or have other shapes than the decoder's."""
+        if self.checked:
+            return
+        with torch.device("meta"):
+            blank = MODELS.get("decoder")(**self.arguments)
+        expected = {name: tuple(tensor.shape) for name, tensor in blank.state_dict().items()}
+        if self.arguments["tied"]:
+            del expected["head.weight"]
+        names = [name for name in self.entries if not name.endswith(".scale")]
+        check_same(expected, {name: tuple(map(int, self.entries[name].shape[::-1])) for name in names})
+        self.checked = True
 
     def floats(self, name: str) -> Tensor:
         """A tensor in fp32, in our order of rows. Raises `ValueError` for other types."""
@@ -181,8 +220,9 @@ class Gguf(Source):
         """The codes of a layer, and what multiplies them, a scalar.
 
         Raises:
-            ValueError: they have several scales.
+            ValueError: they have several scales, or the file has not what its sizes say.
         """
+        self.check()
         weight = self.floats(f"{layer}.weight")
         scale = weight.abs().amax()
         codes = (weight / scale).round()
@@ -194,21 +234,14 @@ class Gguf(Source):
 
     def weights(self, which: Which = "best", model: str | None = None) -> dict[str, Tensor]:
         with told(self.text):
-            with torch.device("meta"):
-                blank = MODELS.get("decoder")(**self.arguments)
-            expected = {name: tuple(tensor.shape) for name, tensor in blank.state_dict().items()}
-            if self.arguments["tied"]:
-                del expected["head.weight"]
-            names = [name for name in self.entries if not name.endswith(".scale")]
-            check_same(expected, {name: tuple(map(int, self.entries[name].shape[::-1])) for name in names})
-            state = {name: self.floats(name) for name in names}
-            for layer in self.ternary:
-                codes, scale = self.codes(layer)
-                state[f"{layer}.weight"] = codes.float() * scale
-            for name in self.entries:  # of codes as floats
-                layer = name.removesuffix(".scale")
-                if layer != name and layer not in self.ternary:
-                    state[f"{layer}.weight"] = state[f"{layer}.weight"] * self.floats(name).reshape(())
+            self.check()
+            state = {}
+            for name in self.entries:
+                if (layer := name.removesuffix(".weight")) in self.ternary:
+                    codes, scale = self.codes(layer)
+                    state[name] = codes.float() * scale
+                elif not name.endswith(".scale"):
+                    state[name] = self.stored(name)
             state = sound(state)
             if self.arguments["tied"]:
                 state["head.weight"] = state["embed.weight"]

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json, read_text
 from bitexp.deploy.frozen import FrozenLayer, freeze
-from bitexp.deploy.sources.base import SOURCES, Source, Which, check_same, sound, told
+from bitexp.deploy.sources.base import SOURCES, Source, Which, check_same, finite, sound, told
 from bitexp.deploy.sources.names import DECODER, renamed
 from bitexp.deploy.sources.tensor_files import Shapes, header_of, read_safetensors
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.models import MODELS
 from bitexp.quant import quantize
 from bitexp.quant.layers import set_backend
+from bitexp.quant.parts import WEIGHTS, WeightQuantizer
+from bitexp.quant.presets import as_quantizer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
 KNOWN = {"silu": "silu", "relu2": "relu2", "swish": "silu"}
@@ -160,12 +162,24 @@ class Transformers(Source):
                 state["head.weight"] = state["embed.weight"]
             return state
 
+    def stored(self, name: str) -> Tensor:
+        """Floats in the type that they are stored in. Raises `ValueError` where they are not finite."""
+        tensor = finite(name, self.tensors[name])
+        return tensor if tensor.element_size() == 2 else tensor.float()
+
     def codes(self, layer: str) -> tuple[Tensor, Tensor]:
-        """The ternary codes of a stored layer, and what multiplies them, a scalar.
+        """The ternary codes of a layer, and what multiplies them, a scalar; of latents those of BitNet b1.58.
 
         Raises:
             ValueError: they are not ternary, or the scale is none.
         """
+        if layer not in self.packed:
+            latents = self.stored(f"{layer}.weight").float()
+            weights = as_quantizer("b158").options.weights
+            assert weights is not None
+            part: WeightQuantizer = WEIGHTS.get(weights.name)(latents)
+            quantized = part.quantize(latents)
+            return quantized.codes, quantized.scale
         codes = unpacked(self.tensors[f"{layer}.weight"])
         scale = self.tensors[f"{layer}.weight_scale"].float().reshape(())
         if self.config["quantization_config"].get("linear_class", "bitlinear") == "bitlinear":

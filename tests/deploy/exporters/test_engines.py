@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bitexp.data.text.tokenizers import load_tokenizer, train_bpe
-from bitexp.deploy.agreement import MARGIN_OF_TOKENS, agreement, continuation
+from bitexp.deploy.agreement import MARGIN_OF_TOKENS, Anew, agreement, continuation
 from bitexp.deploy.description import Description
 from bitexp.deploy.engines import ENGINES
 from bitexp.deploy.engines.llama_cpp import Llama
@@ -156,7 +156,7 @@ def compared(source: Packed, engine: str, folder: Path) -> list[str]:
     theirs = ENGINES.get(engine)(folder).outputs
     x = tokens(4)
     found = agreement(source.model, theirs, [(x[:, :-1], x[:, 1:])], MARGIN_OF_TOKENS)
-    found.text = continuation(source.model, theirs, x[0, :8].tolist(), 20)
+    found.text = continuation(Anew(source.model), Anew(theirs), x[0, :8].tolist(), 20)
     return found.flaws(1.0)
 
 
@@ -179,6 +179,27 @@ def test_a_wrong_export_is_noticed(
         assert compared(source, "transformers", tmp_path / "transformers")
     else:
         assert bool(compared(source, "llama.cpp", tmp_path / "gguf")) == (wrong != "nothing")
+
+
+@pytest.mark.parametrize(
+    "engine", ["transformers", "llama.cpp", "c", pytest.param("onnxruntime", marks=pytest.mark.slow)]
+)
+def test_a_text_that_grows_has_the_logits_of_one_that_is_computed_anew(
+    tmp_path: Path, bitnet: Packed, engine: str
+) -> None:
+    kind, x = ENGINES.get(engine), tokens(1, 24)
+    write(build(kind.target, {}), bitnet, tmp_path / "out")
+    runner = kind(tmp_path / "out")
+    anew, exact = runner.outputs(x)[0], engine != "llama.cpp"  # its cache is fp16 where it writes
+    for _ in range(2):  # a new text knows nothing of the one before
+        text = runner.text()
+        assert text is not None
+        rows = [text.read(x[0, :5].tolist()).clone()]
+        rows += [text.read([token]).clone() for token in x[0, 5:].tolist()]
+        off = (torch.stack(rows) - anew[4:]).abs().max() / anew.abs().max()
+        assert float(off) < (CLOSE if exact else FLIPPED)
+    one, other = (runner.text() or Anew(runner.outputs) if kept else Anew(runner.outputs) for kept in (1, 0))
+    assert continuation(one, other, x[0].tolist(), 20).place is None
 
 
 TEXTS = [
