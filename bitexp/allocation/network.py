@@ -50,6 +50,7 @@ class Network:
 
     Args:
         model: the network in full precision. quantized: the same, quantized at each width in all layers.
+        bits: the widths, rising.
         loss: of a batch, by `model`. batches: what it is measured on.
 
     Raises:

@@ -47,6 +47,11 @@ def case_of(config: Mapping[str, Any], bits: Sequence[float], samples: int) -> C
     Raises:
         UserError: what cannot be built, or cannot be had at a width.
     """
+    if config["quantizer"]["layers"]:
+        raise UserError(
+            f"quantizer={config['quantizer']['name']} has rules for layers of its own (quantizer.layers): "
+            "which bits these get is what is asked, so choose another --quantizer"
+        )
     own = config["quantizer"]["weights"]
     own = {"name": own} if isinstance(own, str) else own
     sections: list[Mapping[str, Any]] = [{**own, "bits": plain(width)} for width in bits]

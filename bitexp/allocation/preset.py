@@ -41,7 +41,7 @@ def preset_text(
         section: the quantizer that all layers begin with, in full.
         layers: its rules. remarks: lines of the comment at its head.
     """
-    defaults = {**LayerOptions().to_json(), "include": None, "exclude": None}
+    defaults = {**LayerOptions().to_json(), "stages": [], "include": None, "exclude": None}
     kept = {key: value for key, value in section.items() if key in defaults and value != defaults[key]}
     lines = [FIRST, *(f"# {remark}" for remark in remarks), "defaults: [/base/quantizer@_here_, _self_]"]
     lines += [f"name: {name}", *(f"{key}: {inline(value)}" for key, value in kept.items()), "layers:"]

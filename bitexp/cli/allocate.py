@@ -100,27 +100,39 @@ def run(options: argparse.Namespace, typed: Sequence[str]) -> None:
     full = network.loss()
     spent = [f"{b.text}: {b.amount(total(costs[b.cost], found), case.at_8_bits[b.cost])}" for b in budgets]
     loss = f"loss {rows[0].measured:.4f}, {full:.4f} in full precision, on {options.samples} training samples"
-    report.sentences(f"{'; '.join(spent)}; {loss}.")
+    said = f"{'; '.join(spent)}; {loss}"
+    report.sentences(f"{said}.")
 
-    rules = preset.rules(
-        [layer.name for layer in network.layers], network.ties, [case.weights[width] for width in found]
-    )
-    most = max(set(found), key=found.count)
-    section = {**case.section, "weights": case.weights[most], **preset.selection(config)}
     command = shlex.join(["python", "-m", "bitexp", "allocate", *typed])
-    remarks = [command, f"{'; '.join(spent)}; {loss}"]
-    preset.write(place, preset.preset_text(name, section, rules, remarks))
-    folder = ["--config-dir", str(options.config_dir)] if options.config_dir else []
-    start = ["python", "-m", "bitexp", *folder]
+    text = preset.preset_text(
+        name,
+        {
+            **case.section,
+            "weights": case.weights[max(set(found), key=found.count)],
+            **preset.selection(config),
+        },
+        preset.rules(
+            [layer.name for layer in network.layers], network.ties, [case.weights[width] for width in found]
+        ),
+        [command, said],
+    )
+    preset.write(place, text)
+    report.rows(f"Preset {path_text(place)}", next_commands(words, name, options.config_dir))
+
+
+def next_commands(words: Sequence[str], name: str, folder: Path | None) -> dict[str, str]:
+    """What evaluates a preset and what trains it, on the run that it is for.
+
+    Args:
+        words: of the run without steps that was allocated; folder: where the preset is, if not in conf.
+    """
+    start = ["python", "-m", "bitexp", *(["--config-dir", str(folder)] if folder else [])]
     own = [word for word in words if not word.startswith(("quantizer=", "quantizer."))]
     plain = [word for word in own if word != "+recipe=ptq"]
-    report.rows(
-        f"Preset {path_text(place)}",
-        {
-            "evaluate it": shlex.join([*start, *own, f"quantizer={name}"]),
-            "train it": shlex.join([*start, *plain, "+recipe=finetune", f"quantizer={name}"]),
-        },
-    )
+    return {
+        "evaluate it": shlex.join([*start, *own, f"quantizer={name}"]),
+        "train it": shlex.join([*start, *plain, "+recipe=finetune", f"quantizer={name}"]),
+    }
 
 
 def widths(text: str) -> list[float]:

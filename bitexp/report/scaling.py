@@ -20,6 +20,7 @@ from bitexp.common.format import size as bytes_text
 from bitexp.report.by_bits import FULL, activation_bits, bits_text, group_of
 from bitexp.report.columns import Table, numeric, word
 from bitexp.report.compare import Comparison, Row
+from bitexp.report.origins import TRAINING
 from bitexp.report.runs import Run
 from bitexp.report.stats import POSITIVE, SHARES
 
@@ -133,7 +134,7 @@ def back(values: Numbers, metric: str) -> Numbers:
 
 def is_trained(run: Run) -> bool:
     """Whether a run took any step."""
-    return run.flat.get("trainer.max_steps") != 0
+    return run.flat.get(TRAINING) != "none"
 
 
 def curves(comparison: Comparison) -> list[Curve]:
@@ -190,7 +191,9 @@ def reigns(found: Sequence[Curve], sign: int) -> list[Reign]:
     for begin, end in pairwise(cuts):
         if best[begin] < 0:
             continue
-        low, high = float(grid[begin]), float(grid[end - 1])
+        # up to where the next one begins, or to the last size at which two were measured
+        last = end if end < GRID and best[end] >= 0 else end - 1
+        low, high = float(grid[begin]), float(grid[last])
         made.append(reign(found, int(best[begin]), low, high, sign))
     return made
 

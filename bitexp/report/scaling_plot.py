@@ -12,6 +12,7 @@ from bitexp.report import figure
 from bitexp.report.by_bits import FULL
 from bitexp.report.compare import Comparison
 from bitexp.report.scaling import Curve, curves, reigns
+from bitexp.report.stats import SHARES
 
 CAPTION = (
     "Quality against the size of the whole network by the bits of a weight: points are runs, curves are "
@@ -34,6 +35,10 @@ def scaling(comparison: Comparison) -> Figure | None:
     for part in reigns(found, comparison.sign):
         panel.axvspan(part.low, part.high, 0, 0.025, color=palette[part.best.bits], linewidth=0)
     panel.set_xscale("log")
+    if comparison.metric.rpartition("/")[2] in SHARES:  # as the curves are fitted: by the log of the error
+        panel.set_yscale(
+            "function", functions=(lambda y: -np.log(np.clip(1 - y, 1e-9, 1)), lambda v: 1 - np.exp(-v))
+        )
     panel.set_xlabel("bytes of the whole network, packed")
     panel.set_ylabel(f"{comparison.metric}{' (better above)' if comparison.sign < 0 else ''}")
     figure.logarithmic(panel.xaxis, bytes_text)
