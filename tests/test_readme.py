@@ -41,20 +41,7 @@ LONG = (
     "bitexp attack", "bitexp stack", "bitexp delta", "generate outputs/lm_full", "sweeps=regularization",
 )  # fmt: skip
 """Commands that do again, at more length, what tests/test_configs.py and tests/bench do in short."""
-SMALL_ATTACK = (
-    "--batches",
-    "1",
-    "--batch",
-    "8",
-    "--flips",
-    "2",
-    "--samples",
-    "8",
-    "--seeds",
-    "1",
-    "--trials",
-    "2",
-)
+SMALL_ATTACK = ("--batches=1", "--batch=8", "--flips=2", "--samples=8", "--seeds=1", "--trials=2")
 SMALL_STACK = ("--blocks", "2", "--rank", "1", "--samples", "2")
 SMALL_DELTA = ("--steps", "2", "--samples", "4")
 TUNE = "vit_ternary +sweeps=tune"

@@ -59,7 +59,7 @@ def column_of(name: str) -> Column | None:
     """The column of a metric; None for what belongs to that of another."""
     if name.endswith("_std") or name.endswith("/reached"):
         return None
-    if name.startswith("corrupted/"):
+    if re.fullmatch(r"corrupted/\w+", name):
         return corruption_column(name)
     match = re.fullmatch(r"attack(?:_(\w+?))?/(?:(codes|codes_clamped|all)/)?(\w+)", name)
     if match is None or match[3] in ("accuracy", "loss"):
