@@ -213,7 +213,7 @@ class WeightQuantizer(LayerPart):
             return Quantized(*(getattr(self, name) for name in HELD))
         with torch.no_grad():
             whole = self.at_once(weight)
-            if whole is not None and (self.agrees or not readable(weight)):
+            if whole is not None and (self.agrees or weight.is_meta or not readable(weight)):
                 return whole
             rows, shape = self.rows(weight)
             scale = self.scale(rows).clamp(min=EPS)
