@@ -35,6 +35,7 @@ COMMANDS = {
         "bitexp.bench.command", "[step|layers|models|gpu]", "what a precision costs on this machine"
     ),
     "ptq": Command("bitexp.cli.ptq", "RUN --bits 2,3,4,8", "a trained run in fewer bits"),
+    "reproduce": Command("bitexp.cli.reproduce", "RUN", "is it the same when it is made again?"),
     "dashboard": Command(
         "bitexp.report.dashboard", "--entity NAME", "the comparison as a workspace of wandb"
     ),
