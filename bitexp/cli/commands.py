@@ -35,6 +35,7 @@ COMMANDS = {
         "bitexp.bench.command", "[step|layers|models|gpu]", "what a precision costs on this machine"
     ),
     "ptq": Command("bitexp.cli.ptq", "RUN --bits 2,3,4,8", "a trained run in fewer bits"),
+    "claims": Command("bitexp.claims.command", "reloaded", "does a published claim hold here?"),
     "reproduce": Command("bitexp.cli.reproduce", "RUN", "is it the same when it is made again?"),
     "dashboard": Command(
         "bitexp.report.dashboard", "--entity NAME", "the comparison as a workspace of wandb"
@@ -53,7 +54,7 @@ def command_lines() -> str:
     return "\n".join(f"  {start:<67}  {text}" for start, text in starts.items())
 
 
-UNTYPED = ("base", "hydra", "tuning")
+UNTYPED = ("base", "claims", "hydra", "tuning")
 """Groups that other YAML is made of, or that Hydra lists."""
 
 
