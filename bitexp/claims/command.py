@@ -15,10 +15,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.program import run_program
+
+if TYPE_CHECKING:
+    from bitexp.claims.definition import Claims
 
 CHECK = "check"
 
@@ -87,11 +91,10 @@ def check_options(options: argparse.Namespace, further: Sequence[str]) -> None:
 
 
 def answer(
-    name: str, claims: object, options: argparse.Namespace, further: Sequence[str], report: Report
+    name: str, claims: Claims, options: argparse.Namespace, further: Sequence[str], report: Report
 ) -> None:
     """Says what is missing, makes it, and writes the page and the table of runs."""
     with report.console.status("loading torch"):
-        from bitexp.claims.definition import Claims
         from bitexp.claims.identity import Identities
         from bitexp.claims.make import make
         from bitexp.claims.page import write_page
@@ -100,7 +103,6 @@ def answer(
         from bitexp.claims.said import announce, summary
         from bitexp.track.folder import outputs
 
-    assert isinstance(claims, Claims)
     out = options.out or outputs() / "claims" / name
     record = options.known or default_record(name) or out / "runs.csv"
     if options.known is not None and not options.known.exists() and not options.known.parent.is_dir():

@@ -200,17 +200,18 @@ def seeds_needed(row: Finding) -> str:
 
 
 def tuned(part: Part, row: Finding) -> str:
-    """The settings that tuning found for a row."""
-    if part.sweep.tune is None:
+    """The settings that tuning found for a row; a better one may lie beyond an end of its values."""
+    tune = part.sweep.tune
+    if tune is None:
         return ""
-    key = part.sweep.tune.key
+    key, ends = tune.key, {str(tune.values[0]), str(tune.values[-1])}
     values = {
         text.partition("=")[2]
         for place in row.places
         for text in part.words.get(place, ())[-1:]
         if text.partition("=")[0] == key
     }
-    return ", ".join(sorted(values))
+    return ", ".join(f"{value} (an end)" if value in ends else value for value in sorted(values))
 
 
 def commands(plan: Plan, part: Part) -> list[str]:

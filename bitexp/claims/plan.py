@@ -67,7 +67,7 @@ class Part:
     def margins_before(self) -> int:
         """How many of the runs that are compared have kept this margin when they began."""
         kept = (run.facts["margin"] for runs in self.runs.values() for run in runs.values())
-        return sum(text != "" and float(text) == self.margin for text in kept)
+        return sum(text == str(self.margin) for text in kept)
 
 
 class Plan:
