@@ -36,12 +36,12 @@ def differences(answer: Answer) -> Figure | None:
     panel.set_yticks(range(len(rows)), [short(row.name) for row in rows])
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.grid(axis="y", visible=False)
-    label = f"difference to the control: {answer.measure}, {answer.better} is better"
+    label = f"difference: {answer.measure}, {answer.better} is better"
     panel.set_xlabel(textwrap.fill(label, LETTERS))
     return drawing
 
 
 CAPTION = (
-    "Differences to the control on common seeds: the mean, its 90 % interval as the thick line and its 95 % "
+    "Differences on common seeds: the mean, its 90 % interval as the thick line and its 95 % "
     "interval as the thin one. Equivalent: the thick line lies within the band, which is the margin."
 )

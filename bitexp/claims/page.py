@@ -22,8 +22,8 @@ from bitexp.report.wording import p_text
 def write_page(plan: Plan, folder: Path) -> Path:
     """Writes index.html, claims.md and the plots into a folder; returns the page."""
     folder.mkdir(parents=True, exist_ok=True)
-    answers = [(part, part.answer) for part in plan.parts]
     with figure.style():
+        answers = [(part, part.answer) for part in plan.parts]
         body = [
             *introduction(plan, answers),
             *(line for part, a in answers for line in section(plan, part, a, folder)),

@@ -55,7 +55,10 @@ class Doubling(Analysis):
             yield f"its axes should be {self.axis} and {self.size} alone"
 
     def measure(self, evidence: Evidence) -> tuple[str, Literal["higher", "lower"]]:
-        return f"doublings of {self.size} for the loss of {self.control}, minus {self.doublings:g}", "lower"
+        return f"doublings of {self.size} for the loss of {self.control}", "lower"
+
+    def remarks(self, evidence: Evidence) -> list[str]:
+        return [f"Differences are to the claim, which says {self.doublings:g}."]
 
     def findings(self, evidence: Evidence) -> list[Finding]:
         rows = []
@@ -115,7 +118,7 @@ class Doubling(Analysis):
                 )
         if not metric:
             return []
-        panel.set_xscale("log", base=2)
+        figure.doublings(panel, [float(size) for size in evidence.choices(self.size)])
         panel.set_xlabel(self.size)
         panel.set_ylabel(metric)
         panel.legend()

@@ -94,7 +94,7 @@ class Scaling(Analysis):
                     panel.plot(*zip(*points, strict=True), "o-", markersize=4, label=size, color=colour)
             if not panel.lines:
                 return []
-            panel.set_xscale("log", base=2)
+            figure.doublings(panel, sorted({x for line in panel.lines for x in line.get_xdata()}))
             panel.set_xlabel("steps")
             panel.set_ylabel(f"{label} minus {self.control}")
             panel.legend(title=self.size)
