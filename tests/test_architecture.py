@@ -22,7 +22,7 @@ from tests.support.source import (
 
 ROOMS = (
     "common", "config", "quant", "kernels", "models", "data", "track", "train", "tasks", "deploy", "run",
-    "report", "allocation", "sweep", "plugins", "cli", "bench",
+    "report", "allocation", "sweep", "claims", "plugins", "cli", "bench",
 )  # fmt: skip
 """From the ground up: a room imports from those before it."""
 DOORS = ("bitexp", "__main__")  # they open every room, and no room opens them

@@ -24,7 +24,7 @@ CONF = ROOT / "conf"
 FILES = sorted(path for path in CONF.rglob("*.yaml") if path != CONF / "config.yaml")
 FILES += sorted((ROOT / "sweeps").glob("*.yaml"))
 TEXT_DATA = ("stdlib", "text", "huggingface")
-NO_CHOICE = ("tuning", "base")  # read by tuned=true; what presets begin with
+NO_CHOICE = ("tuning", "base", "claims")  # read by tuned=true; what presets begin with; of another command
 ADDED = ("experiment", "recipe", "sweeps")  # chosen with a +
 TEXT = ("task=language_modelling", "data=stdlib", "model=decoder", "data.context=16")  # what reads text
 ONE_BATCH = ("logger=csv", "callbacks.progress=none", "trainer.epochs=1", "trainer.train_batches=1")
@@ -169,7 +169,8 @@ def test_data(word: str, trains: Trains) -> None:
 @pytest.mark.parametrize("word", options("model", SLOW_MODELS))
 def test_models(word: str, trains: Trains, compose_config: ComposeConfig) -> None:
     reads_text = compose_config(f"model={word}")["model"]["name"] == "decoder"
-    trains(*(TEXT if reads_text else ["data=cifar10"]), f"model={word}")
+    further = ["quantizer=full"] if word == "bitlinear_mlp" else []  # its layers quantize themselves
+    trains(*(TEXT if reads_text else ["data=cifar10"]), f"model={word}", *further)
 
 
 @pytest.mark.parametrize("word", options("task"))

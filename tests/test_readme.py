@@ -292,6 +292,13 @@ def test_a_command_runs(
         shutil.copytree(made("+experiment=vit_ternary", "quantizer=full", "model.depth=1"), outputs)
         words[0] = str(outputs / "vit_ternary")
         ended = command("allocate", *words, "--samples", "8", "--config-dir", str(tmp_path / "my_configs"))
+    elif word == "claims":  # tests/claims makes their runs
+        short = [] if "check" in words else ["--dry-run", "--known", str(tmp_path / "runs.csv")]
+        ended = command("claims", *words, *short)
+    elif word == "reproduce":
+        shutil.copytree(made("-m", "+experiment=vit_ternary", "seed=0,1", "model.depth=1"), outputs)
+        words[0] = str(next(outputs.glob("vit_ternary/*/result.json")).parent)
+        ended = command("reproduce", *words, "--source", "now")
     elif word == "dashboard":
         words[words.index("--entity") + 1] = "me"
         ended = command("dashboard", *words, "--json", str(tmp_path / "workspace.json"))

@@ -41,6 +41,8 @@ COMMANDS = {
     "attack": Command("bitexp.deploy.robustness.command", "RUN", "what a flipped bit does"),
     "stack": Command("bitexp.deploy.forms.stack_command", "RUN", "one file that may be cut to any size"),
     "delta": Command("bitexp.deploy.forms.delta_command", "BASE FINE", "a fine-tune as one bit per weight"),
+    "claims": Command("bitexp.claims.command", "reloaded", "does a published claim hold here?"),
+    "reproduce": Command("bitexp.cli.reproduce", "RUN", "is it the same when it is made again?"),
     "dashboard": Command(
         "bitexp.report.dashboard", "--entity NAME", "the comparison as a workspace of wandb"
     ),
@@ -58,7 +60,7 @@ def command_lines() -> str:
     return "\n".join(f"  {start:<67}  {text}" for start, text in starts.items())
 
 
-UNTYPED = ("base", "hydra", "tuning")
+UNTYPED = ("base", "claims", "hydra", "tuning")
 """Groups that other YAML is made of, or that Hydra lists."""
 
 

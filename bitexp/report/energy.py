@@ -13,10 +13,14 @@ PICOJOULES: Mapping[str, Mapping[str, float]] = {
 NODE = "45 nm"
 """The node that plots and short tables show."""
 
+MEASURED = "energy/inference_joules"
+"""The metric of what a machine has counted, where it counts."""
+
 SOURCE = (
     "Energy is an estimate, not a measurement: counted additions and multiplications times the picojoules "
     "per operation of BitNet (arXiv 2310.11453, table 2; 45 nm and 7 nm), fp32 outside the quantized layers. "
-    "It leaves out memory traffic and everything elementwise."
+    "It leaves out memory traffic and everything elementwise. Measured is what NVML or RAPL counted, less "
+    "what the idle machine takes."
 )
 
 

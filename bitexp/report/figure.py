@@ -94,6 +94,13 @@ def logarithmic(axis: Any, write: Callable[[float], str] = "{:g}".format, small:
     axis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
 
 
+def doublings(panel: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis below a panel that names these values and no others."""
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(values, [f"{value:g}" for value in values])
+    panel.minorticks_off()
+
+
 def svg(figure: Figure, name: str) -> str:
     """The figure as SVG, its colours as variables with values for light and for dark paper."""
     out = io.StringIO()

@@ -9,7 +9,7 @@ from typing import Any
 from bitexp.common.format import amount, energy_text, size
 from bitexp.report.columns import FILE, LONG, SHORT, Column, Table, axis_columns, cell_text, numeric, word
 from bitexp.report.compare import Cell, Comparison, Row
-from bitexp.report.energy import NODE, PICOJOULES
+from bitexp.report.energy import MEASURED, NODE, PICOJOULES
 from bitexp.report.mixtures import mixture_column
 from bitexp.report.runs import Run
 from bitexp.report.wording import best_of, caption, mean_text, p_text, total
@@ -92,6 +92,14 @@ def cost_columns(unit: str) -> list[Column]:
         numeric("total", "total_bytes", lambda row: row.cell.metric("size/total_bytes"), size),
         numeric("file", "file_bytes", lambda row: row.cell.file_bytes, size, LONG),
         *map(joules, PICOJOULES),
+        Column(
+            f"energy per {unit}, measured",
+            "joules measured",
+            lambda row: "not measured" if (j := row.cell.metric(MEASURED)) is None else energy_text(j),
+            lambda row: row.cell.metric(MEASURED),
+            LONG,
+            shared=True,
+        ),
         numeric(
             "memory per step", "saved_bytes", lambda row: row.cell.metric("memory/saved_bytes"), size, LONG
         ),

@@ -18,6 +18,8 @@ from bitexp.kernels.reference import Reference
 from bitexp.quant.backend import TORCH
 from bitexp.quant.layers import set_backend, set_lambda, set_progress
 from bitexp.run.attempt import Attempt
+from bitexp.run.checks import device_type
+from bitexp.run.energy import inference_energy
 from bitexp.run.fit import evaluated
 from bitexp.run.parts import Parts
 from bitexp.track.checkpoint_files import damage, load_checkpoint
@@ -44,8 +46,8 @@ def evaluate(attempt: Attempt) -> dict[str, float]:
     """Tests the restored model and its packed file.
 
     Returns:
-        `test/*`, `test_packed/*` and `size/*`. The packed file is read back from the disk; with the
-        same batches its metrics equal `test/*` exactly.
+        `test/*`, `test_packed/*` and `size/*`, and the energy of an inference where it can be measured. The
+        packed file is read back from the disk; with the same batches its metrics equal `test/*` exactly.
     """
     parts, path = attempt.parts, attempt.folder.packed
     packing, body = attempt.settings.packing, parts.conversion.body
@@ -66,6 +68,7 @@ def evaluate(attempt: Attempt) -> dict[str, float]:
     model, _ = unpack(path, file, parts.kernel)
     packed = evaluated(attempt, parts.task.with_model(model), "test")
     metrics |= {name.replace("test/", "test_packed/"): value for name, value in packed.items()}
+    metrics |= inference_energy(parts, model, device_type(attempt.settings))
     metrics |= {f"size/{name}": float(value) for name, value in sizes(file).items()}
     return metrics
 

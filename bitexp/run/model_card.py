@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bitexp.common.files import write_atomic
-from bitexp.common.format import amount, counted, duration, path_text, size
+from bitexp.common.format import amount, counted, duration, energy_text, path_text, size
 from bitexp.common.secrets import redacted
 from bitexp.config.schema import Settings
 from bitexp.deploy.exporters import EXPORTERS, expressible
 from bitexp.run.attempt import Attempt
+from bitexp.run.energy import INFERENCE, TRAINING
 from bitexp.tasks import TASKS
 from bitexp.track.checkout import DIFF
 from bitexp.track.provenance import command_of
@@ -98,7 +99,14 @@ def costs(metrics: Mapping[str, float], result: Mapping[str, Any]) -> list[str]:
     return [
         f"operations for one of its {result['unit']}: {counted}",
         f"{size(metrics['memory/saved_bytes'])} kept by autograd in a training step",
+        f"energy of one of its {result['unit']}, idle subtracted: {measured_energy(metrics, INFERENCE)}",
+        f"energy of the training, idle subtracted: {measured_energy(metrics, TRAINING)}",
     ]
+
+
+def measured_energy(metrics: Mapping[str, float], name: str) -> str:
+    """Joules, where a counter of the machine could be read."""
+    return energy_text(metrics[name]) if name in metrics else "not measured"
 
 
 def source(record: Mapping[str, Any]) -> str:

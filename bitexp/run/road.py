@@ -27,9 +27,10 @@ from bitexp.run.advice import advice
 from bitexp.run.attempt import Attempt
 from bitexp.run.build import build, completed
 from bitexp.run.chain import Need, needed, with_source
-from bitexp.run.checks import check_validation, device_name
+from bitexp.run.checks import check_validation, device_name, device_type
 from bitexp.run.distill import teach, teacher_record
 from bitexp.run.earlier import Earlier
+from bitexp.run.energy import TRAINING, meter
 from bitexp.run.evaluate import evaluate, measured_costs, restore
 from bitexp.run.fit import Fit
 from bitexp.run.messages import closing, code_remarks, header, margin_remarks, setting_changes
@@ -45,6 +46,7 @@ from bitexp.track.checkpoint_files import best_checkpoint, latest_checkpoint
 from bitexp.track.code import code_of, packages_of
 from bitexp.track.folder import RunFolder, Taken
 from bitexp.track.lineage import ancestors
+from bitexp.track.packages import keep_packages
 from bitexp.track.provenance import provenance, source_fingerprint
 from bitexp.track.tracking import tracking
 from bitexp.track.unfinished import note_kind, unfinished_runs
@@ -140,6 +142,7 @@ def run(
             "ancestors": ancestors(runs_before(parts)),
             "margin": settings.report.margin,
         }
+        keep_packages(folder.path)
         record = provenance(settings.seed, settings.trainer.threads, data, facts)
         remarks += [*damages, *code_remarks(code), *advice(settings, parts)]
         remarks += setting_changes(folder.attempts(), record, resumed=checkpoint is not None)
@@ -203,9 +206,12 @@ def make(attempt: Attempt, checkpoint: Path | None, pruner: Pruner | None) -> di
                 fit = Fit(attempt, signals, loggers, pruner)
             else:
                 fit = PostTraining(attempt, signals, loggers)
-            fit.run(checkpoint)
+            with meter(device_type(settings)).measure() as spent:
+                fit.run(checkpoint)
             signals.check()
             result |= measure(attempt, fit)
+            if spent.joules is not None and checkpoint is None:
+                result["metrics"][TRAINING] = spent.joules
             signals.check()
             result["status"] = "finished"
     except Stopped as stop:

@@ -1,7 +1,7 @@
 """A run's folder and identity: outputs/<experiment>/<id>/, one folder for one config on one data set.
 
-config.yaml overrides.yaml provenance.json uncommitted.diff model.json metrics.csv train.log checkpoints/
-packed.safetensors predictions.safetensors confusion_matrix.csv wandb/ tensorboard/ MODEL_CARD.md
+config.yaml overrides.yaml provenance.json uncommitted.diff packages.txt model.json metrics.csv train.log
+checkpoints/ packed.safetensors predictions.safetensors confusion_matrix.csv wandb/ tensorboard/ MODEL_CARD.md
 result.json (written last)
 """
 

@@ -1,4 +1,4 @@
-"""What the quantizer does to the weights: zeros, flips and scales, by layer and over the body."""
+"""What the quantizer does to the weights: zeros, flips, scales and tails, by layer and over the body."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from bitexp.track.metrics import send
 
 
 class Diagnostics(pl.Callback):
-    """Logs after every validation: `quant/zero_fraction`, `quant/flip_rate`, `quant/scale`.
+    """Logs after every validation: `quant/zero_fraction`, `quant/flip_rate`, `quant/scale`, `quant/kurtosis`.
 
     The flip rate is the share of codes that differ from those at the last validation (at the start,
     for the first). Over the body, shares are weighted by layer size; by layer the names are
     `quant/<measure>/<layer>`; `quant/scale_drift` is the mean ratio of the scales to the first ones.
+    The kurtosis is that of the latent weights: 3 of a normal distribution, more of one with heavy tails.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class Diagnostics(pl.Callback):
             return
         values: dict[str, float] = {}
         total = zeros = flips = 0
-        drift = 0.0
+        drift = tails = 0.0
         for name, layer in layers.items():
             quantized = layer.quantized()
             codes, mean_scale = quantized.code_of_each().cpu(), float(quantized.scale.cpu().mean())
@@ -46,12 +47,15 @@ class Diagnostics(pl.Callback):
             values[f"quant/zero_fraction/{name}"] = zero / codes.numel()
             values[f"quant/flip_rate/{name}"] = flipped / codes.numel()
             values[f"quant/scale/{name}"] = mean_scale
+            values[f"quant/kurtosis/{name}"] = kurtosis(layer.weight)
+            tails += codes.numel() * values[f"quant/kurtosis/{name}"]
             total, zeros, flips = total + codes.numel(), zeros + zero, flips + flipped
             drift += mean_scale / self.first[name] / len(layers)
             self.codes[name] = codes
         values["quant/zero_fraction"] = zeros / total
         values["quant/flip_rate"] = flips / total
         values["quant/scale_drift"] = drift
+        values["quant/kurtosis"] = tails / total
         send(trainer, values)
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,3 +63,10 @@ class Diagnostics(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.codes, self.first = state_dict["codes"], state_dict["first"]
+
+
+def kurtosis(weight: Tensor) -> float:
+    """The fourth moment about the mean over the square of the second; 0 where all weights are the same."""
+    centred = weight.detach().double() - weight.detach().double().mean()
+    variance = float(centred.square().mean())
+    return float(centred.pow(4).mean()) / variance**2 if variance else 0.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
@@ -49,6 +50,7 @@ def test_shares_by_layer_and_over_the_body(module: Any) -> None:
         module.model[1].weight.mul_(3.0)  # no code flips, the step trebles
     diagnostics.on_validation_epoch_end(trainer, module)
     step = (1 + 1 + 0.1 + 1 + 1 + 1 + 0.1) / 8
+    tails = scipy.stats.kurtosis(module.model[0].weight.detach().numpy(), None, fisher=False)
     expected = {
         "quant/zero_fraction/0": 3 / 8,
         "quant/flip_rate/0": 1 / 8,
@@ -56,6 +58,9 @@ def test_shares_by_layer_and_over_the_body(module: Any) -> None:
         "quant/zero_fraction/1": 0.0,
         "quant/flip_rate/1": 0.0,
         "quant/scale/1": 6.0,
+        "quant/kurtosis/0": tails,
+        "quant/kurtosis/1": 0.0,  # all weights are the same
+        "quant/kurtosis": tails * 8 / 20,
         "quant/zero_fraction": 3 / 20,
         "quant/flip_rate": 1 / 20,
         "quant/scale_drift": (1 + 3) / 2,

@@ -1,0 +1,1 @@
+"""Published claims as files, and what runs say about them."""
