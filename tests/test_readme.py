@@ -25,12 +25,10 @@ import bitexp.run.road  # noqa: F401  children that are forked do not import it 
 from bitexp.cli.commands import COMMANDS
 from bitexp.config.schema import read_settings
 from tests.support.configs import compose_config
-from tests.support.exports import exported_model
 from tests.support.processes import Command
 from tests.support.readmes import ROOT, Block, blocks, commands, readmes, shown_files
+from tests.support.short_commands import TINY, Typed, ends_well
 
-TINY = ("logger=csv", "trainer.epochs=1", "trainer.train_batches=1", "trainer.eval_batches=1")
-TINY += ("data.batch_size=4", "data.eval_batch_size=4")
 INTERPRETERS = ("hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra.launcher.gpus=")
 CLUSTER = ("hydra/launcher=slurm", "hydra/launcher=cluster")
 """What only a cluster can run, and tests/sweep/test_slurm.py does where there is one."""
@@ -41,9 +39,6 @@ LONG = (
     "bitexp attack", "bitexp stack", "bitexp delta", "generate outputs/lm_full", "sweeps=regularization",
 )  # fmt: skip
 """Commands that do again, at more length, what tests/test_configs.py and tests/bench do in short."""
-SMALL_ATTACK = ("--batches=1", "--batch=8", "--flips=2", "--samples=8", "--seeds=1", "--trials=2")
-SMALL_STACK = ("--blocks", "2", "--rank", "1", "--samples", "2")
-SMALL_DELTA = ("--steps", "2", "--samples", "4")
 TUNE = "vit_ternary +sweeps=tune"
 """The same: of one precision it is among the others."""
 EXAMPLES = [block for block in blocks("python") if block.file is None]
@@ -97,11 +92,6 @@ def two_runs(made: Callable[..., Path], outputs: Path) -> Path:
     return outputs
 
 
-def interrupt(seconds: float) -> None:
-    """Ctrl-C while nothing happens."""
-    raise KeyboardInterrupt
-
-
 # commands
 
 
@@ -150,40 +140,6 @@ def test_a_command_that_starts_interpreters_composes(
     assert f"hydra/launcher: {launcher}" in ended.out
 
 
-SEARCHES = (
-    "hydra/sweeper=optuna",
-    "+sweeps=tune",
-    "+sweeps=pareto",
-    "+sweeps=methods_tune",
-    "+sweeps=allocation",
-)
-
-
-def overlay(line: str, words: list[str]) -> list[str]:
-    """What makes a run or sweep short."""
-    if "--cfg" in words or "--help" in words:
-        return []
-    short = [word for word in TINY if word != "logger=csv" or "logger" not in line]
-    search = any(word in words for word in SEARCHES)
-    short += ["seed=0"] if "-m" in words else []
-    short += ["trainer.train_batches=2", "start.share=0.5"] if "qat_from_full" in line else []
-    if "start." in line or "qat_from_full" in words:
-        short += ["model.depth=1", "trainer.train_batches=2"]
-    short += ["data.val_size=0.1"] if "fashion" in line else []
-    short += ["model.depth=1"] if "vit_ternary" in line and "model.depth" not in line else []
-    if "+recipe=ptq" in words:
-        short += ["model.hidden=[16]", "trainer.train_batches=2"]
-        short += ["calibrate.iterations=2"] if "calibrate=adaround" in words else []
-    short += ["hydra.sweeper.n_trials=1", "trainer.validate_every=1"] if search else []
-    if {"+sweeps=methods", "+sweeps=methods_tune"} & set(words):
-        short += ["quantizer=binary", "tuned=false"] + ["hydra.sweeper.write_tuned=false"] * search
-    if "+sweeps=lr_weight_decay" in words:
-        short += ["optimizer.lr=0.01", "optimizer.weight_decay=0.0,0.1"]
-    if any(word.startswith("hydra/launcher=") for word in words):  # a new interpreter for each job
-        short += ["quantizer=binary", "optimizer.weight_decay=0.0"]
-    return short
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -199,7 +155,6 @@ def test_a_command_runs(
     data_sets: Path,
     tmp_path: Path,
     outputs: Path,
-    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -207,115 +162,7 @@ def test_a_command_runs(
     own_images(tmp_path)
     own_text(tmp_path, data_sets)
     write_shown(tmp_path, "my_configs")
-    words = shlex.split(line)[3:]
-    word = words.pop(0) if words[0] in COMMANDS else None
-    if words[:1] == ["gpu"] and not torch.cuda.is_available():
-        ended = command("bench", *words)
-        assert ended.code == 2
-        assert "needs a GPU" in ended.err
-        return
-    if word == "bench":
-        small = {
-            "layers": ["--shapes", "64x256"],
-            "models": ["--models", "vit"],
-            "decode": ["--models", "decoder", "--quantizer", "ternary_mean", "--tokens", "4"],
-            "engines": ["--tokens", "4"],
-        }.get(words[0] if words else "")
-        if words[:1] == ["engines"]:
-            shutil.copytree(made("+experiment=lm_portable", "model.depth=1"), outputs)
-            words[1] = str(outputs / Path(words[1]).name)
-        if words[:1] == ["sweep"]:
-            tiny = ["--cells", "1", "--launchers", "basic", "--", "trainer.max_steps=1", "logger=csv"]
-            ended = command("bench", "sweep", *tiny)
-        else:
-            ended = command("bench", *words, "--rounds", "1", *(small or ["--batch", "2"]))
-    elif word == "generate":
-        if words[0] == "outputs/lm_full":
-            shutil.copytree(made("+experiment=lm_full", "model.depth=1"), outputs)
-            command("stack", str(outputs / "lm_full"), *SMALL_STACK)
-            command("delta", str(outputs / "lm_full"), str(outputs / "lm_full"), *SMALL_DELTA)
-            (delta,) = outputs.glob("lm_full/*/delta.safetensors")
-            words = [str(delta) if word.endswith("delta.safetensors") else word for word in words]
-            words[0] = str(outputs / "lm_full")
-        elif words[0] == "model.safetensors":
-            run = next(
-                made("+experiment=lm_portable", "model.depth=1").glob("lm_portable/*/packed.safetensors")
-            )
-            shutil.copy(run, "model.safetensors")
-        else:
-            shutil.copytree(made("+experiment=lm_ternary", "model.depth=1"), outputs)
-            words[0] = str(outputs / Path(words[0]).name)
-        ended = command("generate", *words, "--tokens", "8")
-        assert ended.out.startswith(words[words.index("--prompt") + 1])
-    elif word == "import":
-        exported = exported_model(made("+experiment=lm_portable", "model.depth=1"), tmp_path, command)
-        ended = command("import", exported["gguf" if ".gguf" in line else "transformers"], *words[1:])
-        assert (tmp_path / "model.safetensors").exists()
-    elif word == "attack" or "--corruptions" in words:
-        request.getfixturevalue("two_runs")
-        words[0] = str(outputs / "vit_ternary")
-        small = ["--samples", "8"] if word == "evaluate" else SMALL_ATTACK
-        ended = command(str(word), *words, *small)
-        assert "python -m bitexp report" in ended.out
-    elif word in ("stack", "delta") or "--bytes" in words:
-        shutil.copytree(made("+experiment=lm_full", "model.depth=1"), outputs)
-        run = str(outputs / "lm_full")
-        if word == "evaluate":
-            command("stack", run, *SMALL_STACK)
-        small = {"stack": SMALL_STACK, "delta": SMALL_DELTA}.get(str(word), ("--samples", "2"))
-        ended = command(str(word), *[run if w.startswith("outputs/") else w for w in words], *small)
-    elif word in ("export", "evaluate"):
-        if "cortex-m4" in words and shutil.which("qemu-system-arm") is None:
-            pytest.skip("needs qemu and a compiler for ARM")
-        experiment = Path(words[0]).name
-        short = ["model.depth=1"] * ("lm" in experiment) + ["data.val_size=0.1"] * ("fashion" in experiment)
-        shutil.copytree(made(f"+experiment={experiment}", *short), outputs)
-        words[0] = str(outputs / Path(words[0]).name)
-        ended = command(word, *words, *(["--samples", "1"] if word == "evaluate" else []))
-        assert "gguf" in ended.out or Path(words[0]).name in ended.out
-    elif word == "report":
-        runs = sorted(path.parent for path in request.getfixturevalue("two_runs").glob("*/*/result.json"))
-        if words[0] == "diff":
-            ended = command("report", "diff", *map(str, runs))
-            assert "The same: data, code, " in ended.out
-        else:
-            words[0] = str(outputs) if words[0] == "outputs" else str(outputs / Path(words[0]).name)
-            if "--watch" in words:
-                monkeypatch.setattr("time.sleep", interrupt)
-            ended = command("report", *words)
-            assert "2 runs, 0 of them not finished" in ended.out
-    elif word == "ptq":
-        shutil.copytree(made("+experiment=vit_ternary", "quantizer=full", "model.depth=1"), outputs)
-        words[0] = str(outputs / "vit_ternary")
-        ended = command("ptq", *words, *(["calibrate.iterations=2"] if "adaround" in words else []))
-    elif word == "allocate":
-        shutil.copytree(made("+experiment=vit_ternary", "quantizer=full", "model.depth=1"), outputs)
-        words[0] = str(outputs / "vit_ternary")
-        ended = command("allocate", *words, "--samples", "8", "--config-dir", str(tmp_path / "my_configs"))
-    elif word == "claims":  # tests/claims makes their runs
-        short = [] if "check" in words else ["--dry-run", "--known", str(tmp_path / "runs.csv")]
-        ended = command("claims", *words, *short)
-    elif word == "reproduce":
-        shutil.copytree(made("-m", "+experiment=vit_ternary", "seed=0,1", "model.depth=1"), outputs)
-        words[0] = str(next(outputs.glob("vit_ternary/*/result.json")).parent)
-        ended = command("reproduce", *words, "--source", "now")
-    elif word == "dashboard":
-        words[words.index("--entity") + 1] = "me"
-        ended = command("dashboard", *words, "--json", str(tmp_path / "workspace.json"))
-        assert (tmp_path / "workspace.json").exists()
-    else:
-        if "hydra/launcher=ray" in words:
-            pytest.importorskip("ray")
-        short = overlay(line, words)
-        for start in re.findall(r"start.from=outputs/(\w+)", line):
-            shutil.copytree(made(f"+experiment={start}", "model.depth=1"), outputs)
-        words = [word.replace("submitit_slurm", "submitit_local") for word in words]
-        ended = command(*words, *short)
-        if "logger.wandb.mode=online" in words:
-            assert ended.code == 2
-            assert "wandb login" in ended.err
-            return
-    assert ended.code == 0, ended.out + ended.err
+    ends_well(Typed(line, command, made, outputs, tmp_path, monkeypatch))
 
 
 @pytest.mark.slow
