@@ -88,11 +88,14 @@ def reproduce(options: argparse.Namespace) -> None:
         Progress.note(code)
         report.line("Stopped. The same command continues it.")
         return
-    again = read_made(out / before.name, before)
-    if code or isinstance(again, Problem) or not again.finished:
+    if code:
         Progress.note(1)
-        reason = again.reason if isinstance(again, Problem) else again.result.get("reason")
-        report.line(f"It could not be made again: {reason}")
+        report.line(f"It could not be made again: its process ended with exit code {code}, for what it said.")
+        return
+    again = read_made(out / before.name, before)
+    if not again.finished:
+        Progress.note(1)
+        report.line(f"It could not be made again: {again.result.get('reason')}")
         return
     found = compare_again(before, again, neighbours(folder))
     tell(before, again, found, surroundings(before, again), report)

@@ -62,8 +62,8 @@ def ends_well(typed: Typed) -> None:
     """Runs a command, made short, and checks what it says."""
     kinds = {
         "bench": bench, "generate": generate, "import": import_, "attack": attack, "stack": form,
-        "delta": form, "export": engines, "evaluate": engines, "report": report, "ptq": ptq, "allocate": allocate,
-        "claims": claims, "reproduce": reproduce, "dashboard": dashboard, None: trained,
+        "delta": form, "export": engines, "evaluate": engines, "report": report, "ptq": ptq,
+        "allocate": allocate, "claims": claims, "reproduce": reproduce, "dashboard": dashboard, None: trained,
     }  # fmt: skip
     ended = kinds[typed.word](typed) if typed.word in kinds else typed.ends()
     assert ended is None or ended.code == 0, ended
