@@ -122,9 +122,7 @@ def waits(line: str) -> bool:
 def test_a_command_that_waits_composes(line: str) -> None:
     words = [word for word in shlex.split(line)[3:] if word not in ("-m", "--multirun")]
     words = [word for word in words if "(" not in word and not word.startswith("start.from=")]
-    first = [
-        re.sub(r"^([^\[{'\"]+?=(?:\[[^\]]*\]|[^\[{,]+)),.*", r"\1", word) for word in words
-    ]  # of a sweep
+    first = [re.sub(r"^([^\[{'\"]+?=(?:\[[^\]]*\]|[^\[{,]+)),.*", r"\1", word) for word in words]
     read_settings(compose_config(*first))
 
 
