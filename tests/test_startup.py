@@ -55,7 +55,7 @@ def test_help(imported: Callable[..., tuple[int, str, set[str]]]) -> None:
         "quantizer: ",
         "ternary_median",
         "recipe: bf16_latents, ",
-        "sweeps: doubling, lr_weight_decay, methods, methods_tune, pareto, ",
+        "sweeps: allocation, bits, doubling, lr_weight_decay, methods, ",
         "BITEXP_OUTPUTS",
         "Exit codes: ",
     ):

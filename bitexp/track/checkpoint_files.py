@@ -30,6 +30,10 @@ def damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             if (record := archive.testzip()) is not None:
                 return f"its record {record} is corrupt"
+            if any(
+                info.external_attr for info in archive.infolist()
+            ):  # torch takes one that has some for empty
+                return "its list of records is corrupt"
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         return "it is missing"

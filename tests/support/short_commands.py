@@ -16,7 +16,12 @@ from bitexp.cli.commands import COMMANDS
 from tests.support.exports import exported_model
 from tests.support.processes import Command, Ended
 
-TINY = ("logger=csv", "trainer.epochs=1", "trainer.train_batches=1", "trainer.eval_batches=1")
+TINY: tuple[str, ...] = (
+    "logger=csv",
+    "trainer.epochs=1",
+    "trainer.train_batches=1",
+    "trainer.eval_batches=1",
+)
 TINY += ("data.batch_size=4", "data.eval_batch_size=4")
 ATTACK = ("--batches=1", "--batch=8", "--flips=2", "--samples=8", "--seeds=1", "--trials=2")
 STACK = ("--blocks", "2", "--rank", "1", "--samples", "2")
