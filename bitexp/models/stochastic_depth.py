@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ def check_rate(rate: float) -> None:
         raise ValueError(f"stochastic_depth={rate} must be at least 0 and below 1")
 
 
-def rising(rate: float, depth: int) -> list[float]:
+def rising(rate: float, depth: int) -> Iterator[float]:
     """A rate for each of so many branches: from 0 for the first to `rate` for the last (section 4)."""
-    return [rate * place / max(1, depth - 1) for place in range(depth)]
+    return (rate * place / max(1, depth - 1) for place in range(depth))
 
 
 def dropped(branch: Tensor, rate: float) -> Tensor:

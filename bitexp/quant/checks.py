@@ -55,6 +55,7 @@ def check_exact(spec: LayerSpec) -> None:
 FROZEN = (
     "packed", "scale", "shift", "spec", "packing", "activations", "transform", "sparsifier", "kernel",
     "prepared", "kernel_makes_codes", "kernel_takes_norm", "dtype", "shown_weight", "show_weight", "use",
+    "differentiated",
 )  # fmt: skip
 """What a frozen layer has for itself, and a layer that is to become one cannot have of others."""
 

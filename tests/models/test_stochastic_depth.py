@@ -13,8 +13,8 @@ SMALL = {"shape": (1, 8, 8), "classes": 4, "patch": 4, "dim": 8, "depth": 3, "he
 
 
 def test_rates_rise_from_nothing_to_the_last() -> None:
-    assert rising(0.3, 4) == pytest.approx([0.0, 0.1, 0.2, 0.3])
-    assert rising(0.3, 1) == [0.0]
+    assert list(rising(0.3, 4)) == pytest.approx([0.0, 0.1, 0.2, 0.3])
+    assert list(rising(0.3, 1)) == [0.0]
 
 
 def test_whole_samples_are_dropped_and_the_mean_stays() -> None:
