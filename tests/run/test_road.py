@@ -96,8 +96,8 @@ def test_the_folder_of_a_run_says_everything(train: Any, small: Any) -> None:
     folder, result = outcome.folder, outcome.result
     assert {path.name for path in folder.iterdir()} - {DIFF} == {
         "MODEL_CARD.md", "checkpoints", "config.yaml", "confusion_matrix.csv", "metrics.csv", "model.json",
-        "overrides.yaml", "packages.txt", "packed.safetensors", "predictions.safetensors", "provenance.json", "result.json",
-        "train.log",
+        "overrides.yaml", "packages.txt", "packed.safetensors", "predictions.safetensors",
+        "provenance.json", "result.json", "train.log",
     }  # fmt: skip
     assert json.loads((folder / "result.json").read_text()) == result
     assert result["status"] == "finished"
