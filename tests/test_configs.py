@@ -35,16 +35,13 @@ ONE_BATCH += (
     "data.batch_size=8",
     "data.eval_batch_size=8",
 )
-SLOW_MODELS = (
-    "cnn_2m", "convnext_tiny", "regnet", "regnet_x_400mf", "reloaded_64", "reloaded_128", "reloaded_256",
-    "resnet18", "resnet50", "swin_t", "vit_48m", "vit_small", "vit_tiny",
-)  # fmt: skip
+FAST_MODELS = ("cnn", "decoder", "mlp", "mobilenet_v3_small", "vit")
 OTHER_QUANTIZERS = tuple(name for name, quantizer in QUANTIZERS.items() if not quantizer.layers)
 BUDGET = dict.fromkeys(("qat_from_full", "paretoq"), ("trainer.train_batches=2", "start.share=0.5"))
-SLOW_RECIPES = ("bitdistill", "onebit", "reactnet")
+FAST_RECIPES = ("finetune", "paretoq", "ptq", "self_distill", "strikes_back_a3", "two_stage")
+FAST_SWEEPS = ("allocation", "bits", "methods", "precisions", "tune")
 STUDIES = ("allocation", "methods_tune", "pareto", "tune")
 EVERY_LAYER = 'quantizer.layers=[{match: "*", weights: {name: uniform_mse, bits: 4}}]'
-EXPERIMENTS = [path.stem for path in FILES if path.parent.name == "experiment"]
 
 
 def group(path: Path) -> str:
@@ -56,10 +53,16 @@ def choice(path: Path) -> str:
     return f"{added}{path.parent.relative_to(CONF if CONF in path.parents else ROOT)}={path.stem}"
 
 
-def options(name: str, slow: tuple[str, ...] = ()) -> list[Any]:
-    """The words of a group, as parameters of a test."""
+def names(name: str) -> list[str]:
+    """The words of a group."""
     words = [path.stem for path in FILES if group(path) == name]
     assert words
+    return words
+
+
+def options(name: str, slow: tuple[str, ...] = ()) -> list[Any]:
+    """The words of a group, as parameters of a test."""
+    words = names(name)
     marks = {**dict.fromkeys(slow, pytest.mark.slow), "gpu": pytest.mark.gpu}
     return [pytest.param(word, marks=marks.get(word, ())) for word in words]
 
@@ -166,7 +169,7 @@ def test_data(word: str, trains: Trains) -> None:
     trains(f"data={word}", "model=cnn", *workers)
 
 
-@pytest.mark.parametrize("word", options("model", SLOW_MODELS))
+@pytest.mark.parametrize("word", others_slow(names("model"), FAST_MODELS))
 def test_models(word: str, trains: Trains, compose_config: ComposeConfig) -> None:
     reads_text = compose_config(f"model={word}")["model"]["name"] == "decoder"
     further = ["quantizer=full"] if word == "bitlinear_mlp" else []  # its layers quantize themselves
@@ -178,7 +181,7 @@ def test_tasks(word: str, trains: Trains) -> None:
     trains(*(TEXT if word == "language_modelling" else []), f"task={word}")
 
 
-@pytest.mark.parametrize("word", options("recipe", SLOW_RECIPES))
+@pytest.mark.parametrize("word", others_slow(names("recipe"), FAST_RECIPES))
 def test_recipes(word: str, trains: Trains, train: Train) -> None:
     words = [*TEXT, "model.depth=1"]
     if word.startswith("strikes_back"):
@@ -258,8 +261,8 @@ def test_the_sweep_of_methods_takes_every_preset_that_there_is(
     assert re.findall(r"quantizer=(\w+)", ended.out) == ["full", "of_my_own"]
 
 
-@pytest.mark.parametrize("experiment", others_slow(EXPERIMENTS, ["vit_ternary"]))
-@pytest.mark.parametrize("sweep", options("sweeps", ("regularization",)))
+@pytest.mark.parametrize("experiment", others_slow(names("experiment"), ["vit_ternary"]))
+@pytest.mark.parametrize("sweep", others_slow(names("sweeps"), FAST_SWEEPS))
 def test_sweeps(
     experiment: str,
     sweep: str,

@@ -28,6 +28,7 @@ from bitexp.kernels.cpu.dots import F32, I8, I64, ISAS, supported
 from bitexp.kernels.cpu.tile import emit_quantize, emit_tile
 from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.product import Quantized
+from tests.support.marks import others_slow
 
 ROOT = Path(__file__).parents[2]
 TOOLS, EMULATOR = "aarch64-linux-gnu", "qemu-aarch64"
@@ -46,6 +47,8 @@ import torch
 from bitexp.kernels import KERNELS
 from bitexp.kernels.cpu.dots import supported
 from bitexp.quant.product import Quantized
+from tests.support.marks import others_slow
+from tests.support.marks import others_slow
 kernel, x = KERNELS.get("cpu"), torch.randn(7, 100)
 codes = (torch.arange(7000).reshape(70, 100) % 3 - 1).to(torch.int8)
 y = kernel.forward(x, kernel.prepare(codes, torch.tensor(0.1)))
@@ -105,14 +108,17 @@ def assembly_of(module: Any, processor: str, features: str = "") -> str:
 
 @pytest.mark.parametrize(
     ("isa", "triple", "processor", "features", "instruction"),
-    [
-        ("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", "+dotprod", "sdot"),
-        ("neon", "arm64-apple-macosx", "apple-m1", "", "sdot"),
-        ("vnni512", "x86_64-unknown-linux-gnu", "icelake-server", "", "vpdpbusd"),
-        ("avxvnni", "x86_64-unknown-linux-gnu", "alderlake", "", "vpdpbusd"),
-        ("avx2", "x86_64-unknown-linux-gnu", "haswell", "", "vpmaddubsw"),
-        ("generic", "riscv64-unknown-linux-gnu", "generic-rv64", "+m,+a,+f,+d", "mul"),
-    ],
+    others_slow(
+        [
+            ("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", "+dotprod", "sdot"),
+            ("neon", "arm64-apple-macosx", "apple-m1", "", "sdot"),
+            ("vnni512", "x86_64-unknown-linux-gnu", "icelake-server", "", "vpdpbusd"),
+            ("avxvnni", "x86_64-unknown-linux-gnu", "alderlake", "", "vpdpbusd"),
+            ("avx2", "x86_64-unknown-linux-gnu", "haswell", "", "vpmaddubsw"),
+            ("generic", "riscv64-unknown-linux-gnu", "generic-rv64", "+m,+a,+f,+d", "mul"),
+        ],
+        [("neon", "aarch64-unknown-linux-gnu", "neoverse-n1", "+dotprod", "sdot")],
+    ),
 )
 def test_kernels_compile_for_absent_processors(
     isa: str, triple: str, processor: str, features: str, instruction: str

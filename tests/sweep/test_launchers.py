@@ -18,6 +18,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bitexp.sweep.ownership import began
+from tests.support.marks import others_slow
 
 ROOT = Path(__file__).parents[2]
 OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.sampler={name: BruteForceSampler, seed: 0}")
@@ -166,7 +167,7 @@ def test_a_secret_is_inherited_and_no_argument(
     assert secret not in ended.out + ended.err
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", others_slow([0, 1, 2], [2]))
 def test_ctrl_c_stops_the_jobs_and_leaves_none(
     workers: int, start: Any, stand_in: Any, notes: Any, until: Any, outputs: Path, load: Any
 ) -> None:
@@ -193,7 +194,7 @@ def test_ctrl_c_stops_the_jobs_and_leaves_none(
         assert [trial.user_attrs["owner"] for trial in trials] == [""] * workers
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("workers", others_slow([0, 1, 2], [2]))
 def test_a_second_ctrl_c_kills_the_jobs(
     workers: int, start: Any, stand_in: Any, notes: Any, until: Any, outputs: Path
 ) -> None:

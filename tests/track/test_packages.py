@@ -9,6 +9,7 @@ from bitexp.track.packages import installed, keep_packages, normalized, packages
 
 
 def test_it_is_what_the_standard_library_finds(tmp_path: Path) -> None:
+    installed.cache_clear()  # what was imported since may have added to the path
     found: dict[str, str] = {}
     for package in metadata.distributions():
         found.setdefault(normalized(package.name), package.version)
