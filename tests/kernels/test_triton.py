@@ -27,6 +27,7 @@ from bitexp.kernels.gpu.layout import Packed, bits_for, pack, unpack
 from bitexp.quant.backend import TORCH
 from bitexp.quant.layers import BitConv2d, BitLinear
 from bitexp.quant.product import Quantized
+from tests.support.marks import others_slow
 from tests.support.specs import spec_for
 
 TRITON = KERNELS.get("triton")
@@ -43,10 +44,16 @@ def no_interpreter() -> str | None:
 
 
 @pytest.mark.skipif(no_interpreter() is not None, reason=str(no_interpreter()))
-@pytest.mark.parametrize("which", ["not slow and not gpu", pytest.param("slow", marks=pytest.mark.slow)])
-def test_in_triton_s_interpreter(which: str) -> None:
+@pytest.mark.parametrize(
+    ("which", "where"),
+    others_slow(
+        [("not slow and not gpu", "test_linear.py"), ("not slow and not gpu", ""), ("slow", "")],
+        [("not slow and not gpu", "test_linear.py")],
+    ),
+)
+def test_in_triton_s_interpreter(which: str, where: str) -> None:
     """Triton reads TRITON_INTERPRET when it is imported: these need a process of their own."""
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, str(TESTS)]
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", which, str(TESTS / where)]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
