@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitexp.train.closures import evaluated
 from bitexp.train.several import Several
 
 
@@ -40,10 +41,7 @@ class Bf16Latents(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         self._hand_over()
         for latent, twin in self.twins.items():
             twin.data.copy_(latent)

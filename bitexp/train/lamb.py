@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitexp.train.closures import evaluated
+
 
 class Lamb(torch.optim.Optimizer):
     """Adam's step plus decay, times |weights| / |step| for each tensor of weights.
@@ -31,10 +33,7 @@ class Lamb(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step of all parameters that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is not None:

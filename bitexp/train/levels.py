@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bitexp.quant.layers import QuantizedLayer
+from bitexp.train.closures import evaluated
 
 Layers = Mapping[Tensor, QuantizedLayer]
 """Quantized layers by their latent weights."""
@@ -29,10 +30,7 @@ class Pulled(torch.optim.AdamW):
         self.layers, self.pull, self.silent = layers, pull, silent
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             risen = max(0.0, (group["share"] - self.silent) / (1 - self.silent))
             for weight in group["params"] if risen > 0 else ():
@@ -65,10 +63,7 @@ class Leveled(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         before = {weight: self.layers[weight].quantized() for weight in self.layers}
         super().step()
         for weight, (codes, scale, _) in before.items():

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from bitexp.train.closures import evaluated
+
 
 class Several(torch.optim.Optimizer):
     """Its groups are those of the inner optimizers, one after the other: rates are set here."""
@@ -22,10 +24,7 @@ class Several(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for optimizer in self.inner:
             optimizer.step()
         return loss
