@@ -32,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("short")
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        for hidden in (torch.cuda, torch.xpu, torch.mtia):  # each would format the stack for every seed
+            hidden.manual_seed_all = lambda seed: None
 
 
 def pytest_collection_finish() -> None:
@@ -40,10 +42,18 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session")
+def unmade(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Places that are no folders yet: most tests write nothing, and thousands of folders take a while."""
+    root = tmp_path_factory.mktemp("unmade")
+    return (root / str(number) for number in itertools.count())
+
+
 @pytest.fixture(autouse=True)
-def outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where runs go: no test writes into the checkout."""
-    folder = tmp_path / "outputs"
+def outputs(request: pytest.FixtureRequest, unmade: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where runs go, below `tmp_path` of a test that has one: no test writes into the checkout."""
+    place = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else next(unmade)
+    folder: Path = place / "outputs"
     monkeypatch.setenv("BITEXP_OUTPUTS", str(folder))
     monkeypatch.delenv("BITEXP_FOLLOW", raising=False)
     return folder

@@ -35,11 +35,14 @@ ONE_BATCH += (
     "data.batch_size=8",
     "data.eval_batch_size=8",
 )
-FAST_MODELS = ("cnn", "decoder", "mlp", "mobilenet_v3_small", "vit")
+FAST_MODELS = ("cnn", "decoder", "mlp", "vit")
 OTHER_QUANTIZERS = tuple(name for name, quantizer in QUANTIZERS.items() if not quantizer.layers)
 BUDGET = dict.fromkeys(("qat_from_full", "paretoq"), ("trainer.train_batches=2", "start.share=0.5"))
-FAST_RECIPES = ("finetune", "paretoq", "ptq", "self_distill", "strikes_back_a3", "two_stage")
-FAST_SWEEPS = ("allocation", "bits", "methods", "precisions", "tune")
+FAST_RECIPES = ("finetune", "paretoq", "self_distill", "two_stage")
+FAST_SWEEPS = ("allocation", "bits", "precisions")
+FAST_EXPERIMENTS = ("digits_mcu", "fashion_cnn", "lm_portable", "vit_ternary")
+ALWAYS_TRAINED = ("data", "optimizer", "scheduler", "task", "calibrate")
+"""What they choose trains in every run of the tests; quantizers compose in tests/quant/test_options.py."""
 STUDIES = ("allocation", "methods_tune", "pareto", "tune")
 EVERY_LAYER = 'quantizer.layers=[{match: "*", weights: {name: uniform_mse, bits: 4}}]'
 
@@ -121,7 +124,11 @@ def short(data_sets: Path, compose_config: ComposeConfig) -> Short:
     return overrides
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if group(p) not in NO_CHOICE], ids=choice)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if group(path) not in (*NO_CHOICE, *ALWAYS_TRAINED, "quantizer")],
+    ids=choice,
+)
 def test_every_file_composes_to_valid_settings(path: Path, compose_config: ComposeConfig) -> None:
     settings = read_settings(compose_config(choice(path)))
     assert settings.model_dump(mode="json")
@@ -199,7 +206,7 @@ def test_quantizers(word: str, trains: Trains) -> None:
 
 
 @pytest.mark.parametrize("word", options("optimizer"))
-@pytest.mark.parametrize("precision", ["32", "bf16-true"])
+@pytest.mark.parametrize("precision", others_slow(["32", "bf16-true"], ["32"]))
 def test_optimizers(word: str, precision: str, trains: Trains) -> None:
     words = [f"optimizer={word}", f"trainer.precision='{precision}'"]
     if word == "dqt":
@@ -235,7 +242,7 @@ def test_trainers(word: str, trains: Trains) -> None:
     trains(f"trainer={word}")
 
 
-@pytest.mark.parametrize("word", options("experiment", ("fashion_mlp",)))
+@pytest.mark.parametrize("word", others_slow(names("experiment"), FAST_EXPERIMENTS))
 def test_experiments(word: str, trains: Trains, short: Short) -> None:
     trains(f"+experiment={word}", *(short(word) if word == "lm_reloaded" else ()))
 

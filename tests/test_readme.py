@@ -37,11 +37,9 @@ LONG = (
     "sweeps=doubling", "lm_ternary +sweeps=precisions", "fashion_mlp +sweeps=precisions", "QMCSampler",
     "sweeps=bits", "sweeps=allocation", "model=resnet18", "model.dim=256", "bitexp evaluate", "--check",
     "bitexp attack", "bitexp stack", "bitexp delta", "bitexp claims",
-    "generate outputs/lm_full",
+    "generate outputs/lm_full", "bitexp reproduce",
 )  # fmt: skip
-"""Commands that do again, at more length, what tests/test_configs.py and tests/bench do in short."""
-TUNE = "vit_ternary +sweeps=tune"
-"""The same: of one precision it is among the others."""
+"""Commands that do again, at more length, what other tests do in short."""
 EXAMPLES = [block for block in blocks("python") if block.file is None]
 
 
@@ -101,10 +99,16 @@ def starts_interpreters(line: str) -> bool:
     return any(words in line for words in (*INTERPRETERS, *CLUSTER))
 
 
+@cache
+def firsts() -> set[str]:
+    """The first command with each first word: most of them stand in the root README."""
+    return set({shlex.split(line)[3]: line for line in reversed(commands())}.values())
+
+
 def is_slow(line: str) -> bool:
-    """Whether a command waits for `make test-all`: what takes long, and those of the rooms that train."""
-    takes_long = starts_interpreters(line) or line.endswith(TUNE) or any(words in line for words in LONG)
-    return takes_long or (trains(line) and line not in commands(ROOT / "README.md"))
+    """Whether a command waits for `make test-all`: but for the first of those that begin alike, and what is long."""
+    takes_long = starts_interpreters(line) or any(words in line for words in LONG)
+    return takes_long or line not in firsts() or (trains(line) and line not in commands(ROOT / "README.md"))
 
 
 def trains(line: str) -> bool:

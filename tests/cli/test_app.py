@@ -16,6 +16,7 @@ from bitexp.common.errors import describe_crash
 from bitexp.common.spelling import nearest, unknown_key
 from bitexp.config.search_path import PluginConfigs
 from bitexp.kernels import KERNELS
+from tests.support.marks import others_slow
 
 
 @pytest.fixture
@@ -148,7 +149,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("typed", CASES)
+@pytest.mark.parametrize("typed", others_slow(CASES, list(CASES)[::3]))
 def test_what_was_wrong_is_told(typed: str, call: Any, outputs: Path) -> None:
     said = call(*typed.split())
     assert said.code == 2

@@ -17,6 +17,7 @@ from bitexp.deploy.packed_file import load_packed, read_packed, save_packed, siz
 from bitexp.kernels import KERNELS
 from bitexp.models import MODELS
 from bitexp.quant import QUANTIZERS
+from tests.support.marks import others_slow
 from tests.support.packed_files import (
     MODEL_ARGUMENTS,
     REFERENCE,
@@ -32,7 +33,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "packed.safetensors"
 
 
-@pytest.mark.parametrize("model", MODEL_ARGUMENTS)
+@pytest.mark.parametrize("model", others_slow(MODEL_ARGUMENTS, ["mlp"]))
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_a_loaded_model_gives_the_bits_of_the_trained_one(path: Path, quantizer: str, model: str) -> None:
     description = describe(model, quantizer)

@@ -13,6 +13,7 @@ import yaml
 from optuna.trial import TrialState
 
 from bitexp.sweep.tuned import further_choices
+from tests.support.marks import others_slow
 
 OPTUNA = ("hydra/sweeper=optuna", "hydra.sweeper.sampler.name=RandomSampler")
 LR = "optimizer.lr=tag(log, interval(0.001, 0.1))"
@@ -214,7 +215,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), WRONG, ids=[message for _, message in WRONG])
+@pytest.mark.parametrize(
+    ("words", "message"), others_slow(WRONG, WRONG[::3]), ids=[message for _, message in WRONG]
+)
 def test_a_wrong_command_is_told_in_words_before_anything_is_made(
     words: list[str], message: str, sweep: Any, outputs: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,33 @@ def no_road(*_: Any, **__: Any) -> None:
     raise AssertionError("a finished cell needs no road")
 
 
-@pytest.fixture
-def known(outputs: Path, command: Any) -> FinishedCells:
-    """The cells of a grid of two that has been made."""
-    ended = command("-m", *WORDS)
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs of all tests here, one after the other: what words mean depends on where they are."""
+    return tmp_path_factory.mktemp("cells") / "outputs"
+
+
+@pytest.fixture(scope="module")
+def grid(place: Path, command: Any) -> Path:
+    """A copy of what a grid of two leaves, which is made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BITEXP_OUTPUTS", str(place))
+        ended = command("-m", *WORDS)
     assert ended.code == 0, ended.err
+    return place.rename(place.with_name("grid"))
+
+
+@pytest.fixture(autouse=True)
+def outputs(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("BITEXP_OUTPUTS", str(place))
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def known(grid: Path, outputs: Path) -> FinishedCells:
+    """The cells of a grid of two that has been made."""
+    shutil.copytree(grid, outputs)
     return FinishedCells([], ())
 
 
