@@ -106,7 +106,7 @@ def firsts() -> set[str]:
 
 
 def is_slow(line: str) -> bool:
-    """Whether a command waits for `make test-all`: but for the first of those that begin alike, and what is long."""
+    """Whether a command waits for `make test-all`: long ones, and of those that begin alike all but one."""
     takes_long = starts_interpreters(line) or any(words in line for words in LONG)
     return takes_long or line not in firsts() or (trains(line) and line not in commands(ROOT / "README.md"))
 
