@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from bitexp.common.files import FastLoader
 from bitexp.common.registry import UnknownName
 from bitexp.common.spelling import nearest
 from bitexp.config.paths import conf_folders
@@ -33,7 +34,7 @@ def read_choice(group: str, name: str) -> dict[str, Any]:
 def read(name: str) -> dict[str, Any]:
     """A YAML of conf/ with the files in its defaults list merged in, interpolations left out."""
     path = next(file for folder in conf_folders() if (file := folder / f"{name}.yaml").is_file())
-    own = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    own = yaml.load(path.read_text(encoding="utf-8"), FastLoader) or {}
     merged: dict[str, Any] = {}
     for entry in own.pop("defaults", ["_self_"]):
         word = str(entry).partition("@")[0]

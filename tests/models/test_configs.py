@@ -19,6 +19,7 @@ from torch import nn
 from bitexp.deploy.packed_checks import Limited
 from bitexp.models import MODELS
 from bitexp.track.folder import ADDED
+from tests.support.marks import others_slow
 
 CONF = Path(__file__).parents[2] / "conf"
 Facts = MappingProxyType[str, Any]
@@ -88,11 +89,13 @@ def test_every_key_is_a_keyword_without_a_default(name: str) -> None:
         assert parameter.annotation is not parameter.empty
 
 
-@pytest.mark.parametrize(
-    ("name", "facts"),
-    [*itertools.product(IMAGE_MODELS, (DIGITS, COLOUR)), *itertools.product(TEXT_MODELS, (TEXT, PIECES))],
-    ids=str,
-)
+EVERYWHERE = [
+    *itertools.product(IMAGE_MODELS, (DIGITS, COLOUR)),
+    *itertools.product(TEXT_MODELS, (TEXT, PIECES)),
+]
+
+
+@pytest.mark.parametrize(("name", "facts"), others_slow(EVERYWHERE, EVERYWHERE[::3]), ids=str)
 def test_one_batch_gives_a_gradient_to_every_parameter(name: str, facts: Facts) -> None:
     torch.manual_seed(0)
     if (name, facts) == TOO_SMALL:

@@ -33,7 +33,7 @@ def assert_the_packed_file_is_what_was_trained(outcome: Any) -> None:
     assert tested == {n.replace("_packed", ""): v for n, v in metrics.items() if n.startswith("test_packed/")}
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", others_slow(PRESETS, PRESETS[::3]))
 def test_the_packed_file_tests_exactly_like_the_model(preset: str, train: Any) -> None:
     outcome = train(f"quantizer={preset}")
     assert_the_packed_file_is_what_was_trained(outcome)
