@@ -12,9 +12,9 @@ from typing import Any
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json, write_atomic
 from bitexp.config.compose import composed
+from bitexp.config.context import context
 from bitexp.config.paths import conf_folders
 from bitexp.config.schema import Settings, read_settings
-from bitexp.sweep.finished_cells import context
 from bitexp.track.folder import identity
 
 MOST_DIGITS = 4

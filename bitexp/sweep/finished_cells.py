@@ -13,12 +13,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import entry_points
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +22,10 @@ from filelock import FileLock
 
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json, write_atomic
-from bitexp.config.paths import PACKAGE
+from bitexp.config.context import context
 from bitexp.report.runs import read_config
 from bitexp.track.folder import RunFolder, outputs
 from bitexp.track.provenance import source_fingerprint
-
-VARIABLE = re.compile(r"oc\.env:\s*(\w+)")
 
 
 class FinishedCells:
@@ -182,32 +176,3 @@ def names_a_file(text: str) -> bool:
 def key(words: Sequence[str]) -> str:
     """The key of the words of a job."""
     return hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:24]
-
-
-def context(folders: Iterable[Path], words: Sequence[str]) -> str:
-    """A hash of all that words depend on for their meaning."""
-    digest = hashlib.sha256()
-    files = [path for folder in folders for path in sorted(folder.rglob("*.yaml"))]
-    files += sorted(PACKAGE.rglob("*.py"))
-    variables = set(VARIABLE.findall(" ".join(words)))
-    for path in [*files, *extension_sources()]:
-        content = path.read_bytes()
-        digest.update(str(path).encode() + b"\0" + content + b"\0")
-        variables.update(VARIABLE.findall(content.decode(errors="replace")))
-    values = {name: os.environ.get(name) for name in sorted(variables)}
-    digest.update(json.dumps(values).encode())
-    return digest.hexdigest()
-
-
-def extension_sources() -> list[Path]:
-    """The Python files of the packages that extend bitexp."""
-    files: list[Path] = []
-    for point in entry_points(group="bitexp"):
-        spec = find_spec(point.module.partition(".")[0])
-        if spec is None:
-            continue
-        if not spec.submodule_search_locations:
-            files += [Path(spec.origin)] if spec.origin else []
-        for place in spec.submodule_search_locations or ():
-            files += sorted(Path(place).rglob("*.py"))
-    return files

@@ -13,8 +13,8 @@ import pytest
 import bitexp.run.road
 from bitexp.data.images.digits import Digits
 from bitexp.sweep import finished_cells
-from bitexp.sweep.finished_cells import FinishedCells, context
-from tests.support.configs import CONF, SMALL
+from bitexp.sweep.finished_cells import FinishedCells
+from tests.support.configs import SMALL
 
 WORDS = (*SMALL, "seed=0,1", "quantizer=full")
 CELL = [*SMALL, "seed=0", "quantizer=full"]
@@ -107,28 +107,6 @@ def test_what_words_do_not_say_is_not_kept(
     (tmp_path / "mine").touch()
     assert command("-m", *CELL, word).code == 0
     assert json.loads((outputs / ".cells.json").read_text())["cells"] == {}
-
-
-def test_words_mean_something_else_when_what_they_depend_on_has_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text("a: ${oc.env:BITEXP_TEST_A,1}")
-    monkeypatch.delenv("BITEXP_TEST_A", raising=False)
-    seen = [context([CONF], ()), context([tmp_path], ()), context([tmp_path], ["b=${oc.env:BITEXP_TEST_B}"])]
-    monkeypatch.setenv("BITEXP_TEST_A", "2")
-    seen.append(context([tmp_path], ()))
-    monkeypatch.setenv("BITEXP_TEST_B", "2")
-    seen.append(context([tmp_path], ["b=${oc.env:BITEXP_TEST_B}"]))
-    file.write_text("a: 1")
-    seen.append(context([tmp_path], ()))
-    (tmp_path / "method.py").write_text("scale = 2")
-    monkeypatch.setattr(finished_cells, "PACKAGE", tmp_path)
-    seen.append(context([tmp_path], ()))
-    (tmp_path / "method.py").write_text("scale = 8")
-    seen.append(context([tmp_path], ()))
-    assert len(set(seen)) == len(seen)
-    assert context([tmp_path], ()) == seen[-1]
 
 
 def test_a_place_that_cannot_be_used_ends_no_sweep(
