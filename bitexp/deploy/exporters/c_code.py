@@ -98,8 +98,8 @@ class CCode(Exporter):
                 f"{size(program.flash)} of constants, {size(program.ram)} of static memory, no heap.",
             ],
             USAGE.format(call=program.example, input=program.input),
-            "bash",
             {"license": self.license, "tags": ["bitexp", "quantization", "tinyml"]},
+            "bash",
         )
 
     def takes_pixels(self, packed: Packed) -> bool:
