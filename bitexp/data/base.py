@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -29,6 +30,7 @@ class Data(pl.LightningDataModule):
 
     title: ClassVar[str]  # for people
     unit: ClassVar[str]  # what is counted in `sizes`, for people
+    hub: ClassVar[str | None] = None  # its name on the hub of Hugging Face
 
     def __init__(self, *, batch_size: int, eval_batch_size: int, workers: int, seed: int) -> None:
         super().__init__()
@@ -37,6 +39,11 @@ class Data(pl.LightningDataModule):
         at_least("workers", workers, 0)
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.workers, self.seed = workers, seed
+
+    @classmethod
+    def hub_name(cls, arguments: Mapping[str, Any]) -> str | None:
+        """What the data with these arguments are called on the hub of Hugging Face; None: not there."""
+        return cls.hub
 
     def locate(self) -> str:
         """Where the data are; fetches them if asked to. `UserError` says how to get them."""

@@ -70,6 +70,11 @@ class Agreement:
         hits = [int((logits.argmax(-1) == targets).sum()) for logits in both]
         self.right = (self.right[0] + hits[0], self.right[1] + hits[1])
 
+    @property
+    def rms(self) -> float:
+        """The root of the mean square by which logits are apart."""
+        return (self.squares / self.count) ** 0.5
+
     def bits_per_byte(self, bytes_per_token: float) -> tuple[float, float]:
         """Of bitexp and of the engine."""
         ours, theirs = (loss / self.count / math.log(2) / bytes_per_token for loss in self.losses)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,76 @@ from bitexp.deploy.engines import Engine
 from bitexp.deploy.exporters.exporter import InexpressibleError, Packed
 from bitexp.deploy.exporters.writing import build, write
 from bitexp.models.decoder import Decoder
+from bitexp.track.folder import RunFolder
+from bitexp.track.measurements import keep
 
 TEXT_WINDOWS, IMAGES = 24, 10_000
 """What is looked at unless more or less is asked for."""
 PROMPT, WRITTEN = 16, 100
 """Tokens of held-out text that are continued, and by how many."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An engine beside bitexp."""
+
+    found: Agreement
+    flaws: list[str]
+    """What would not be so were the engine right."""
+    bytes: int
+    """Of the files that it reads."""
+    bytes_per_token: float | None
+    """Of text."""
+    runner: Engine
+
+    @property
+    def quality(self) -> tuple[str, tuple[float, float]]:
+        """The metric, of bitexp and of the engine."""
+        if self.bytes_per_token is not None:
+            return "bits_per_byte", self.found.bits_per_byte(self.bytes_per_token)
+        ours, theirs = (right / self.found.count for right in self.found.right)
+        return "accuracy", (ours, theirs)
+
+    @property
+    def speeds(self) -> tuple[float, float]:
+        """Tokens or images a second, of bitexp and of the engine."""
+        ours, theirs = (self.found.count / seconds if seconds else 0.0 for seconds in self.found.seconds)
+        return ours, theirs
+
+    def metrics(self, engine: str) -> dict[str, float]:
+        """All figures by name: `engine/ENGINE/...`."""
+        (name, (ours, theirs)), found = self.quality, self.found
+        figures = {
+            name: theirs,
+            "difference": theirs - ours,
+            "same": 1 - found.other / found.count,
+            "unsure": found.unsure / found.count,
+            "rms": found.rms,
+            "divergence": found.divergence / found.count,
+            "samples": found.count,
+            "flaws": len(self.flaws),
+            "bytes": self.bytes,
+            "per_second": self.speeds[1],
+            "per_second_bitexp": self.speeds[0],
+            **self.runner.measures,
+        }
+        return {f"engine/{engine}/{key}": float(value) for key, value in figures.items()}
+
+    def row(self) -> list[str]:
+        """The engine's figures."""
+        found, text = self.found, self.found.text
+        cells = [f"{self.quality[1][1]:.4f}"]
+        if text is not None:
+            cells.append("same" if text.place is None else f"to token {text.place}")
+        same = f"{found.count - found.other:,} of {found.count:,}"
+        apart = [f"{found.rms:.1e}", f"{found.divergence / found.count:.1e}"]
+        return [*cells, same, "", *apart, f"{self.speeds[1]:,.0f}", size(self.bytes)]
+
+    def own_row(self, bytes: int) -> list[str]:
+        """bitexp's own."""
+        text = [""] if self.found.text is not None else []
+        figures = [f"{self.speeds[0]:,.0f}", size(bytes)]
+        return [f"{self.quality[1][0]:.4f}", *text, "", f"{self.found.unsure:,}", "", "", *figures]
 
 
 def tell(
@@ -43,17 +109,21 @@ def tell(
 ) -> None:
     """Compares engines with bitexp and prints a table; the exit code is 1 where one computes something else.
 
+    Figures are kept in the run's folder, but for those of what somebody else exported.
+
     Args:
+        folder: what was exported for the engine; None: exports it.
         strict: an engine that cannot run the model is an error, and not left out.
 
     Raises:
         UserError: no data, or no engine that could run the model.
     """
-    if not (packed.path.parent / "config.yaml").exists():
+    run = packed.path.parent
+    if not (run / "config.yaml").exists():
         raise UserError(
             f"{packed.path} lies in no run's folder, so that it is not known what it was tested on"
         )
-    data = data_of(packed.path.parent)
+    data = data_of(run)
     report, remarked, flawed, left_out = Report(), [], [], []
     table = Table(box=None, pad_edge=False)
     headings = ("bits per byte", "text") if "tokenizer" in packed.preprocessing else ("accuracy",)
@@ -61,17 +131,19 @@ def tell(
         table.add_column(heading, justify="left" if heading in ("runtime", "text") else "right")
     for name, engine in engines.items():
         try:
-            found, flaws, row, remarks = compared(packed, engine, data, samples, folder)
+            compared = compare(packed, engine, data, samples, folder)
         except UserError as error:
             if strict:
                 raise
             left_out.append(f"{name} is left out: {error}")
             continue
+        if folder is None and packed.path == RunFolder(run).packed:
+            keep(run, f"engine/{name}", {"samples": samples}, compared.metrics(name))
         if not table.rows:
-            table.add_row("bitexp", *own_row(found, packed.path.stat().st_size, data))
-        table.add_row(name, *row)
-        remarked += [f"{name}: {remarks}"] if remarks else []
-        flawed += [f"{name} computes something else: {flaw}" for flaw in flaws]
+            table.add_row("bitexp", *compared.own_row(packed.path.stat().st_size))
+        table.add_row(name, *compared.row())
+        remarked += [f"{name}: {compared.runner.remarks}"] if compared.runner.remarks else []
+        flawed += [f"{name} computes something else: {flaw}" for flaw in compared.flaws]
     report.line(f"{packed.name} · {path_text(packed.path)}")
     report.table(table, ["KL", "rms", "unsure"])
     margin = MARGIN_OF_TOKENS if "tokenizer" in packed.preprocessing else MARGIN_OF_CLASSES
@@ -87,16 +159,13 @@ def tell(
         Progress.note(1)
 
 
-def compared(
+def compare(
     packed: Packed, engine: type[Engine], data: Any, samples: int | None = None, folder: Path | None = None
-) -> tuple[Agreement, list[str], list[str], str]:
+) -> Compared:
     """Runs an engine beside bitexp.
 
     Args:
         samples: windows of text or images. folder: what was exported for it; None: exports it.
-
-    Returns:
-        the comparison, what would not be so were the engine right, its row of the table, its remarks.
 
     Raises:
         UserError: it is not installed, or it cannot run this model.
@@ -122,35 +191,7 @@ def compared(
             found.text = continuation(Anew(ours), runner.text() or Anew(theirs), prompt, room)
         count = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     per_token = data.bytes_per_token("test") if text else None
-    return found, found.flaws(per_token), row(found, 1, count, data), runner.remarks
-
-
-def own_row(found: Agreement, count: int, data: Any) -> list[str]:
-    """bitexp's own figures."""
-    cells = row(found, 0, count, data)
-    places = len(cells) - 6
-    text = [""] if found.text is not None else []
-    return [cells[0], *text, "", f"{found.unsure:,}", "", "", *cells[places + 4 :]]
-
-
-def row(found: Agreement, which: int, count: int, data: Any) -> list[str]:
-    """The figures of bitexp (0) or of the engine (1)."""
-    if found.text is None:
-        cells = [f"{found.right[which] / found.count:.4f}"]
-    else:
-        place = found.text.place
-        cells = [f"{found.bits_per_byte(data.bytes_per_token('test'))[which]:.4f}"]
-        cells.append("same" if place is None else f"to token {place}")
-    seconds = found.seconds[which]
-    return [
-        *cells,
-        f"{found.count - found.other:,} of {found.count:,}",
-        "",
-        f"{(found.squares / found.count) ** 0.5:.1e}",
-        f"{found.divergence / found.count:.1e}",
-        f"{found.count / seconds if seconds else 0:,.0f}",
-        size(count),
-    ]
+    return Compared(found, found.flaws(per_token), count, per_token, runner)
 
 
 def data_of(run: Path) -> Any:

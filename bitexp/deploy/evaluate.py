@@ -6,8 +6,9 @@
     python -m bitexp evaluate outputs/vit_ternary --corruptions              noise, blur, contrast ...
     python -m bitexp evaluate outputs/lm_full --bytes 200000,400000          the run's stack, cut to a size
 
-Engines: does it compute the same, and how fast? What one reads is exported into a folder of its own, or taken
-from --folder. Exit code 1 where an engine computes something else.
+Engines: does it compute the same, and how fast? What one reads is exported into a folder of its own, and its
+figures are kept in the run's folder, where reports find them; or it is taken from --folder. Exit code 1 where
+an engine computes something else.
 
 Corruptions: the accuracy of every finished run in the folder under those of CIFAR-10-C, at five strengths. It
 is kept in the run's folder, where reports find it, and is not measured again.

@@ -16,6 +16,7 @@ from bitexp.report.columns import LONG, SHORT, Table
 from bitexp.report.compare import Comparison
 from bitexp.report.damage import damage_table
 from bitexp.report.energy import SOURCE
+from bitexp.report.engines import engine_table
 from bitexp.report.evidence import evidence_table
 from bitexp.report.formats import comma_separated, inline, latex, markdown
 from bitexp.report.lineage import lineage_table
@@ -102,6 +103,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
         by_bits_table(comparison),
         size_table(comparison),
         tables.bytes_table(comparison),
+        engine_table(comparison),
         damage_table(comparison),
         tables.setting_table(comparison),
     ]

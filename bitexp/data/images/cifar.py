@@ -50,6 +50,7 @@ class Cifar10(PublishedDataset):
     """50,000 + 10,000 colour 32 x 32 photographs."""
 
     title = "CIFAR-10"
+    hub = "uoft-cs/cifar10"
     shape = (3, 32, 32)
     classes = 10
     folders = ("cifar-10-batches-py",)
@@ -103,6 +104,7 @@ class Cifar100(Cifar10):
     """50,000 + 10,000 colour 32 x 32 photographs, with their 100 fine labels."""
 
     title = "CIFAR-100"
+    hub = "uoft-cs/cifar100"
     classes = 100
     folders = ("cifar-100-python",)
     files: ClassVar[dict[Part, Sequence[str]]] = {"train": ("train",), "test": ("test",)}

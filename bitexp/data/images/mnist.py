@@ -47,6 +47,7 @@ class Mnist(PublishedDataset):
     """60,000 + 10,000 grey 28 x 28 images of handwritten digits."""
 
     title = "MNIST"
+    hub = "ylecun/mnist"
     shape = (1, 28, 28)
     classes = 10
     folders: ClassVar[Sequence[str]] = ("mnist", "MNIST/raw")
@@ -71,6 +72,7 @@ class FashionMnist(Mnist):
     """60,000 + 10,000 grey 28 x 28 images of clothes from a shop."""
 
     title = "Fashion-MNIST"
+    hub = "zalando-datasets/fashion_mnist"
     folders = ("fashion-mnist", "fashion_mnist", "FashionMNIST/raw")
     other_way = "`make data` (the package dataset-fashion-mnist of Debian and Ubuntu), "
 

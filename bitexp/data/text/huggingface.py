@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class HuggingFace(TextData):
         self.path, self.subset, self.revision, self.field = path, subset, revision, field
         self.splits: dict[Part, str | None] = {"train": split, "val": val_split, "test": test_split}
         self.documents_limit = documents_limit
+
+    @classmethod
+    def hub_name(cls, arguments: Mapping[str, Any]) -> str | None:
+        path = arguments.get("path")
+        return path if isinstance(path, str) and not Path(path).expanduser().exists() else None
 
     def locate(self) -> str:
         if self.path is None:

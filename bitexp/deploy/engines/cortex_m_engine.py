@@ -5,7 +5,6 @@ The emulator counts instructions and knows no cycles.
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bitexp.common.errors import UserError
+from bitexp.deploy.engines.c_program import Header
 from bitexp.deploy.engines.engine import ENGINES, Engine
 
 HERE = Path(__file__).parent / "cortex_m"
@@ -37,7 +37,8 @@ class CortexM(Engine):
 
     Attributes:
         flash: bytes of code and constants of the network, with what it takes from the C library.
-        ram: bytes of its static memory. instructions: of an inference, after `outputs`.
+        ram: bytes of its static memory, the input with it.
+        stack, instructions: bytes that an inference takes there, and its instructions, after `outputs`.
     """
 
     target: ClassVar[str] = "c"
@@ -51,9 +52,7 @@ class CortexM(Engine):
                 "gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
             )
         self.folder = folder.absolute()
-        header = (folder / "model.h").read_text(encoding="utf-8")
-        found = {name: int(count) for name, count in re.findall(r"#define MODEL_(\w+) (\d+)", header)}
-        self.count, self.steps, self.instructions = found["OUTPUTS"], "CONTEXT" in found, 0
+        self.header, self.instructions, self.stack = Header.read(folder), 0, 0
         self.flash, self.ram = self.sizes()
 
     def sizes(self) -> tuple[int, int]:
@@ -61,8 +60,12 @@ class CortexM(Engine):
         with tempfile.TemporaryDirectory() as scratch:
             empty, whole = Path(scratch, "empty.c"), Path(scratch, "whole.c")
             empty.write_text("int main(void) { return 0; }\n", encoding="utf-8")
-            call = "model_step(0, y)" if self.steps else "model_predict(x)"
-            data = "static float y[MODEL_OUTPUTS];" if self.steps else "static float x[MODEL_INPUTS];"
+            call = "model_step(0, y)" if self.header.steps else "model_predict(x)"
+            data = (
+                "static float y[MODEL_OUTPUTS];"
+                if self.header.steps
+                else "static model_input x[MODEL_INPUTS];"
+            )
             text = f'#include "model.h"\n{data}\nint main(void) {{ return {call}; }}\n'
             whole.write_text(text, encoding="utf-8")
             sizes = []
@@ -78,10 +81,10 @@ class CortexM(Engine):
         return code + data, data + zero
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        if self.steps:  # before each text a negative token
+        if self.header.steps:  # before each text a negative token
             numbers = torch.nn.functional.pad(inputs, (1, 0), value=-1).to(torch.int32).numpy()
         else:
-            numbers = inputs.flatten(1).float().numpy()
+            numbers = self.header.inputs(inputs).numpy()
         with tempfile.TemporaryDirectory() as scratch:
             place = Path(scratch)
             (place / "input.bin").write_bytes(np.ascontiguousarray(numbers).tobytes())
@@ -100,13 +103,20 @@ class CortexM(Engine):
             ended = subprocess.run(words, cwd=place, capture_output=True, encoding="utf-8", timeout=PATIENCE)
             if ended.returncode:
                 raise UserError(f"the emulator ended with {ended.returncode}: {ended.stderr.strip()[:500]}")
-            self.instructions = int(ended.stdout.split()[-1]) * TICK >> SHIFT
+            ticks, self.stack = map(int, ended.stdout.split()[-2:])
+            self.instructions = ticks * TICK >> SHIFT
+            self.measures = {
+                "flash_bytes": self.flash,
+                "static_bytes": self.ram,
+                "stack_bytes": self.stack,
+                "instructions": self.instructions,
+            }
             self.remarks = (
-                f"{self.flash:,} bytes of flash, {self.ram:,} of static memory, {self.instructions:,} "
-                "instructions for an inference (by qemu, which knows no cycles)"
+                f"{self.flash:,} bytes of flash, {self.ram:,} of static memory, {self.stack:,} of stack, "
+                f"{self.instructions:,} instructions for an inference (by qemu, which knows no cycles)"
             )
             logits = torch.from_numpy(np.fromfile(place / "output.bin", np.float32))
-        return logits.view(*inputs.shape[: 2 if self.steps else 1], self.count)
+        return logits.view(*inputs.shape[: 2 if self.header.steps else 1], self.header.outputs)
 
 
 def compile(sources: list[str], made: Path, include: Path, *libraries: str) -> None:

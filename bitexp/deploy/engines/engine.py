@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar, Protocol
 
 from torch import Tensor
@@ -35,6 +36,8 @@ class Engine:
     """Whether it runs only where it is named, since it is slow."""
     remarks: str = ""
     """What else was found out while it ran, in words."""
+    measures: Mapping[str, float] = MappingProxyType({})
+    """The same as numbers, by name."""
 
     def __init__(self, folder: Path) -> None:
         raise NotImplementedError

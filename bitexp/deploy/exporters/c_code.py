@@ -7,17 +7,18 @@ sums are the same to the bit; softmax, SiLU, GELU and layers in full precision d
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from bitexp.common.errors import UserError
 from bitexp.common.files import write_atomic
 from bitexp.common.format import size
+from bitexp.deploy.exporters.c_pixels import Pixels
 from bitexp.deploy.exporters.c_tape import CTape, check_layer
 from bitexp.deploy.exporters.c_values import Value, array_text, number_text
 from bitexp.deploy.exporters.exporter import (
@@ -44,13 +45,22 @@ class CCode(Exporter):
     Args:
         optimize: `size` stores codes in the fewest bits (three levels: 1.6), `speed` in those that are
             unpacked fastest (2).
+        input: `pixels` takes an image in bytes and normalizes them while they are read, so that there is no
+            copy of it in floats; `floats` takes what the network sees. `auto`: pixels where the packed file
+            says how they are normalized.
         license: for the README.
     """
 
     engine: ClassVar[str] = "c"
 
-    def __init__(self, *, optimize: Literal["size", "speed"] = "size", license: str = "unknown") -> None:
-        self.optimize, self.license = optimize, license
+    def __init__(
+        self,
+        *,
+        optimize: Literal["size", "speed"] = "size",
+        input: Literal["auto", "pixels", "floats"] = "auto",
+        license: str = "unknown",
+    ) -> None:
+        self.optimize, self.input, self.license = optimize, input, license
 
     def check(self, model: nn.Module, tokenizer: str | None = None) -> None:
         if not hasattr(model, "record"):
@@ -71,13 +81,14 @@ class CCode(Exporter):
 
     def write(self, packed: Packed, folder: Path) -> Exported:
         model = packed.model
-        tape = CTape({id(m): name for name, m in model.named_modules()}, fast=self.optimize == "speed")
+        names = {id(m): name for name, m in model.named_modules()}
+        tape = CTape(names, self.optimize == "speed", self.takes_pixels(packed))
         record: Any = model
         result = record.record(tape)
         program = Program(tape, result, packed)
         write_atomic(folder / "model.h", program.header().encode())
         write_atomic(folder / "model.c", program.source().encode())
-        write_atomic(folder / "test.c", program.test(*examples(model, tape, packed.preprocessing)).encode())
+        write_atomic(folder / "test.c", program.test(*program.examples()).encode())
         return Exported(
             [
                 "Codes, scales, the norms of quantized layers and all integer sums are the same to the bit, "
@@ -86,15 +97,29 @@ class CCode(Exporter):
                 "Layers in full precision, softmax, SiLU and GELU differ in their last bits.",
                 f"{size(program.flash)} of constants, {size(program.ram)} of static memory, no heap.",
             ],
-            USAGE.format(call=program.example),
-            "bash",
+            USAGE.format(call=program.example, input=program.input),
             {"license": self.license, "tags": ["bitexp", "quantization", "tinyml"]},
+            "bash",
         )
+
+    def takes_pixels(self, packed: Packed) -> bool:
+        """Whether the input is an image in bytes.
+
+        Raises:
+            UserError: another input was asked for than there can be.
+        """
+        text = isinstance(packed.model, Decoder)
+        known = not text and Pixels.of(packed.preprocessing) is not None
+        if self.input != "auto" and (text or (self.input == "pixels" and not known)):
+            why = "it reads tokens" if text else "its packed file does not say how they are normalized"
+            raise UserError(f"input={self.input} is not for {packed.name}: {why}; leave it out")
+        return known and self.input != "floats"
 
 
 USAGE = """\
 gcc -std=c99 -O2 -Wall -Wextra -Werror model.c test.c -lm -o test && ./test
 # in a program of your own: #include "model.h", then {call}
+# input: {input}
 """
 
 
@@ -107,6 +132,7 @@ class Program:
         self.scratch = {"memory": ("float", self.floats), "q": ("int8_t", tape.codes)}
         self.scratch |= {"patch": ("int8_t", tape.patch), "weights": ("float", tape.weights)}
         self.scratch |= {name: ("float", count) for name, count in tape.state}
+        self.pixels = None if tape.token else Pixels.of(packed.preprocessing)
 
     @property
     def ram(self) -> int:
@@ -125,6 +151,19 @@ class Program:
         """How it is called."""
         return "model_step(token, logits)" if self.tape.token else "model_run(input, logits)"
 
+    @property
+    def input(self) -> str:
+        """What it takes, in words."""
+        if self.tape.token:
+            return "a token after the other, from 0; model_reset() begins another text"
+        source = self.tape.source
+        assert source is not None
+        if self.pixels is None:
+            return f"{source.size} floats"
+        if self.tape.pixels:
+            return f"{self.pixels.order}; they are normalized while they are read"
+        return f"{source.size} floats, which model_prepare(pixels, input) makes of {self.pixels.order}"
+
     def header(self) -> str:
         """model.h."""
         lines = [f"/* {self.packed.name}, written by bitexp. */", "#ifndef MODEL_H", "#define MODEL_H", ""]
@@ -142,15 +181,21 @@ class Program:
             ]
         else:
             assert self.tape.source is not None
+            if self.pixels is not None:
+                lines += ["", "/* A pixel is seen as (byte / MODEL_WHITE - MODEL_MEAN) / MODEL_DEVIATION. */"]
+                lines += self.pixels.declared()
             lines += [
-                f"#define MODEL_INPUTS {self.tape.source.size}",
                 "",
-                "/* Logits of the classes. The input is an image, channel by channel, normalized. */",
-                "void model_run(const float *input, float *logits);",
+                f"/* The input: {self.input}. */",
+                f"#define MODEL_INPUTS {self.tape.source.size}",
+                f"typedef {'uint8_t' if self.tape.pixels else 'float'} model_input;",
+                "",
+                "/* Logits of the classes. */",
+                "void model_run(const model_input *input, float *logits);",
                 "/* The class. */",
-                "int model_predict(const float *input);",
+                "int model_predict(const model_input *input);",
             ]
-            if "divide_by" in self.packed.preprocessing:
+            if self.pixels is not None and not self.tape.pixels:
                 lines += [
                     "/* The input that pixels make. */",
                     "void model_prepare(const uint8_t *pixels, float *input);",
@@ -168,6 +213,8 @@ class Program:
             parts.pop()
         if "conv_shape" in self.tape.functions:
             parts.append(CONV_SHAPE)
+        if self.pixels is not None:
+            parts.append(self.pixels.function)
         parts += functions(self.tape.functions)
         parts += self.tape.constants
         parts += [f"static {kind} {name}[{count}];" for name, (kind, count) in self.scratch.items() if count]
@@ -190,23 +237,16 @@ class Program:
     def run(self) -> list[str]:
         """The functions of a classifier."""
         found = [
-            "\n".join(["void model_run(const float *input, float *logits) {", *self.calls(), "}"]),
-            "int model_predict(const float *input) {\n    float logits[MODEL_OUTPUTS];\n"
+            "\n".join(["void model_run(const model_input *input, float *logits) {", *self.calls(), "}"]),
+            "int model_predict(const model_input *input) {\n    float logits[MODEL_OUTPUTS];\n"
             "    int best = 0, i;\n"
             "    model_run(input, logits);\n    for (i = 1; i < MODEL_OUTPUTS; i++)\n"
             "        if (logits[i] > logits[best]) best = i;\n    return best;\n}",
         ]
-        about = self.packed.preprocessing
-        if "divide_by" in about:
-            pixels = math.prod(about["size"])
-            factors = [1 / (about["divide_by"] * std) for std in about["std"]]
-            shifts = [mean / std for mean, std in zip(about["mean"], about["std"], strict=True)]
+        if self.pixels is not None and not self.tape.pixels:
             found.append(
-                "void model_prepare(const uint8_t *pixels, float *input) {\n"
-                + f"    static const float factor[] = {{{', '.join(map(number_text, factors))}}};\n"
-                + f"    static const float shift[] = {{{', '.join(map(number_text, shifts))}}};\n"
-                + "    int i;\n    for (i = 0; i < MODEL_INPUTS; i++)\n"
-                + f"        input[i] = (float)pixels[i] * factor[i / {pixels}] - shift[i / {pixels}];\n}}"
+                "void model_prepare(const uint8_t *pixels, float *input) {\n    int i;\n"
+                "    for (i = 0; i < MODEL_INPUTS; i++) input[i] = pixel(pixels, i);\n}"
             )
         return found
 
@@ -237,8 +277,8 @@ class Program:
     def test(self, inputs: Tensor, outputs: Tensor) -> str:
         """test.c: examples with answers; it ends with 1 where the best is another though it was clear."""
         token = self.tape.token
-        kind, flat = ("int", inputs.flatten()) if token else ("float", inputs.flatten(1).flatten())
-        texts = [str(int(v)) if token else number_text(v) for v in flat.tolist()]
+        kind = "int" if token else "model_input"
+        texts = [number_text(v) if inputs.is_floating_point() else str(v) for v in inputs.flatten().tolist()]
         answers = [number_text(v) for v in outputs.flatten().tolist()]
         call = (
             "if (model_step(inputs[e], logits)) return 1;"
@@ -254,6 +294,30 @@ class Program:
                 TEST.format(count=len(outputs), call=call, margin=number_text(MARGIN)),
             ]
         )
+
+    def examples(self) -> tuple[Tensor, Tensor]:
+        """Noise `[examples, ...]`, and what the packed file says to it: logits `[examples, outputs]`."""
+        generator, model = torch.Generator().manual_seed(0), self.packed.model
+        with torch.no_grad():
+            if isinstance(model, Decoder):
+                count = min(EXAMPLES, model.context)
+                tokens = torch.randint(model.embed.num_embeddings, (1, count), generator=generator)
+                return tokens[0], model(tokens)[0].float()
+            if self.tape.pixels:
+                assert self.pixels is not None
+                sizes = (EXAMPLES, *self.pixels.shape)
+                bytes = torch.randint(self.pixels.white + 1, sizes, generator=generator)
+                return bytes, model(self.pixels.normed(bytes)).float()
+            images = torch.randn(EXAMPLES, *self.image_shape(), generator=generator)
+            return images, model(images).float()
+
+    def image_shape(self) -> tuple[int, ...]:
+        """Of the input."""
+        source = self.tape.source
+        assert source is not None
+        if self.pixels is not None:
+            return self.pixels.shape
+        return (source.rows, source.height, source.width) if source.height else (1, 1, source.size)
 
 
 CONV_SHAPE = """\
@@ -296,27 +360,3 @@ def functions(wanted: Iterable[str]) -> list[str]:
     while more := set().union(*(needs[name] for name in found)) - found:
         found |= more
     return [body.rstrip() for (name, _), body in zip(heads, bodies, strict=True) if name in found]
-
-
-def examples(model: nn.Module, tape: CTape, preprocessing: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Noise, and what the packed file says to it: inputs `[examples, ...]`, logits `[examples, outputs]`."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        if isinstance(model, Decoder):
-            count = min(EXAMPLES, model.context)
-            tokens = torch.randint(model.embed.num_embeddings, (1, count), generator=generator)
-            return tokens[0], model(tokens)[0].float()
-        shape = (
-            (preprocessing["channels"], *preprocessing["size"])
-            if "size" in preprocessing
-            else image_shape(tape)
-        )
-        images = torch.randn(EXAMPLES, *shape, generator=generator)
-        return images, model(images).float()
-
-
-def image_shape(tape: CTape) -> tuple[int, ...]:
-    """Of an input of which the packed file says nothing."""
-    source = tape.source
-    assert source is not None
-    return (source.rows, source.height, source.width) if source.height else (1, 1, source.size)

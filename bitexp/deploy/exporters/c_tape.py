@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bitexp.deploy.embeddings import held_codes
-from bitexp.deploy.exporters.c_values import Call, Value, array_text, free_place, number_text
+from bitexp.deploy.exporters.c_values import Call, Over, Value, array_text, free_place, number_text
 from bitexp.deploy.exporters.exporter import InexpressibleError, spec_of
 from bitexp.deploy.frozen import FrozenLayer
 from bitexp.deploy.of_modules import OfModules
@@ -22,10 +22,12 @@ from bitexp.deploy.packing import Layout, layout_of
 from bitexp.models.decoder import Decoder, rotation
 from bitexp.quant.layers import QuantizedLayer
 from bitexp.quant.modes import own
-from bitexp.quant.spec import ConvArgs
+from bitexp.quant.spec import EPS, ConvArgs
 
 ROWS = {2: "pack1", 3: "pack5", 4: "pack2", 16: "pack4", 256: "pack8"}
 """The layout whose digits have that base, for which there is a function."""
+READ_PIXELS = {"linear_pixels", "gather_pixels", "pixels"}
+"""The functions that take an input in bytes."""
 LONGEST = 2**31 // (127 * 255)
 """Codes whose sum a 32-bit integer holds, whatever they are."""
 
@@ -36,7 +38,7 @@ class CTape(OfModules[Value]):
 
     Args:
         names: of the layers, by the id of the module. fast: codes in bits that are unpacked quickly, not in
-            the fewest.
+            the fewest. pixels: the input is an image in bytes.
 
     Attributes:
         constants: C declarations. functions: that are called. codes, patch, weights: how many numbers are
@@ -46,6 +48,7 @@ class CTape(OfModules[Value]):
 
     names: dict[int, str]
     fast: bool = False
+    pixels: bool = False
     calls: list[Call] = field(default_factory=list)
     values: list[Value] = field(default_factory=list)
     constants: list[str] = field(default_factory=list)
@@ -56,6 +59,7 @@ class CTape(OfModules[Value]):
     weights: int = 0
     state: list[tuple[str, int]] = field(default_factory=list)
     source: Value | None = None
+    unpacked: Value | None = None
     token: bool = False
 
     def value(self, rows: int, features: int, height: int = 0, width: int = 0) -> Value:
@@ -63,14 +67,32 @@ class CTape(OfModules[Value]):
         self.values.append(Value(max(1, rows), features, height, width))
         return self.values[-1]
 
-    def call(self, function: str, out: Value, *arguments: Any, uses: Sequence[str] = ()) -> Value:
-        """Writes a call down; the first argument is where its result goes."""
+    def call(
+        self, function: str, out: Value, *arguments: Any, uses: Sequence[str] = (), over: Over = None
+    ) -> Value:
+        """Writes a call down.
+
+        Args:
+            uses: other functions that it needs.
+            over: whether its result may lie over an argument that nobody reads later: `place`, number by
+                number, or `whole`, since all of the argument is read before a number is written.
+        """
+        if function not in READ_PIXELS:
+            arguments = tuple(self.floats(a) if isinstance(a, Value) else a for a in arguments)
         for argument in (*arguments, out):
             if isinstance(argument, Value):
                 argument.last = len(self.calls)
         self.functions |= {function, *uses}
-        self.calls.append(Call(function, list(arguments), out))
+        self.calls.append(Call(function, list(arguments), out, over))
         return out
+
+    def floats(self, x: Value) -> Value:
+        """x, of pixels a copy in floats, once for all that cannot read them as they are."""
+        if not self.pixels or x is not self.source:
+            return x
+        if self.unpacked is None:
+            self.unpacked = self.call("pixels", self.value(x.rows, x.features, x.height, x.width), x, x.size)
+        return self.unpacked
 
     def constant(self, kind: str, tensor: Tensor | None) -> str:
         """A constant array's name; NULL for none."""
@@ -104,23 +126,21 @@ class CTape(OfModules[Value]):
 
     def linear(self, layer: nn.Module, x: Value) -> Value:
         spec = spec_of(layer)
-        if spec is not None:
-            x = self.own_norm(spec, x)
         if isinstance(layer, FrozenLayer):
             self.check(layer)
             self.codes = max(self.codes, x.features)
             out = self.value(x.rows, layer.spec.shape[0])
-            return self.call(
-                "linear",
-                out,
-                x,
-                x.rows,
-                x.features,
-                out.features,
-                "q",
-                *self.packed(layer),
-                uses=self.row(layer),
-            )
+            rest = ["q", *self.packed(layer)]
+            if self.pixels and x is self.source:
+                norm = layer.spec.norm
+                normed = [int(norm != "none"), int(norm == "layer"), number_text(EPS)]
+                return self.call("linear_pixels", out, x, x.features, out.features, *normed, *rest)
+            x = self.own_norm(layer.spec, x)
+            over: Over = "whole" if x.rows == 1 else "place"
+            sizes = x.rows, x.features, out.features
+            return self.call("linear", out, x, *sizes, *rest, over=over)
+        if spec is not None:
+            x = self.own_norm(spec, x)
         floats: Any = layer if spec is not None else self.checked(layer, nn.Linear)
         weight = own(floats, "weight").detach()
         out = self.value(x.rows, len(weight))
@@ -165,8 +185,8 @@ class CTape(OfModules[Value]):
             self.check(layer)
             self.codes = max(self.codes, x.size)
             self.patch = max(self.patch, math.prod(shape[1:]))
-            packed = self.packed(layer)
-            return self.call("convolve", out, x, f"&{name}", "q", "patch", *packed, uses=self.row(layer))
+            rest = [f"&{name}", "q", "patch", *self.packed(layer)]
+            return self.call("convolve", out, x, *rest, over="whole")
         floats: Any = layer if spec is not None else self.checked(layer, nn.Conv2d)
         weight, bias = own(floats, "weight"), own(floats, "bias")
         names = self.constant("float", weight), self.constant("float", bias)
@@ -180,10 +200,6 @@ class CTape(OfModules[Value]):
                 f"{self.name(layer)} has a scale for each group, and C code one for a row"
             )
 
-    def row(self, layer: FrozenLayer) -> list[str]:
-        """The function that adds up a row of its codes, and what it needs."""
-        return ["codes", f"row_{self.layout(layer)[0]}"]
-
     def layout(self, layer: FrozenLayer) -> tuple[str, Layout]:
         """How codes lie: in the fewest bits, or, to be fast, no three levels in a byte of five."""
         count = layer.spec.levels.count
@@ -195,6 +211,7 @@ class CTape(OfModules[Value]):
         name, layout = self.layout(layer)
         quantized = layer.quantized()
         packed = layout.pack(quantized.codes.flatten(1))
+        self.functions.add(f"row_{name}")
         return [
             f"{layer.spec.absmax}.0f", f"row_{name}", self.constant("uint8_t", packed), packed.shape[1],
             layout.low, layout.stride, self.constant("float", quantized.scale),
@@ -207,14 +224,15 @@ class CTape(OfModules[Value]):
     ) -> Value:
         """The norm of x over features, of an image over channels; once for all that want the same."""
         along = (x.features, 1, x.rows, x.features) if x.height else (x.rows, x.features, x.features, 1)
-        names = ("NULL", "NULL")
+        names, x = ("NULL", "NULL"), self.floats(x)
         if gain is not None:
             names = (self.constant("float", gain), self.constant("float", bias))
         arguments = [x, *along, int(centered), number_text(eps), *names]
         for call in self.calls:
             if call.function == "norm" and call.arguments == arguments:
                 return call.out
-        return self.call("norm", self.value(x.rows, x.features, x.height, x.width), *arguments)
+        out = self.value(x.rows, x.features, x.height, x.width)
+        return self.call("norm", out, *arguments, over="place")
 
     def batch_norm(self, norm: nn.Module, x: Value) -> Value:
         kind = self.checked(norm, nn.BatchNorm2d)
@@ -222,26 +240,27 @@ class CTape(OfModules[Value]):
         bias = (kind.bias.double() if kind.affine else 0.0) - kind.running_mean.double() * gain
         names = self.constant("float", gain.float()), self.constant("float", bias.float())
         out = self.value(x.rows, x.features, x.height, x.width)
-        return self.call("affine", out, x, x.rows, x.features, *names)
+        return self.call("affine", out, x, x.rows, x.features, *names, over="place")
 
     def max_pool(self, x: Value, size: int) -> Value:
         height, width = x.height // size, x.width // size
         out = self.value(x.rows, height * width, height, width)
-        return self.call("max_pool", out, x, x.rows, x.height, x.width, size)
+        return self.call("max_pool", out, x, x.rows, x.height, x.width, size, over="place")
 
     def mean_pixels(self, x: Value) -> Value:
-        return self.call("means", self.value(1, x.rows), x, x.rows, x.features)
+        return self.call("means", self.value(1, x.rows), x, x.rows, x.features, over="place")
 
     def activate(self, name: str, x: Value) -> Value:
         out = self.value(x.rows, x.features, x.height, x.width)
-        return self.call("activate", out, x, x.size, name, uses=[name])
+        return self.call("activate", out, x, x.size, name, uses=[name], over="place")
 
     def gated(self, name: str, gate: Value, up: Value) -> Value:
-        return self.call("gated", self.value(up.rows, up.features), gate, up, up.size, name, uses=[name])
+        out = self.value(up.rows, up.features)
+        return self.call("gated", out, gate, up, up.size, name, uses=[name], over="place")
 
     def add(self, x: Value, y: Value | Tensor) -> Value:
         other = y if isinstance(y, Value) else self.constant("float", y)
-        return self.call("add", self.value(x.rows, x.features), x, other, x.size)
+        return self.call("add", self.value(x.rows, x.features), x, other, x.size, over="place")
 
     def attend(self, q: Value, k: Value, v: Value, layer: int, model: Decoder) -> Value:
         if model.qk_norm:
@@ -271,35 +290,43 @@ class CTape(OfModules[Value]):
                 "images of more than 65,536 numbers are beyond C code's tables of places"
             )
         out = self.value(*index.shape)
-        return self.call("gather", out, x, self.constant("uint16_t", index), out.size)
+        function = "gather_pixels" if self.pixels and x is self.source else "gather"
+        return self.call(function, out, x, self.constant("uint16_t", index), out.size)
 
     def prepend(self, row: Tensor, x: Value) -> Value:
         out = self.value(x.rows + 1, x.features)
         return self.call("prepend", out, x, self.constant("float", row), x.size, x.features)
 
     def mean(self, x: Value) -> Value:
-        return self.call("mean_row", self.value(1, x.features), x, x.rows, x.features)
+        return self.call("mean_row", self.value(1, x.features), x, x.rows, x.features, over="place")
 
     def first(self, x: Value) -> Value:
-        return self.call("mean_row", self.value(1, x.features), x, 1, x.features)
+        return self.call("mean_row", self.value(1, x.features), x, 1, x.features, over="place")
 
     def refusal(self, text: str) -> ValueError:
         return InexpressibleError(f"{text}, which has no C code")
 
     def places(self, result: Value) -> int:
-        """Gives every value a place in an array of floats, and returns its length."""
+        """Gives every value a place in an array of floats, and returns its length.
+
+        The input and the result have none: they are the caller's.
+        """
         result.last = len(self.calls)
         taken: list[Value] = []
         end = 0
-        alive = [] if self.source is None else [self.source]
-        for number in range(-1, len(self.calls)):
+        for number, call in enumerate(self.calls):
+            if (out := call.out) is result:
+                continue
             taken = [value for value in taken if value.last >= number]
-            for value in alive if number < 0 else [self.calls[number].out]:
-                if value is result or value is self.source:
-                    continue  # which the caller has
-                value.place = free_place(value.size, taken)
-                taken.append(value)
-                end = max(end, value.place + value.size)
+            under = [value for value in taken if value.last == number and value in call.arguments]
+            if call.over == "place":
+                under = [value for value in under if value.size >= out.size][:1]
+            elif call.over is None:
+                under = []
+            taken = [value for value in taken if value not in under]
+            out.place = under[0].place if call.over == "place" and under else free_place(out.size, taken)
+            taken.append(out)
+            end = max(end, out.place + out.size)
         return end
 
 

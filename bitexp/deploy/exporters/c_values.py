@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+Over = Literal["place", "whole"] | None
+"""How a result may lie over an argument: see `CTape.call`."""
 
 
 @dataclass(eq=False)
@@ -33,6 +36,7 @@ class Call:
     function: str
     arguments: list[Any]
     out: Value
+    over: Over = None
 
 
 def free_place(size: int, taken: Sequence[Value]) -> int:

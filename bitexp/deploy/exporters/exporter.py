@@ -43,9 +43,9 @@ class Exported:
     """What is the same as in bitexp, and what the engine computes another way; a sentence each."""
     usage: str
     """Code that runs it."""
+    metadata: Mapping[str, Any]
+    """For the head of the README (`bitexp.deploy.exporters.hub`): license, tags, what loads it."""
     language: str = "python"
-    metadata: Mapping[str, Any] | None = None
-    """What the hub reads at the head of the README, for folders that it can show."""
 
 
 class Exporter:

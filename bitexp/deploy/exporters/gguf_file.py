@@ -61,13 +61,15 @@ class GgufFile(Exporter):
     Args:
         type: of quantized layers: `tq2_0` (2.06 bits), `tq1_0` (1.69), `q1_0` (1.125, binary), `f16`, `f32`;
             `auto` is tq2_0 where all rows are multiples of 256 long, else f16.
-        license: for the README.
+        license: for the README. base_model: the model on the hub that training began with, OWNER/NAME.
     """
 
     engine: ClassVar[str] = "llama.cpp"
 
-    def __init__(self, *, type: Kind = "auto", license: str = "unknown") -> None:
-        self.type, self.license = type, license
+    def __init__(
+        self, *, type: Kind = "auto", license: str = "unknown", base_model: str | None = None
+    ) -> None:
+        self.type, self.license, self.base_model = type, license, base_model
 
     def check(self, model: nn.Module, tokenizer: str | None = None) -> None:
         form = decoder_form(model)
@@ -126,12 +128,9 @@ class GgufFile(Exporter):
         form = decoder_form(packed.model)
         kind = self.kind(form)
         write_gguf(folder / "model.gguf", form, kind, packed.name, packed.preprocessing.get("tokenizer"))
-        metadata = {
-            "license": self.license,
-            "pipeline_tag": "text-generation",
-            "tags": ["bitexp", "gguf", "quantization"],
-        }
-        return Exported(exact(form, kind), USAGE, "bash", metadata)
+        tags = ["bitexp", "gguf", "quantization"]
+        metadata = {"license": self.license, "base_model": self.base_model, "tags": tags}
+        return Exported(exact(form, kind), USAGE, metadata, "bash")
 
 
 USAGE = """\

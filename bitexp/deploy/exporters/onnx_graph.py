@@ -66,7 +66,7 @@ class OnnxGraph(Exporter):
                 "and logits differ by about 1 %; a file cannot say so.",
             ],
             usage(packed),
-            metadata={"license": self.license, "library_name": "onnx", "tags": ["bitexp", "quantization"]},
+            {"license": self.license, "library_name": "onnx", "tags": ["bitexp", "quantization"]},
         )
 
 

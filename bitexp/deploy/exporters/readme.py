@@ -9,6 +9,7 @@ import yaml
 
 from bitexp.common.format import size
 from bitexp.deploy.exporters.exporter import Exported, Packed
+from bitexp.deploy.exporters.hub import measured, metadata
 from bitexp.deploy.packed_file import read_packed, sizes
 
 MARK = "Exported by bitexp"
@@ -20,13 +21,17 @@ def readme(packed: Packed, exported: Exported, engine: str, files: Mapping[str, 
 
     Args:
         files: bytes by name.
+
+    Raises:
+        UserError: a base model that is no name on the hub.
     """
     file = read_packed(packed.path)
     quantizer = packed.description.quantizer
     assert isinstance(quantizer, Mapping)
     listed = ", ".join(f"`{name}` ({size(count)})" for name, count in sorted(files.items()))
+    found = measured(packed)
     lines = [
-        *front_matter(exported.metadata or {}),
+        *front_matter(metadata(packed, exported.metadata, found)),
         f"# {packed.name}, for {engine}",
         "",
         f"{MARK} from `{packed.path.name}` of {packed.name}: a {packed.description.model} with the quantizer "
@@ -42,12 +47,11 @@ def readme(packed: Packed, exported: Exported, engine: str, files: Mapping[str, 
         "",
         *(f"- {sentence}" for sentence in exported.exact),
         "",
+        *(["## What was measured", "", str(found), ""] if found is not None and found.metrics else []),
     ]
     return "\n".join(lines)
 
 
-def front_matter(metadata: Mapping[str, Any]) -> list[str]:
+def front_matter(head: Mapping[str, Any]) -> list[str]:
     """YAML at the head of a file."""
-    return (
-        ["---", *yaml.safe_dump(dict(metadata), sort_keys=False).splitlines(), "---", ""] if metadata else []
-    )
+    return ["---", *yaml.safe_dump(dict(head), sort_keys=False).splitlines(), "---", ""]

@@ -38,7 +38,7 @@ class TorchProgram(Exporter):
         return Exported(
             ["The same integers and the same order of operations: equal to the packed file to the bit."],
             USAGE.format(inputs=words_of(packed.model, packed.preprocessing)),
-            metadata={"license": self.license, "tags": ["bitexp", "quantization"]},
+            {"license": self.license, "tags": ["bitexp", "quantization"]},
         )
 
 

@@ -63,14 +63,19 @@ class TransformersFolder(Exporter):
     Args:
         form: of quantized layers: `bitlinear` or `autobitlinear` with packed codes and int8 activations, or
             `float` with their weights as floats, where activations are floats too.
+        license: for the README. base_model: the model on the hub that training began with, OWNER/NAME.
     """
 
     engine: ClassVar[str] = "transformers"
 
     def __init__(
-        self, *, form: Literal["bitlinear", "autobitlinear", "float"] = "bitlinear", license: str = "unknown"
+        self,
+        *,
+        form: Literal["bitlinear", "autobitlinear", "float"] = "bitlinear",
+        license: str = "unknown",
+        base_model: str | None = None,
     ) -> None:
-        self.form, self.license = form, license
+        self.form, self.license, self.base_model = form, license, base_model
 
     def check(self, model: nn.Module, tokenizer: str | None = None) -> None:
         form = decoder_form(model)
@@ -105,7 +110,7 @@ class TransformersFolder(Exporter):
         write_json(folder / "config.json", config(form, self.packs(form) and self.form, end))
         write_json(folder / "generation_config.json", {"do_sample": False, "eos_token_id": end})
         write_atomic(folder / "model.safetensors", save(self.tensors(form), {"format": "pt"}))
-        return Exported(self.exact(form), USAGE, metadata=self.card(packed))
+        return Exported(self.exact(form), USAGE, self.card)
 
     def packs(self, form: DecoderForm) -> bool:
         """Whether codes are written, not floats."""
@@ -151,12 +156,13 @@ class TransformersFolder(Exporter):
             "packed file.",
         ]
 
-    def card(self, packed: Packed) -> dict[str, Any]:
+    @property
+    def card(self) -> dict[str, Any]:
         """What the hub reads."""
         return {
             "license": self.license,
+            "base_model": self.base_model,
             "library_name": "transformers",
-            "pipeline_tag": "text-generation",
             "tags": ["bitexp", "bitnet", "quantization"],
         }
 

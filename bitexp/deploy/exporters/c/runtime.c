@@ -1,18 +1,23 @@
-/* == ordered_sum */
-/* The sum of n numbers, or of their squares, `step` apart, in bitexp's order: 64 lanes, then halves. */
-static float ordered_sum(const float *x, int n, int step, int squared) {
-    float lanes[64];
-    int width = 1, size = n < 64 ? n : 64, i;
-    while (width < size) width *= 2;
-    for (i = 0; i < width || i < n; i++) {
-        float v = i < n ? x[(size_t)i * step] : -0.0f;
-        if (squared && i < n) v *= v;
-        if (i < width) lanes[i] = v;
-        else lanes[i % 64] += v;
-    }
-    for (width /= 2; width > 0; width /= 2)
+/* == fold */
+/* The sum of 64 lanes over which n numbers were dealt, by halves, in bitexp's order. */
+static float fold(float *lanes, int n) {
+    int width = 32, i;
+    while (width >= n) width /= 2;
+    for (; width > 0; width /= 2)
         for (i = 0; i < width; i++) lanes[i] += lanes[i + width];
     return lanes[0];
+}
+/* == ordered_sum: fold */
+/* The sum of n numbers, or of their squares, `step` apart, in bitexp's order. */
+static float ordered_sum(const float *x, int n, int step, int squared) {
+    float lanes[64];
+    int i;
+    for (i = 0; i < 64; i++) lanes[i] = -0.0f;
+    for (i = 0; i < n; i++) {
+        float v = x[(size_t)i * step];
+        lanes[i & 63] += squared ? v * v : v;
+    }
+    return fold(lanes, n);
 }
 /* == norm: ordered_sum */
 /* Layer (centered) or RMS norm of `count` vectors of n numbers; those of a vector lie `step` apart. */
@@ -33,7 +38,12 @@ static void norm(float *y, const float *x, int count, int apart, int n, int step
         }
     }
 }
-/* == codes */
+/* == code */
+static int8_t code(float v) {
+    v = rintf(v);
+    return (int8_t)(v > 127.0f ? 127.0f : v);
+}
+/* == codes: code */
 /* Activations as integers: rint(x * (qmax / largest)); returns what multiplies them. */
 static float codes(int8_t *q, const float *x, int n, float qmax) {
     float largest = 1e-5f, factor;
@@ -43,10 +53,36 @@ static float codes(int8_t *q, const float *x, int n, float qmax) {
         if (v > largest) largest = v;
     }
     factor = (1.0f / largest) * qmax;
+    for (i = 0; i < n; i++) q[i] = code(x[i] * factor);
+    return largest / qmax;
+}
+/* == pixel_sum: fold */
+/* The sum of n pixels less `mean`, or of the squares, in bitexp's order. */
+static float pixel_sum(const uint8_t *x, int n, float mean, int squared) {
+    float lanes[64];
+    int i;
+    for (i = 0; i < 64; i++) lanes[i] = -0.0f;
     for (i = 0; i < n; i++) {
-        float v = rintf(x[i] * factor);
-        q[i] = (int8_t)(v > 127.0f ? 127.0f : v);
+        float v = pixel(x, i) - mean;
+        lanes[i & 63] += squared ? v * v : v;
     }
+    return fold(lanes, n);
+}
+/* == pixel_codes: pixel_sum, code */
+/* Codes of an image of n pixels, after a layer (centered) or RMS norm where there is one, without a copy in floats. */
+static float pixel_codes(int8_t *q, const uint8_t *x, int n, float qmax, int normed, int centered, float eps) {
+    float share = (float)(1.0 / n), mean = 0.0f, rstd = 1.0f, largest = 1e-5f, factor;
+    int i;
+    if (normed) {
+        if (centered) mean = pixel_sum(x, n, 0.0f, 0) * share;
+        rstd = 1.0f / sqrtf(pixel_sum(x, n, mean, 1) * share + eps);
+    }
+    for (i = 0; i < n; i++) {
+        float v = fabsf((pixel(x, i) - mean) * rstd);
+        if (v > largest) largest = v;
+    }
+    factor = (1.0f / largest) * qmax;
+    for (i = 0; i < n; i++) q[i] = code((pixel(x, i) - mean) * rstd * factor);
     return largest / qmax;
 }
 /* == row_pack1 */
@@ -116,22 +152,38 @@ static int32_t row_pack8(const int8_t *q, const uint8_t *w, int n, int low, int 
     }
     return low * all + stride * digits;
 }
-/* == linear: codes */
-/* A quantized linear layer over `rows` inputs of n numbers. `scales` is one, or one an output (`each`). */
+/* == products */
+/* Codes of n activations times a quantized layer's. `scales` is one, or one an output (`each`). */
+static void products(float *y, const int8_t *q, float scale, int n, int outputs, row_sum sum, const uint8_t *w,
+                     int bytes, int low, int stride, const float *scales, int each, const float *bias, int scaled) {
+    int o;
+    for (o = 0; o < outputs; o++) {
+        float v = (float)sum(q, w + (size_t)o * bytes, n, low, stride);
+        if (bias && scaled) v += bias[o];
+        v *= scale * scales[each ? o : 0];
+        if (bias && !scaled) v += bias[o];
+        y[o] = v;
+    }
+}
+/* == linear: codes, products */
+/* A quantized linear layer over `rows` inputs of n numbers. */
 static void linear(float *y, const float *x, int rows, int n, int outputs, int8_t *q, float qmax, row_sum sum,
                    const uint8_t *w, int bytes, int low, int stride, const float *scales, int each,
                    const float *bias, int scaled) {
-    int r, o;
+    int r;
     for (r = 0; r < rows; r++) {
-        float scale = codes(q, x + (size_t)r * n, n, qmax), *to = y + (size_t)r * outputs;
-        for (o = 0; o < outputs; o++) {
-            float v = (float)sum(q, w + (size_t)o * bytes, n, low, stride);
-            if (bias && scaled) v += bias[o];
-            v *= scale * scales[each ? o : 0];
-            if (bias && !scaled) v += bias[o];
-            to[o] = v;
-        }
+        float scale = codes(q, x + (size_t)r * n, n, qmax);
+        products(y + (size_t)r * outputs, q, scale, n, outputs, sum, w, bytes, low, stride, scales, each, bias,
+                 scaled);
     }
+}
+/* == linear_pixels: pixel_codes, products */
+/* A quantized linear layer over an image of n pixels, with the norm of its inputs. */
+static void linear_pixels(float *y, const uint8_t *x, int n, int outputs, int normed, int centered, float eps,
+                          int8_t *q, float qmax, row_sum sum, const uint8_t *w, int bytes, int low, int stride,
+                          const float *scales, int each, const float *bias, int scaled) {
+    float scale = pixel_codes(q, x, n, qmax, normed, centered, eps);
+    products(y, q, scale, n, outputs, sum, w, bytes, low, stride, scales, each, bias, scaled);
 }
 /* == dense */
 /* A linear layer in full precision. */
@@ -157,7 +209,7 @@ static void dense8(float *y, const float *x, int rows, int n, int outputs, const
             y[(size_t)r * outputs + o] = bias ? v + bias[o] : v;
         }
 }
-/* == convolve */
+/* == convolve: codes */
 /* A quantized convolution of x [channels, height, width]; w [outputs, channels / groups * k0 * k1]. */
 static void convolve(float *y, const float *x, const conv_shape *s, int8_t *q, int8_t *patch, float qmax, row_sum sum,
                      const uint8_t *w, int bytes, int low, int stride, const float *scales, int each,
@@ -272,6 +324,16 @@ static void add(float *y, const float *a, const float *b, int n) {
 static void gather(float *y, const float *x, const uint16_t *places, int n) {
     int i;
     for (i = 0; i < n; i++) y[i] = x[places[i]];
+}
+/* == gather_pixels */
+static void gather_pixels(float *y, const uint8_t *x, const uint16_t *places, int n) {
+    int i;
+    for (i = 0; i < n; i++) y[i] = pixel(x, places[i]);
+}
+/* == pixels */
+static void pixels(float *y, const uint8_t *x, int n) {
+    int i;
+    for (i = 0; i < n; i++) y[i] = pixel(x, i);
 }
 /* == softmax */
 static void softmax(float *x, int n) {
