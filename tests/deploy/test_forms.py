@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from bitexp.deploy.forms.stack import (
     stacked,
 )
 from bitexp.deploy.packed_file import PackedFile, unpack
-from bitexp.deploy.score import Samples
+from bitexp.deploy.score import Samples, Score
 from bitexp.track.measurements import later_metrics
 from tests.support.packed_files import REFERENCE, describe, write
 from tests.support.processes import InProcess
@@ -205,9 +206,13 @@ def test_a_size_of_a_stack_is_measured_once_and_kept(
     run, call = train("quantizer=full").folder, in_process(main, "bitexp")
     assert call("stack", run, "--blocks", 2, "--rank", 1, "--samples", 20).code == 0
     smallest, largest = read_stack(run / "stacked.safetensors").extent
-    scored: list[int] = []
-    score = Samples.score
-    monkeypatch.setattr(Samples, "score", lambda self, model: scored.append(1) or score(self, model))
+    scored, score = list[Samples](), Samples.score
+
+    def counted(samples: Samples, model: Callable[[Tensor], Tensor]) -> Score:
+        scored.append(samples)
+        return score(samples, model)
+
+    monkeypatch.setattr(Samples, "score", counted)
     for sizes in ((smallest, largest), (largest, largest + 1)):
         ended = call("evaluate", run, "--bytes", ",".join(map(str, sizes)), "--samples", 30)
         assert ended.code == 0, ended.err
