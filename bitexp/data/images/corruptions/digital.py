@@ -28,10 +28,7 @@ def contrast(images: Tensor, strength: int, draws: torch.Generator) -> Tensor:
 
 @CORRUPTIONS.register("elastic")
 def elastic(images: Tensor, strength: int, draws: torch.Generator) -> Tensor:
-    """Three points of an image go elsewhere and take all of it along, then every pixel is moved a little.
-
-    OpenCV rounds the places of the first step to 1/32 of a pixel, which is left out.
-    """
+    """Three points of an image go elsewhere and take all of it along, then every pixel is moved a little."""
     far, sigma, corner = (
         (0.0, 0.0, 0.08),
         (0.05, 0.2, 0.07),
