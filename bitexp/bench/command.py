@@ -6,6 +6,7 @@
     python -m bitexp bench models ...   frozen models: tokens and images per second, against fp32
     python -m bitexp bench decode ...   tokens one by one, against reading the weights, and llama.cpp
     python -m bitexp bench engines ...  a trained language model in other engines, beside bitexp
+    python -m bitexp bench tables ...   weights of a run by tables of values, and by a choice of them
     python -m bitexp bench gpu ...      layers on a GPU: the kernel triton, torch and installed peers
     python -m bitexp bench sweep ...    a small grid by each launcher, against a plain torch loop
 
@@ -29,6 +30,7 @@ BENCHMARKS = {
     "engines": "bitexp.bench.engines",
     "gpu": "bitexp.bench.gpu",
     "sweep": "bitexp.bench.sweeps",
+    "tables": "bitexp.bench.tables",
 }
 
 

@@ -10,8 +10,9 @@ Engines: does it compute the same, and how fast? What one reads is exported into
 figures are kept in the run's folder, where reports find them; or it is taken from --folder. Exit code 1 where
 an engine computes something else.
 
-Corruptions: the accuracy of every finished run in the folder under those of CIFAR-10-C, at five strengths. It
-is kept in the run's folder, where reports find it, and is not measured again.
+Corruptions: the accuracy of every finished run in the folder under those of CIFAR-10-C, at five strengths.
+They and the quality of a stack at some sizes are kept in the run's folder, where reports find them, and are
+not measured again.
 """
 
 from __future__ import annotations

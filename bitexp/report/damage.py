@@ -52,7 +52,7 @@ def place(name: str) -> tuple[int, bool]:
     """Where a metric belongs: codes first, then all tensors, other layouts, and images; losses come last."""
     starts = ("attack/codes/", "attack/codes_clamped/", "attack/", "attack_", "")
     group = next(number for number, start in enumerate(starts) if name.startswith(start))
-    return group, "/loss_" in name
+    return group, "/loss" in name
 
 
 def column_of(name: str) -> Column | None:
@@ -62,9 +62,11 @@ def column_of(name: str) -> Column | None:
     if re.fullmatch(r"corrupted/\w+", name):
         return corruption_column(name)
     match = re.fullmatch(r"attack(?:_(\w+?))?/(?:(codes|codes_clamped|all)/)?(\w+)", name)
-    if match is None or match[3] in ("accuracy", "loss"):
+    if match is None or match[3] == "accuracy":
         return None
     layout, kind, what = match.groups()
+    if what == "loss":
+        return column("loss, 0 flips", name, spread_text, LONG) if layout is None else None
     added = SETS.get(kind or "codes", "") + (f", {layout}" if layout else "")
     level = LONG if added else SHORT
     if what == "flips_to_chance":

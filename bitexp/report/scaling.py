@@ -85,11 +85,17 @@ class Curve:
     @property
     def label(self) -> str:
         """What it is of."""
+        if self.bits == FULL or self.activations == 8:
+            return self.weights
+        return f"{self.weights}, activations {bits_text(self.activations)}"
+
+    @property
+    def weights(self) -> str:
+        """What weights it is of."""
         if self.bits == FULL:
             return "full precision"
-        activations = "" if self.activations == 8 else f", activations {bits_text(self.activations)}"
         after = "" if self.trained else ", after training"
-        return f"{bits_text(self.bits)} bit{'s' * (self.bits != 1)}{activations}{after}"
+        return f"{bits_text(self.bits)} bit{'s' * (self.bits != 1)}{after}"
 
     def covers(self, sizes: Numbers) -> NDArray[np.bool_]:
         """Where it was measured: outside of its sizes it says nothing."""

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from bitexp.common.format import size as bytes_text
 from bitexp.report import figure
-from bitexp.report.by_bits import FULL
+from bitexp.report.by_bits import FULL, bits_text
 from bitexp.report.compare import Comparison
 from bitexp.report.scaling import Curve, curves, reigns
 from bitexp.report.stats import SHARES
@@ -17,7 +17,8 @@ from bitexp.report.stats import SHARES
 CAPTION = (
     "Quality against the size of the whole network by the bits of a weight: points are runs, curves are "
     "fitted to them, bands hold 95 % of the curves that the runs allow. Dashed and hollow: quantized after "
-    "training. The bar below names the best width at each size."
+    "training. The bar below names the best width at each size. Activations of another width have a panel of "
+    "their own."
 )
 
 
@@ -26,25 +27,38 @@ def scaling(comparison: Comparison) -> Figure | None:
     found = curves(comparison)
     if not found:
         return None
-    drawing, axes = figure.new(7.2, 4.2)
-    panel = axes[0, 0]
+    several = sorted({curve.activations for curve in found if curve.bits != FULL}, reverse=True)
+    drawing, axes = figure.new(
+        7.2 if len(several) == 1 else 9.6, 4.2, 1, len(several), sharex=True, sharey=True
+    )
     widths = [bits for bits in dict.fromkeys(curve.bits for curve in found) if bits != FULL]
     palette = dict(zip(widths, figure.PRECISIONS[2:] * 4, strict=False)) | {FULL: figure.PRECISIONS[0]}
-    for curve in found:
-        draw_curve(panel, curve, palette[curve.bits])
-    for part in reigns(found, comparison.sign):
-        panel.axvspan(part.low, part.high, 0, 0.025, color=palette[part.best.bits], linewidth=0)
-    panel.set_xscale("log")
-    if comparison.metric.rpartition("/")[2] in SHARES:  # as the curves are fitted: by the log of the error
-        panel.set_yscale(
-            "function", functions=(lambda y: -np.log(np.clip(1 - y, 1e-9, 1)), lambda v: 1 - np.exp(-v))
-        )
-    panel.set_xlabel("bytes of the whole network, packed")
+    for panel, activations in zip(axes.flat, several, strict=True):
+        shown = [curve for curve in found if curve.bits == FULL or curve.activations == activations]
+        for curve in shown:
+            draw_curve(panel, curve, palette[curve.bits])
+        for part in reigns(shown, comparison.sign):
+            panel.axvspan(part.low, part.high, 0, 0.025, color=palette[part.best.bits], linewidth=0)
+        panel.set_xscale("log")
+        if (
+            comparison.metric.rpartition("/")[2] in SHARES
+        ):  # as the curves are fitted: by the log of the error
+            panel.set_yscale(
+                "function", functions=(lambda y: -np.log(np.clip(1 - y, 1e-9, 1)), lambda v: 1 - np.exp(-v))
+            )
+        if len(several) > 1:
+            panel.set_title(f"activations: {bits_text(activations)}{'' if activations == FULL else ' bits'}")
+        panel.set_xlabel("bytes of the whole network, packed")
+        figure.logarithmic(panel.xaxis, bytes_text)
+    panel = axes[0, 0]
     panel.set_ylabel(f"{comparison.metric}{' (better above)' if comparison.sign < 0 else ''}")
-    figure.logarithmic(panel.xaxis, bytes_text)
     if comparison.sign < 0:
         panel.invert_yaxis()
-    drawing.legend(*panel.get_legend_handles_labels(), loc="outside right upper")
+    entries: dict[str, Any] = {}
+    for panel in axes.flat:
+        handles, names = panel.get_legend_handles_labels()
+        entries = dict(zip(names, handles, strict=True)) | entries
+    drawing.legend(entries.values(), entries, loc="outside right upper")
     return drawing
 
 
@@ -54,7 +68,7 @@ def draw_curve(panel: Any, curve: Curve, colour: str) -> None:
     drawn = curve.draws(grid, np.random.default_rng(0))
     low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
     panel.fill_between(grid, low, high, color=colour, alpha=0.12, linewidth=0)
-    panel.plot(grid, curve.at(grid), "-" if curve.trained else "--", color=colour, label=curve.label)
+    panel.plot(grid, curve.at(grid), "-" if curve.trained else "--", color=colour, label=curve.weights)
     panel.plot(
         curve.sizes, curve.scores, "o", markersize=3.5, color=colour,
         markerfacecolor=colour if curve.trained else "none",

@@ -27,6 +27,8 @@ from bitexp.report.runs import Problem, Run
 from bitexp.report.scaling import size_table
 from bitexp.report.scaling_plot import CAPTION as SCALING
 from bitexp.report.scaling_plot import scaling
+from bitexp.report.stack_plot import CAPTION as STACKS
+from bitexp.report.stack_plot import stacks
 from bitexp.report.studies import JournalStudy, grid_importance
 from bitexp.report.wording import answer
 
@@ -118,6 +120,7 @@ def section(comparison: Comparison, name: str, unfinished: Sequence[Run], out: P
     drawings: dict[str, tuple[Callable[[], Figure | None], str]] = {
         "quality": (partial(plots.quality, comparison), QUALITY),
         "scaling": (partial(scaling, comparison), SCALING),
+        "stacks": (partial(stacks, comparison), STACKS),
         "settings": (
             lambda: sweep_plots.heat(comparison, lost) or sweep_plots.sweep_lines(comparison),
             robustness(comparison),

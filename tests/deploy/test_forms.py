@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from bitexp.__main__ import main
 from bitexp.common.errors import UserError
 from bitexp.deploy.forms.calibration import activation_norms
 from bitexp.deploy.forms.delta import applied, delta_of, one_bit, read_delta, save_delta, train_scales
@@ -23,7 +25,11 @@ from bitexp.deploy.forms.stack import (
     stacked,
 )
 from bitexp.deploy.packed_file import PackedFile, unpack
+from bitexp.deploy.score import Samples, Score
+from bitexp.track.measurements import later_metrics
 from tests.support.packed_files import REFERENCE, describe, write
+from tests.support.processes import InProcess
+from tests.support.training import Train
 
 X = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(5))
 
@@ -192,3 +198,27 @@ def test_other_networks_have_no_delta_and_quantized_ones_no_form(file: PackedFil
     write(path, describe("mlp", "ternary_mean"))
     with pytest.raises(UserError, match="quantized already"):
         full_precision(path)
+
+
+def test_a_size_of_a_stack_is_measured_once_and_kept(
+    train: Train, tmp_path: Path, in_process: InProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, call = train("quantizer=full").folder, in_process(main, "bitexp")
+    assert call("stack", run, "--blocks", 2, "--rank", 1, "--samples", 20).code == 0
+    smallest, largest = read_stack(run / "stacked.safetensors").extent
+    scored, score = list[Samples](), Samples.score
+
+    def counted(samples: Samples, model: Callable[[Tensor], Tensor]) -> Score:
+        scored.append(samples)
+        return score(samples, model)
+
+    monkeypatch.setattr(Samples, "score", counted)
+    for sizes in ((smallest, largest), (largest, largest + 1)):
+        ended = call("evaluate", run, "--bytes", ",".join(map(str, sizes)), "--samples", 30)
+        assert ended.code == 0, ended.err
+    assert len(scored) == 3  # one of the four was known
+    metrics = later_metrics(run, None)
+    assert {name.split("/")[1] for name in metrics} == {str(n) for n in (smallest, largest, largest + 1)}
+    assert metrics[f"stack/{smallest}/blocks"] == 0
+    assert metrics[f"stack/{largest}/bytes"] == metrics[f"stack/{largest + 1}/bytes"] == largest
+    assert f"{metrics[f'stack/{largest}/accuracy']:.4f}" in ended.out

@@ -15,6 +15,7 @@ Write = Callable[..., Path]
 
 METRICS = {
     "attack/accuracy": 0.9,
+    "attack/loss": 0.3,
     "attack/codes/accuracy_10": 0.8,
     "attack/codes/accuracy_10_std": 0.1,
     "attack/codes/loss_10": 0.7,
@@ -46,6 +47,7 @@ def test_later_measurements_are_columns_for_every_precision(write_run: Write, ou
     assert texts["flips to chance"] == "> 20.0 ± 0.0"  # one of the runs did not get there
     assert texts["flips to chance, pack2"] == "5.0 ± 0.0"
     assert texts["found, all tensors"] == "25.0%"
+    assert (texts["loss, 0 flips"], texts["loss, 10 flips"]) == ("0.300 ± 0.000", "0.700 ± 0.000")
     shown = [column.title for column in table.up_to(SHORT).columns]
     assert shown == [
         "precision",

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bitexp.report import figure
 from bitexp.report.compare import Comparison, compare
 from bitexp.report.runs import read_runs
 from bitexp.report.scaling import curves, reigns, size_table
+from bitexp.report.scaling_plot import scaling
 from bitexp.report.write import write_report
 
 Write = Callable[..., Path]
@@ -27,9 +30,9 @@ def error(size: float, bits: float) -> float:
     return float(0.1 * (size / 4000) ** (-0.3 if bits == 4 else -0.15))
 
 
-def write(write_run: Write, outputs: Path, noise: float) -> Comparison:
+def write(write_run: Write, outputs: Path, noise: float, activations: Sequence[int] = (8,)) -> Comparison:
     draw = np.random.default_rng(0)
-    for bits in (2, 4):
+    for bits, width_of_activations in itertools.product((2, 4), activations):
         for width in WIDTHS:
             size = size_of(width, bits)
             for seed in range(3):
@@ -38,9 +41,13 @@ def write(write_run: Write, outputs: Path, noise: float) -> Comparison:
                     "test/accuracy": accuracy,
                     "size/total_bytes": size,
                     "size/weight_bits": bits,
-                    "size/activation_bits": 8,
+                    "size/activation_bits": width_of_activations,
                 }
-                changes = {"quantizer__weights__bits": bits, "model__hidden": [width]}
+                changes = {
+                    "quantizer__weights__bits": bits,
+                    "quantizer__activations__name": f"int{width_of_activations}",
+                    "model__hidden": [width],
+                }
                 write_run("uniform_mse", seed, result={"metrics": metrics}, **changes)
     (comparison,) = compare(read_runs([outputs])[0])
     return comparison
@@ -58,6 +65,21 @@ def test_the_curve_and_the_size_at_which_they_cross(write_run: Write, outputs: P
     assert min(small.share, large.share) > 0.95
     (swapped, _) = [part for part in reigns([two, four], -1) if part.high / part.low > 1.1]
     assert swapped.best.bits == 4
+
+
+def test_activations_of_another_width_have_curves_and_a_panel_of_their_own(
+    write_run: Write, outputs: Path
+) -> None:
+    comparison = write(write_run, outputs, 0.005, activations=(8, 4))
+    assert [curve.label for curve in curves(comparison)] == [
+        "2 bits", "2 bits, activations 4", "4 bits", "4 bits, activations 4",
+    ]  # fmt: skip
+    with figure.style():
+        drawing = scaling(comparison)
+    assert drawing is not None
+    assert [panel.get_title() for panel in drawing.axes] == ["activations: 8 bits", "activations: 4 bits"]
+    for panel in drawing.axes:
+        assert panel.get_legend_handles_labels()[1] == ["2 bits", "4 bits"]
 
 
 def test_what_is_uncertain_is_said_to_be(write_run: Write, outputs: Path) -> None:

@@ -1,7 +1,8 @@
-"""The quality of a stack at some sizes, as a table."""
+"""The quality of a stack at some sizes, as a table; what was measured is kept, where reports find it."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from rich.table import Table
@@ -16,6 +17,8 @@ from bitexp.deploy.load import find_run
 from bitexp.deploy.packed_file import unpack
 from bitexp.deploy.score import Samples
 from bitexp.kernels.reference import Reference
+from bitexp.track.folder import checksum
+from bitexp.track.measurements import keep, measured
 
 SAMPLES = 2000
 """What is looked at unless more or less is asked for."""
@@ -23,6 +26,8 @@ SAMPLES = 2000
 
 def tell_curve(run: Path, sizes: str, samples: int | None = None) -> None:
     """Cuts the stack of a run to sizes, `N,N,...`, and prints loss and accuracy on the test part.
+
+    Sizes of the same stack and samples that were measured before are not measured again.
 
     Raises:
         UserError: there is no stack, no data, or a size is no number or too small.
@@ -35,14 +40,23 @@ def tell_curve(run: Path, sizes: str, samples: int | None = None) -> None:
     path = stack_path(find_run(run))
     stack = read_stack(path)
     smallest, largest = stack.extent
-    held_out = Samples.held_out(data_of(path.parent), SAMPLES if samples is None else samples)
+    count = SAMPLES if samples is None else samples
+    asked = {"samples": count, "stack": checksum(path)}
+    metrics = measured(path.parent, "stack", asked) or {}
+    prefixes = {limit: stack.prefix(limit) for limit in limits}
+    new = {limit: part for limit, part in prefixes.items() if f"stack/{limit}/bytes" not in metrics}
+    if new:
+        held_out = Samples.held_out(data_of(path.parent), count)
+        for limit, (file, blocks, used) in new.items():
+            score = held_out.score(unpack(path, file, Reference())[0])
+            found = {"bytes": used, "blocks": blocks, "loss": score.loss, "accuracy": score.accuracy}
+            metrics |= {f"stack/{limit}/{key}": float(value) for key, value in found.items()}
+        metrics = keep(path.parent, "stack", asked, metrics)
     report, table = Report(), Table(box=None, pad_edge=False)
     for heading in ("at most", "bytes", "blocks", "loss", "accuracy"):
         table.add_column(heading, justify="right")
-    for limit in limits:
-        file, blocks, used = stack.prefix(limit)
-        score = held_out.score(unpack(path, file, Reference())[0])
-        cells = (size(limit), f"{used:,}", str(blocks), f"{score.loss:.4f}", f"{score.accuracy:.4f}")
-        table.add_row(*cells)
+    for limit, (_, blocks, used) in prefixes.items():
+        loss, accuracy = (metrics.get(f"stack/{limit}/{key}", math.nan) for key in ("loss", "accuracy"))
+        table.add_row(size(limit), f"{used:,}", str(blocks), f"{loss:.4f}", f"{accuracy:.4f}")
     report.table(table, [])
     report.line(f"{path_text(path)}: {size(smallest)} without a block, {size(largest)} with all of them")

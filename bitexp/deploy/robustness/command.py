@@ -84,7 +84,7 @@ def measure(options: Any, folder: Path, data: Any, tell: Callable[[str], None]) 
 
 
 def rows(metrics: Mapping[str, float]) -> list[dict[str, str]]:
-    """What flips did: a line for each set of bits."""
+    """What flips did, in accuracies and median losses: a line for each set of bits."""
     from bitexp.deploy.robustness.measure import RANDOM
 
     prefix = next(name for name in metrics if name.endswith("/accuracy")).removesuffix("/accuracy")
@@ -96,6 +96,8 @@ def rows(metrics: Mapping[str, float]) -> list[dict[str, str]]:
         row = {"bits of": words, "as it is": f"{metrics[f'{prefix}/accuracy']:.3f}"}
         for count in RANDOM:
             row[f"{count} random"] = accuracy(metrics, f"{place}/accuracy_{count}")
+        losses = [metrics.get(f"{place}/loss_{count}") for count in RANDOM]
+        row["their losses"] = " ".join(f"{loss:.3g}" for loss in losses if loss is not None)
         more = "" if metrics[f"{place}/reached"] == 1 else "> "
         row["chosen, to chance"] = f"{more}{metrics[f'{place}/flips_to_chance']:.1f}"
         row["then"] = accuracy(metrics, f"{place}/accuracy_chosen")
