@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from bitexp.common.registry import Registry
 from bitexp.quant.backend import TORCH, Backend
 from bitexp.quant.levels import Levels
-from bitexp.quant.modes import readable
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS, ActivationSpec, Granularity, LayerSpec
 
@@ -105,15 +104,6 @@ class WeightQuantizer(LayerPart):
     estimator: Estimator | None = None
     """None is the straight-through estimator."""
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
-        for base in cls.__mro__:
-            if "at_once" in vars(base):
-                return
-            if vars(base).keys() & {"rows", "scale", "codes", "sampled", "shift"}:
-                cls.at_once = WeightQuantizer.at_once  # type: ignore[method-assign]
-                return
-
     def set_progress(self, share: float) -> None:
         super().set_progress(share)
         if self.estimator is not None:
@@ -135,8 +125,8 @@ class WeightQuantizer(LayerPart):
         self.inputs, self.shape = weight[:1].numel(), weight.shape
         self.backend: Backend = TORCH
         self.holds = False
-        self.agrees = False
-        """Whether `at_once` was seen to give what it stands for; it is looked at once."""
+        self.whole = "at_once" in vars(type(self))
+        """Whether `at_once` is asked. No subclass inherits it: it may override what that stands for."""
 
     def scale(self, rows: Tensor) -> Tensor:
         """The scale of each row in fp32: `[rows, weights] -> [rows, 1]`, or `[planes, rows, 1]`."""
@@ -153,12 +143,12 @@ class WeightQuantizer(LayerPart):
         """The codes of one step of training, where rounding is stochastic."""
         return self.codes(rows, scale)
 
-    def at_once(self, weight: Tensor) -> Quantized | None:
-        """What `scale`, `codes` and their like give, where the backend has one call for all of it.
+    def at_once(self, weight: Tensor) -> Quantized:
+        """What `scale`, `codes` and their like give, by one call of the backend.
 
-        It is not inherited by classes that override one of those.
+        It is asked only of the very class that defines it.
         """
-        return None
+        raise NotImplementedError
 
     def shift(self, rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor | None:
         """A constant added to the dequantized weights, `[]` or `[out]`, where `has_shift` says so."""
@@ -212,9 +202,8 @@ class WeightQuantizer(LayerPart):
         if self.holds:
             return Quantized(*(getattr(self, name) for name in HELD))
         with torch.no_grad():
-            whole = self.at_once(weight)
-            if whole is not None and (self.agrees or weight.is_meta or not readable(weight)):
-                return whole
+            if self.whole:
+                return self.at_once(weight)
             rows, shape = self.rows(weight)
             scale = self.scale(rows).clamp(min=EPS)
             codes = (self.sampled if training else self.codes)(rows, scale).to(torch.int8)
@@ -222,21 +211,7 @@ class WeightQuantizer(LayerPart):
             if shift is not None:  # it may be a parameter, and that changes
                 shift = shift.detach().clone()
             planes = codes.shape[: codes.dim() - 2]
-            found = Quantized(codes.reshape(planes + weight.shape), scale.reshape(planes + shape), shift)
-            if whole is not None:
-                self.check_agreement(whole, found)
-            return found
-
-    def check_agreement(self, whole: Quantized, found: Quantized) -> None:
-        """Raises `ValueError` where `at_once` gives other integers: whoever edits a method edits both."""
-        self.agrees = torch.equal(whole.codes, found.codes) and torch.equal(
-            whole.scale.nan_to_num(), found.scale.nan_to_num()
-        )
-        if not self.agrees:
-            raise ValueError(
-                f"{type(self).__name__}: at_once gives other codes or scales than the methods that it stands "
-                "for; change it as they were changed, or take it out"
-            )
+            return Quantized(codes.reshape(planes + weight.shape), scale.reshape(planes + shape), shift)
 
     @property
     def codes_are_free(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -14,10 +12,12 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from bitexp.deploy.packing import LAYOUTS, choose_layout, layout_of
+from bitexp.kernels import KERNELS
 from bitexp.quant import WEIGHTS, WeightQuantizer
 from bitexp.quant.product import Quantized
 from bitexp.quant.spec import EPS
 from bitexp.quant.weights.ternary import TernaryMean
+from tests.support.kernels import every_kernel
 from tests.support.quantizers import MakeQuantizer
 
 NAMES = WEIGHTS.names()
@@ -293,39 +293,34 @@ def test_a_group_size_that_does_not_divide_the_inputs_is_refused() -> None:
         quantized("ternary_mean", torch.ones(2, 8), "group", group_size=5)
 
 
-def test_a_shortcut_of_a_backend_is_not_inherited_by_what_computes_otherwise() -> None:
-    """`TernaryMean.at_once` is one call for its scale and its codes, and for no others."""
+AT_ONCE = [name for name in NAMES if "at_once" in vars(WEIGHTS.get(name))]
 
+
+@pytest.mark.parametrize("name", AT_ONCE)
+@every_kernel
+def test_what_a_method_computes_at_once_is_what_its_parts_give(name: str, kernel: str) -> None:
+    """A subclass computes by `scale`, `codes` and their like, also where it overrides none of them."""
+    method = WEIGHTS.get(name)
+    by_parts = type("ByParts", (method,), {})
+    weight = torch.nn.Parameter(torch.randn(6, 96))
+    for options in ({}, {"granularity": "channel"}, {"granularity": "group", "group_size": 32}):
+        whole, parts = method(weight, **options), by_parts(weight, **options)
+        assert whole.whole
+        assert not parts.whole
+        whole.backend = parts.backend = KERNELS.get(kernel).backend
+        for found, expected in zip(whole.quantize(weight)[:2], parts.quantize(weight)[:2], strict=True):
+            assert torch.equal(found, expected)
+            assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_subclass_computes_by_what_it_overrides(training: bool) -> None:
     class Half(TernaryMean):
         def scale(self, rows: Tensor) -> Tensor:
             return super().scale(rows) / 2
 
-    class Named(TernaryMean):
-        """The same by another name."""
-
-    class Mixin:
-        """What comes before it in the order of methods."""
-
-        def scale(self, rows: Tensor) -> Tensor:
-            return self.backend.abs_means(rows) / 2  # type: ignore[attr-defined]
-
-    class Mixed(Mixin, TernaryMean):
-        """It has the scale of another."""
-
     weight = torch.randn(4, 64)
-    assert Named.at_once is TernaryMean.at_once
-    for other, training in itertools.product((Half, Mixed), (False, True)):
-        found = other(weight).quantize(weight, training)
-        assert torch.equal(found.scale, TernaryMean(weight).quantize(weight).scale / 2)
-        assert torch.equal(found.codes, Half(weight).codes(weight.reshape(1, -1), found.scale).view(4, 64))
-
-
-def test_a_method_that_is_edited_beside_its_shortcut_is_told() -> None:
-    class Edited(TernaryMean):
-        def scale(self, rows: Tensor) -> Tensor:
-            return super().scale(rows) / 2
-
-        at_once = TernaryMean.at_once
-
-    with pytest.raises(ValueError, match="Edited: at_once gives other codes or scales"):
-        Edited(torch.randn(4, 64)).quantize(torch.randn(4, 64))
+    found, whole = Half(weight).quantize(weight, training), TernaryMean(weight).quantize(weight, training)
+    assert torch.equal(found.scale, whole.scale / 2)
+    assert torch.equal(found.codes, Half(weight).codes(weight.reshape(1, -1), found.scale).view(4, 64))
+    assert not torch.equal(found.codes, whole.codes)

@@ -21,5 +21,5 @@ class Binary(WeightQuantizer):
     def codes(self, rows: Tensor, scale: Tensor) -> Tensor:
         return self.backend.signs(rows, self.backend.means(rows))
 
-    def at_once(self, weight: Tensor) -> Quantized | None:
+    def at_once(self, weight: Tensor) -> Quantized:
         return Quantized(*self.backend.signs_by_means(weight, self.scale_shape(weight)))

@@ -22,9 +22,8 @@ class TernaryMean(WeightQuantizer):
     def scale(self, rows: Tensor) -> Tensor:
         return self.backend.abs_means(rows)
 
-    def at_once(self, weight: Tensor) -> Quantized | None:
-        shape = self.scale_shape(weight)
-        return Quantized(*self.backend.rounded_by_means(weight, shape, self.levels))
+    def at_once(self, weight: Tensor) -> Quantized:
+        return Quantized(*self.backend.rounded_by_means(weight, self.scale_shape(weight), self.levels))
 
 
 @WEIGHTS.register("ternary_median")
@@ -94,6 +93,7 @@ class Tequila(TernaryMean):
     """
 
     has_output_offset = True
+    at_once = TernaryMean.at_once
 
     def __init__(
         self,
