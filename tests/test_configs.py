@@ -178,8 +178,8 @@ def test_data(word: str, trains: Trains) -> None:
 
 @pytest.mark.parametrize("word", others_slow(names("model"), FAST_MODELS))
 def test_models(word: str, trains: Trains, compose_config: ComposeConfig) -> None:
-    reads_text = compose_config(f"model={word}")["model"]["name"] == "decoder"
-    further = ["quantizer=full"] if word == "bitlinear_mlp" else []  # its layers quantize themselves
+    reads_text = compose_config(f"model={word}")["model"]["name"].endswith("decoder")
+    further = ["quantizer=full"] if word.startswith("bitlinear") else []  # its layers quantize themselves
     trains(*(TEXT if reads_text else ["data=cifar10"]), f"model={word}", *further)
 
 

@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
+from bitexp.common.signatures import keywords
 from bitexp.deploy.packed_checks import Limited
 from bitexp.models import MODELS
 from bitexp.track.folder import ADDED
@@ -46,7 +47,7 @@ def load(name: str) -> MappingProxyType[str, Any]:
 
 def parameters(name: str) -> MappingProxyType[str, inspect.Parameter]:
     """Those of the model's constructor."""
-    return inspect.signature(MODELS.get(load(name)["name"])).parameters
+    return MappingProxyType(keywords(MODELS.get(load(name)["name"])))
 
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
