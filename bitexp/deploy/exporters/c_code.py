@@ -94,8 +94,10 @@ class CCode(Exporter):
                 "Codes, scales, the norms of quantized layers and all integer sums are the same to the bit, "
                 "where the compiler does not fuse multiplications and additions (`-std=c99`, or "
                 "`-ffp-contract=off`).",
+                *(["Images are normalized as in training, to the bit."] if program.pixels else []),
                 "Layers in full precision, softmax, SiLU and GELU differ in their last bits.",
-                f"{size(program.flash)} of constants, {size(program.ram)} of static memory, no heap.",
+                f"{size(program.flash)} of constants, {size(program.ram)} of static memory beside the input, "
+                "no heap.",
             ],
             USAGE.format(call=program.example, input=program.input),
             {"license": self.license, "tags": ["bitexp", "quantization", "tinyml"]},
