@@ -33,11 +33,11 @@ INTERPRETERS = ("hydra/launcher=joblib", "hydra/launcher=submitit_slurm", "hydra
 CLUSTER = ("hydra/launcher=slurm", "hydra/launcher=cluster")
 """What only a cluster can run, and tests/sweep/test_slurm.py does where there is one."""
 LONG = (
-    "bench sweep", "bench layers", "bench models", "bench engines", "bench --model", "sweeps=lr_weight_decay",
-    "sweeps=doubling", "lm_ternary +sweeps=precisions", "fashion_mlp +sweeps=precisions", "QMCSampler",
-    "sweeps=bits", "sweeps=allocation", "model=resnet18", "model.dim=256", "bitexp evaluate", "--check",
-    "bitexp attack", "bitexp stack", "bitexp delta", "bitexp claims",
-    "generate outputs/lm_full", "bitexp reproduce",
+    "bench sweep", "bench layers", "bench models", "bench engines", "bench tables", "bench --model",
+    "sweeps=lr_weight_decay", "sweeps=doubling", "lm_ternary +sweeps=precisions",
+    "fashion_mlp +sweeps=precisions", "QMCSampler", "sweeps=bits", "sweeps=allocation", "model=resnet18",
+    "model.dim=256", "bitexp evaluate", "--check", "bitexp attack", "bitexp stack", "bitexp delta",
+    "bitexp claims", "generate outputs/lm_full", "bitexp reproduce",
 )  # fmt: skip
 """Commands that do again, at more length, what other tests do in short."""
 EXAMPLES = [block for block in blocks("python") if block.file is None]

@@ -84,6 +84,10 @@ def bench(typed: Typed) -> Ended | None:
     if what == "sweep":
         tiny = ("--cells", "1", "--launchers", "basic", "--", "trainer.max_steps=1", "logger=csv")
         return typed.command("bench", "sweep", *tiny)
+    if what == "tables":
+        typed.has_run("lm_full", SHALLOW)
+        typed.named(1)
+        return typed.ends("--samples", "2")
     if what == "engines":
         typed.has_run("lm_portable", SHALLOW)
         typed.named(1)
