@@ -125,10 +125,14 @@ def cast_gradients(ctx: Any, grad: Tensor | None) -> Grads:
     if grad is None:
         return None, None, None
     with no_autocast(grad):
-        x, weight, bias = (
-            g if g is None or g.dtype == dtype else g.to(dtype)
-            for g, dtype in zip(gradients(ctx, grad), ctx.dtypes, strict=True)
-        )
+        x, weight, bias = gradients(ctx, grad)
+        of_x, of_weight, of_bias = ctx.dtypes
+        if x is not None and x.dtype is not of_x:
+            x = x.to(of_x)
+        if weight is not None and weight.dtype is not of_weight:
+            weight = weight.to(of_weight)
+        if bias is not None and bias.dtype is not of_bias:
+            bias = bias.to(of_bias)
     return x, weight, bias
 
 

@@ -144,7 +144,7 @@ class WeightQuantizer(LayerPart):
         return self.codes(rows, scale)
 
     def at_once(self, weight: Tensor) -> Quantized:
-        """What `scale`, `codes` and their like give, by one call of the backend.
+        """What `scale`, `codes` and their like give of weights without a graph, by one call of the backend.
 
         It is asked only of the very class that defines it.
         """
@@ -201,9 +201,9 @@ class WeightQuantizer(LayerPart):
         """The integers for latent weights `[out, ...]`, apart from any graph; a sample in training."""
         if self.holds:
             return Quantized(*(getattr(self, name) for name in HELD))
+        if self.whole:
+            return self.at_once(weight.detach())
         with torch.no_grad():
-            if self.whole:
-                return self.at_once(weight)
             rows, shape = self.rows(weight)
             scale = self.scale(rows).clamp(min=EPS)
             codes = (self.sampled if training else self.codes)(rows, scale).to(torch.int8)

@@ -137,49 +137,48 @@ class CpuBackend(Int8Backend):
     ) -> Grads:
         code, (codes, scale, mean, rstd) = compiled(), saved
         assert scale is not None
-        given: tuple[int, ...]
         need_x, need_w, need_b = needed
         (outputs, inputs), dtype, scaled = w_codes.shape, call.grad_dtype, call.spec.bias == "scaled"
-        of_grad, tokens, step = rows(grad), codes.numel() // inputs, width(inputs, outputs)
+        of_grad, tokens = rows(grad), codes.numel() // inputs
+        step = min(tokens, width(inputs, outputs))
         source = None if x is None else plain(x)
-        weights = grad_x = grad_w = grad_b = of_grad_x = None
+        of_x = dtype if source is None else source.dtype
+        grad_x = grad_w = grad_b = weights = None
         if need_x:
-            grad_x = torch.empty_like(codes, dtype=dtype if source is None else source.dtype)
-            of_grad_x = rows(grad_x)
             weights = torch.empty(outputs, inputs, dtype=dtype)
             w_codes, factors = w_codes.contiguous(), w_scale.contiguous()
-            of_weights = factors.data_ptr(), factors.numel(), *part_of(weights, 0, inputs), inputs
+            of_weights = factors.data_ptr(), factors.numel(), weights.data_ptr(), SIZES[dtype], inputs
             code.dequantize_rows(w_codes.data_ptr(), *of_weights, 0, outputs)
-        room = torch.empty(min(tokens, step), inputs, dtype=dtype)
+            grad_x = torch.empty(tokens, inputs, dtype=of_x)
+        room = torch.empty(step, inputs, dtype=dtype)
         for start in range(0, tokens, step):
-            count = min(step, tokens - start)
-            part = slice(start, start + count)
-            g, some, into = (
-                (of_grad, room, of_grad_x) if count == tokens else (of_grad[part], room[:count], None)
-            )
+            g, some, into, count = of_grad, room, grad_x, min(step, tokens - start)
+            if count < tokens:
+                part = slice(start, start + count)
+                g, some, into = g[part], room[:count], None if into is None else into[part]
             if need_b:
                 of_bias = g if g.dtype is F32 else g.float()
                 if scaled:
-                    of_bias = of_bias * (rows(scale)[part] * w_scale)
+                    of_bias = of_bias * (rows(scale)[start : start + count] * w_scale)
                 of_bias = of_bias.sum(0)
                 grad_b = of_bias if grad_b is None else grad_b.add_(of_bias)
             if g.dtype is not dtype or not g.is_contiguous():
                 g = g.to(dtype).contiguous()
             if need_w:
-                given = codes.data_ptr() + inputs * start, scale.data_ptr() + 4 * start, count
-                given = *given, *part_of(room, 0, inputs), inputs
-                share(code.dequantize_rows, given, count, inputs * count, saved, room)
+                of_codes = codes.data_ptr() + inputs * start, scale.data_ptr() + 4 * start, count
+                of_codes = *of_codes, room.data_ptr(), SIZES[dtype], inputs
+                share(code.dequantize_rows, of_codes, count, inputs * count, saved, room)
                 grad_w = add_product(grad_w, g, some)
-            if of_grad_x is not None and weights is not None:
-                into = of_grad_x[part] if into is None else into
-                product = into if into.dtype is dtype else some
+            if into is not None:
+                product = into if of_x is dtype else some
                 torch.mm(g, weights, out=product)
                 if source is not None:
-                    of_tokens = (0 if t is None else t.data_ptr() + 4 * start for t in (mean, rstd))
-                    given = *part_of(product, 0, inputs), *part_of(source, start, inputs), *of_tokens
-                    given = *given, into.data_ptr(), inputs
-                    share(code.norm_backward, given, count, inputs * count, room, source, saved, grad_x)
-        return grad_x, grad_w, grad_b
+                    of_norm = (
+                        product.data_ptr(), SIZES[dtype], *part_of(source, start, inputs),
+                        address(mean, start), address(rstd, start), into.data_ptr(), inputs,
+                    )  # fmt: skip
+                    share(code.norm_backward, of_norm, count, inputs * count, room, source, saved, grad_x)
+        return None if grad_x is None else grad_x.view(codes.shape), grad_w, grad_b
 
     def normalize(self, x: Tensor, norm: Norm, dim: int) -> Normed:
         if norm == "none" or dim != -1 or not (compilable(x) and x.is_contiguous() and x.numel()):
@@ -234,9 +233,9 @@ class CpuBackend(Int8Backend):
         return codes_by_means(weight, shape, 1, -1, 1)
 
 
-def address(x: Tensor | None) -> int:
-    """Of a tensor's memory; 0 for none."""
-    return 0 if x is None else x.data_ptr()
+def address(x: Tensor | None, start: int = 0) -> int:
+    """Of a tensor's memory, or of a number in it (fp32); 0 for none."""
+    return 0 if x is None else x.data_ptr() + 4 * start
 
 
 def part_of(x: Tensor, token: int, features: int) -> tuple[int, int]:
@@ -258,7 +257,7 @@ def codes_by_means(
 ) -> tuple[Tensor, Tensor]:
     """The codes of weights, rounded or by their signs, and the scales mean|W| in their shape."""
     weight, count = weight.contiguous(), shape.numel()
-    codes, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(shape, dtype=F32)
+    codes, scale = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(shape)
     of_codes = codes.data_ptr(), scale.data_ptr(), weight.numel() // count, count
     compiled().codes_by_means(weight.data_ptr(), signs, low, high, *of_codes)
     return codes, scale
