@@ -165,11 +165,11 @@ class CpuBackend(Int8Backend):
             if g.dtype is not dtype or not g.is_contiguous():
                 g = g.to(dtype).contiguous()
             if need_w:
-                of_codes = codes.data_ptr() + inputs * start, scale.data_ptr() + 4 * start, count
-                of_codes = *of_codes, room.data_ptr(), SIZES[dtype], inputs
-                share(code.dequantize_rows, of_codes, count, inputs * count, saved, room)
+                of_codes = codes.data_ptr() + inputs * start, address(scale, start), count
+                of_room = room.data_ptr(), SIZES[dtype], inputs
+                share(code.dequantize_rows, (*of_codes, *of_room), count, inputs * count, saved, room)
                 grad_w = add_product(grad_w, g, some)
-            if into is not None:
+            if into is not None and weights is not None:
                 product = into if of_x is dtype else some
                 torch.mm(g, weights, out=product)
                 if source is not None:
