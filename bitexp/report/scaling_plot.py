@@ -56,8 +56,8 @@ def scaling(comparison: Comparison) -> Figure | None:
         panel.invert_yaxis()
     entries: dict[str, Any] = {}
     for panel in axes.flat:
-        handles, names = panel.get_legend_handles_labels()
-        entries = dict(zip(names, handles, strict=True)) | entries
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
     drawing.legend(entries.values(), entries, loc="outside right upper")
     return drawing
 
