@@ -260,7 +260,7 @@ def test_panels_stand_above_each_other_on_a_phone() -> None:
 def test_watching_writes_again_when_a_run_ends(
     write_run: Write, outputs: Path, report: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outputs.mkdir()  # empty at first: the sweep is about to begin
+    outputs.mkdir(parents=True)  # empty at first: the sweep is about to begin
     runs = [("full", 0, 0.9), None, ("binary", 0, 0.8), None]
     waits = iter([(lambda run=run: run and write_run(*run)) for run in runs])
 

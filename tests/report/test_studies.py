@@ -55,7 +55,7 @@ def test_a_damaged_journal_is_a_problem_and_no_end(journal: Path, outputs: Path)
 
 
 def test_few_trials_or_many_objectives_have_no_importance(outputs: Path) -> None:
-    outputs.mkdir()
+    outputs.mkdir(parents=True)
     storage = JournalStorage(JournalFileBackend(str(outputs / "a.journal")))
     few = optuna.create_study(study_name="few", storage=storage)
     few.add_trial(create_trial(params={"lr": 0.1, "decay": 0.0}, distributions=KINDS, value=1.0))

@@ -47,7 +47,7 @@ def runs(database: Path, name: str = "first_steps") -> list[Run]:
 def test_a_run_is_kept_beside_the_outputs_and_continued(
     train: Any, empty: Path, outputs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outputs.mkdir()
+    outputs.mkdir(parents=True)
     shutil.copy(empty, outputs / "mlflow.db")
     with monkeypatch.context() as patch:
         patch.setattr(bitexp.run.road, "measure", lambda *_: 1 / 0)
