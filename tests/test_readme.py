@@ -25,6 +25,7 @@ import bitexp.run.road  # noqa: F401  children that are forked do not import it 
 from bitexp.cli.commands import COMMANDS
 from bitexp.config.schema import read_settings
 from tests.support.configs import compose_config
+from tests.support.marks import others_slow
 from tests.support.processes import Command
 from tests.support.readmes import ROOT, Block, blocks, commands, readmes, shown_files
 from tests.support.short_commands import TINY, Typed, ends_well
@@ -123,7 +124,10 @@ def waits(line: str) -> bool:
     return trains(line) and is_slow(line) and not any(word in line for word in ("--config-dir", "=ray"))
 
 
-@pytest.mark.parametrize("line", [c for c in commands() if waits(c)])
+WAITING = [line for line in commands() if waits(line)]
+
+
+@pytest.mark.parametrize("line", others_slow(WAITING, WAITING[::2]))
 def test_a_command_that_waits_composes(line: str) -> None:
     words = [word for word in shlex.split(line)[3:] if word not in ("-m", "--multirun")]
     words = [word for word in words if "(" not in word and not word.startswith("start.from=")]

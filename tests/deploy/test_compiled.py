@@ -24,6 +24,7 @@ from bitexp.models.decoder import Cache, Decoder
 from bitexp.models.generation import Sampling, generate, generate_together
 from bitexp.quant import QUANTIZERS, quantize
 from bitexp.quant.options import LayerOptions
+from tests.support.marks import others_slow
 
 if missing():
     pytest.skip(str(missing()), allow_module_level=True)
@@ -93,7 +94,7 @@ def check_decoder(model: Decoder) -> None:
         assert_equal_at_margin(ours, theirs)
 
 
-@pytest.mark.parametrize("quantizer", sorted(PACKED))
+@pytest.mark.parametrize("quantizer", others_slow(sorted(PACKED), sorted(PACKED)[::3]))
 def test_a_token_has_the_logits_of_the_ordinary_way_with_every_quantizer(quantizer: str) -> None:
     check_decoder(decoder(quantizer))
 

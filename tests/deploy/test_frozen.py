@@ -18,6 +18,7 @@ from bitexp.quant import QUANTIZERS, Levels, Part, Quantizer
 from bitexp.quant.layers import BitConv2d, BitLinear, set_lambda
 from bitexp.quant.spec import ActivationSpec, LayerSpec
 from tests.support.kernels import every_kernel
+from tests.support.marks import others_slow
 from tests.support.quantizers import MakeQuantizer as Make
 
 PRESETS = [name for name, quantizer in QUANTIZERS.items() if quantizer.quantizes]
@@ -53,7 +54,7 @@ def test_a_model_that_is_a_single_layer_is_refused(make_quantizer: Make) -> None
 
 
 @pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
+@pytest.mark.parametrize("layout", others_slow(["auto", *LAYOUTS], ["auto", "pack2", "pack8"]))
 def test_every_layout_that_holds_the_codes_gives_the_same_bits(
     make_quantizer: Make, name: str, layout: str
 ) -> None:

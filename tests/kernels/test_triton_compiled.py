@@ -221,8 +221,6 @@ LOOPS = {
 UNIT = {"sm_80": "mma.sync", "sm_89": "mma.sync", "sm_90": "wgmma", "gfx942": "v_mfma_i32"}
 
 QUICK = [
-    ("sm_90", "1 token"),
-    ("sm_90", "16 tokens"),
     ("sm_90", "4096 tokens"),
     ("sm_80", "int8"),
 ]

@@ -16,6 +16,7 @@ from bitexp.quant.layers import quantized_layers
 from bitexp.quant.options import REGISTRIES, LayerOptions, complete
 from bitexp.quant.quantizer import SELECTION
 from tests.support.configs import CONF, compose_config
+from tests.support.marks import others_slow
 from tests.support.quantizers import MakeQuantizer
 
 TERNARY: dict[str, Any] = {"weights": "ternary_mean", "activations": "int8"}
@@ -239,7 +240,7 @@ def test_a_preset_is_called_like_its_file_and_says_its_options_in_full(path: Any
             assert part == complete(key, part.name)
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", others_slow(QUANTIZERS, list(QUANTIZERS)[::3]))
 def test_presets_composed_by_hydra_are_those_that_are_read_without(
     make_quantizer: MakeQuantizer, name: str
 ) -> None:

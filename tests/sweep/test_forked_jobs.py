@@ -153,6 +153,7 @@ def test_a_job_has_an_environment_and_random_states_of_its_own(
     assert first[3] != second[3]
 
 
+@pytest.mark.slow  # several interpreters start
 def test_with_threads_or_without_linux_there_are_no_forks(
     start: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
