@@ -10,6 +10,9 @@ from bitexp.report.conditions import CONDITIONS, VERSIONS
 from bitexp.report.runs import Run
 from bitexp.track.provenance import command_of
 
+NAMED = 4
+"""Rows or keys that a sentence names; the table has all."""
+
 
 def values(runs: Iterable[Run], condition: str) -> list[str]:
     """The values of a condition over runs, each once."""
@@ -52,14 +55,14 @@ def about_mixtures(comparison: Comparison, names: Sequence[str]) -> Iterator[str
         within = [place for place, row in enumerate(rows) if condition in mixed(row)]
         if within:
             found.add(condition)
-            which = listed([names[place] for place in within])
+            which = listed(first([names[place] for place in within]))
             what = listed(values([run for place in within for run in rows[place].cell.runs], condition))
             yield f"The seeds of {which} mix {noun} ({what}): the spread is not of seeds alone."
         between = [place for place, row in enumerate(rows) if condition in differing(comparison, row)]
         if between:
             found.add(condition)
-            which = listed([names[place] for place in between])
-            yield f"{which} and {BASELINE} have different {noun}: the difference is not of precision alone."
+            which = listed([*first([names[place] for place in between]), BASELINE])
+            yield f"{which} have different {noun}: the difference is not of precision alone."
     if found & set(VERSIONS):
         yield "The same commands with rerun=older repeat what older versions have made."
 
@@ -91,6 +94,11 @@ def older_runs(comparison: Comparison) -> Table | None:
 def repetition(run: Run) -> str:
     """What makes a run anew where another version has made it."""
     return command_of([*(word for word in run.overrides if not word.startswith("rerun=")), "rerun=older"])
+
+
+def first(rows: Sequence[str]) -> list[str]:
+    """The names of rows, of many the first and how many more there are."""
+    return [*rows[:NAMED], f"{len(rows) - NAMED} more rows"] if len(rows) > NAMED + 1 else [*rows]
 
 
 def listed(words: Sequence[str]) -> str:

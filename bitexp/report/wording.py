@@ -10,11 +10,9 @@ from bitexp.common.format import size
 from bitexp.report.columns import cell_text, title
 from bitexp.report.compare import BASELINE, Cell, Comparison, Row
 from bitexp.report.equivalence import POWER, Verdict
-from bitexp.report.mixtures import about_mixtures
+from bitexp.report.mixtures import NAMED, about_mixtures
 from bitexp.report.runs import Run
 
-NAMED = 4
-"""Keys that a sentence lists."""
 ALPHA = 0.05
 """The level at which a difference counts as one."""
 

@@ -88,6 +88,14 @@ def test_a_difference_to_what_was_made_otherwise_is_told(
     assert "int and" not in said
 
 
+def test_of_many_rows_the_first_are_named(write_run: WriteRun, compared: Any) -> None:
+    write_run("full", 0, 0.9, made={"processor": "Xeon"})
+    for bits in range(2, 10):
+        write_run("int", 0, 0.8, made={"processor": "EPYC"}, quantizer__weights__bits=bits)
+    said = caption(compared())
+    assert "int (bits 5), 4 more rows and full have different devices: " in said
+
+
 def test_a_run_that_two_versions_have_made_is_a_mixture(write_run: WriteRun, compared: Any) -> None:
     path = write_run("binary", 0, 0.9)
     provenance = (path / "provenance.json").read_text()
