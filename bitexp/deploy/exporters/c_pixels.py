@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,11 +62,6 @@ class Pixels:
         ]
 
     @property
-    def size(self) -> int:
-        """Bytes of an image."""
-        return math.prod(self.shape)
-
-    @property
     def order(self) -> str:
         """How the bytes lie, in words."""
         channels, height, width = self.shape
@@ -85,9 +79,14 @@ class Pixels:
             f"    return ((float)x[i] / MODEL_WHITE - mean[{channel}]) / deviation[{channel}];\n}}"
         )
 
+    @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Means and deviations, fp32 `[channels, 1, 1]`."""
+        return torch.tensor(self.mean).view(-1, 1, 1), torch.tensor(self.deviation).view(-1, 1, 1)
+
     def normed(self, pixels: Tensor) -> Tensor:
         """Bytes `[B, channels, height, width]` as the network sees them, fp32."""
-        mean, deviation = (torch.tensor(some).view(-1, 1, 1) for some in (self.mean, self.deviation))
+        mean, deviation = self.statistics
         return pixels.to(torch.float32).div_(self.white).sub_(mean).div_(deviation)
 
     def restored(self, images: Tensor) -> Tensor:
@@ -96,7 +95,7 @@ class Pixels:
         Raises:
             UserError: they come of no bytes.
         """
-        mean, deviation = (torch.tensor(some).view(-1, 1, 1) for some in (self.mean, self.deviation))
+        mean, deviation = self.statistics
         values = (images.view(-1, *self.shape) * deviation + mean) * self.white
         whole = values.round()
         if bool(((values - whole).abs() > NEAR).any() | (whole < 0).any() | (whole > 255).any()):
