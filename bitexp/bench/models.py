@@ -135,7 +135,7 @@ def variants(
         found[f"{quantizer}, {kernel}"] = model
     sizes = {n: state_bytes(model) for n, model in found.items()}
     for name, model in list(found.items()):
-        if name.endswith(", cpu") and hasattr(model, "record"):
+        if name.endswith(", cpu") and getattr(model, "record", None) is not None:
             with contextlib.suppress(CannotCompileError):
                 kind = CompiledDecoder if isinstance(model, Decoder) else CompiledClassifier
                 found[f"{name}, compiled"], sizes[f"{name}, compiled"] = kind(model), sizes[name]

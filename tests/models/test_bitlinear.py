@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from bitexp.config.choices import read_choice
+from bitexp.deploy.exporters import EXPORTERS
+from bitexp.deploy.exporters.exporter import InexpressibleError
 from bitexp.models import build_model
 from bitexp.quant import quantize
 
@@ -37,3 +39,11 @@ def test_it_is_another_implementation_of_the_same(measure: str, model: str) -> N
     for name, parameter in networks[0].named_parameters():
         torch.testing.assert_close(parameter.grad, theirs.pop(name).grad, rtol=1e-3, atol=1e-4)
     assert not theirs
+
+
+@pytest.mark.parametrize("engine", ["c", "gguf", "transformers"])
+@pytest.mark.parametrize("model", SIZES)
+def test_its_layers_are_in_no_engine_that_would_take_them_for_plain_ones(model: str, engine: str) -> None:
+    network = build_model(f"bitlinear_{model}", **SIZES[model], measure="AbsMedian").eval()
+    with pytest.raises(InexpressibleError):
+        EXPORTERS.get(engine)().check(network, "bytes")

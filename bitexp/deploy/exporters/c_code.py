@@ -63,12 +63,12 @@ class CCode(Exporter):
         self.optimize, self.input, self.license = optimize, input, license
 
     def check(self, model: nn.Module, tokenizer: str | None = None) -> None:
-        if not hasattr(model, "record"):
+        if isinstance(model, Decoder) and model.qk_norm:
+            raise InexpressibleError("norms of single heads (model.qk_norm) have no C code")
+        if getattr(model, "record", None) is None:
             raise InexpressibleError(
                 f"a {type(model).__name__} has no C code; mlp, cnn, vit and decoder have"
             )
-        if isinstance(model, Decoder) and model.qk_norm:
-            raise InexpressibleError("norms of single heads (model.qk_norm) have no C code")
         for name, layer in model.named_modules():
             quantized = isinstance(layer, FrozenLayer | QuantizedLayer)
             if quantized and layer.spec.weights is not None:
