@@ -16,7 +16,7 @@ from torch.compiler import is_dynamo_compiling
 from bitexp.quant.absmax import absmax_codes
 from bitexp.quant.backend import Call, Grads
 from bitexp.quant.backward import straight_through
-from bitexp.quant.modes import apply_without_binding, followed, in_memory, no_autocast
+from bitexp.quant.modes import apply_without_binding, autocasts, followed, in_memory, no_autocast
 from bitexp.quant.product import Quantized, scaled_product
 from bitexp.quant.second_order import differentiable
 from bitexp.quant.spec import Geometry
@@ -124,15 +124,18 @@ def cast_gradients(ctx: Any, grad: Tensor | None) -> Grads:
     """What `gradients` gives, in the dtypes of x, the latent weights and the bias."""
     if grad is None:
         return None, None, None
-    with no_autocast(grad):
+    if autocasts(grad):
+        with no_autocast(grad):
+            x, weight, bias = gradients(ctx, grad)
+    else:  # no context at all: one that does nothing takes as long as a norm
         x, weight, bias = gradients(ctx, grad)
-        of_x, of_weight, of_bias = ctx.dtypes
-        if x is not None and x.dtype is not of_x:
-            x = x.to(of_x)
-        if weight is not None and weight.dtype is not of_weight:
-            weight = weight.to(of_weight)
-        if bias is not None and bias.dtype is not of_bias:
-            bias = bias.to(of_bias)
+    of_x, of_weight, of_bias = ctx.dtypes
+    if x is not None and x.dtype is not of_x:
+        x = x.to(of_x)
+    if weight is not None and weight.dtype is not of_weight:
+        weight = weight.to(of_weight)
+    if bias is not None and bias.dtype is not of_bias:
+        bias = bias.to(of_bias)
     return x, weight, bias
 
 

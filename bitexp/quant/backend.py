@@ -84,16 +84,16 @@ class Backend:
     def rounded_by_means(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
         """Codes `[out, ...]` that are `rounded` with the scale `abs_means`, `EPS` at least, and that scale.
 
-        The weights have no graph. `shape` is that of the scales, each for as many weights that follow each
-        other.
+        Nothing of it has a graph. `shape` is that of the scales, each for as many weights that
+        follow each other.
         """
-        rows = weight.float().reshape(shape.numel(), -1)
+        rows = weight.detach().float().reshape(shape.numel(), -1)
         scale = self.abs_means(rows).clamp(min=EPS)
         return self.rounded(rows, scale, levels).reshape(weight.shape), scale.reshape(shape)
 
     def signs_by_means(self, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
         """The same by `signs` around `means`."""
-        rows = weight.float().reshape(shape.numel(), -1)
+        rows = weight.detach().float().reshape(shape.numel(), -1)
         scale = self.abs_means(rows).clamp(min=EPS)
         return self.signs(rows, self.means(rows)).reshape(weight.shape), scale.reshape(shape)
 

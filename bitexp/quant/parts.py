@@ -144,7 +144,7 @@ class WeightQuantizer(LayerPart):
         return self.codes(rows, scale)
 
     def at_once(self, weight: Tensor) -> Quantized:
-        """What `scale`, `codes` and their like give of weights without a graph, by one call of the backend.
+        """What `scale`, `codes` and their like give, apart from any graph, by one call of the backend.
 
         It is asked only of the very class that defines it.
         """
@@ -202,7 +202,7 @@ class WeightQuantizer(LayerPart):
         if self.holds:
             return Quantized(*(getattr(self, name) for name in HELD))
         if self.whole:
-            return self.at_once(weight.detach())
+            return self.at_once(weight)
         with torch.no_grad():
             rows, shape = self.rows(weight)
             scale = self.scale(rows).clamp(min=EPS)

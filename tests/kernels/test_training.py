@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from bitexp.kernels import KERNELS
+from bitexp.kernels.cpu import training
 from bitexp.kernels.cpu.training import CpuBackend
 from bitexp.quant import Quantizer
 from bitexp.quant.absmax import absmax_codes
@@ -132,6 +133,32 @@ def test_a_fused_norm_has_the_bits_of_torch(make_quantizer: Make, norm: Any) -> 
     assert torch.equal(scale, expected_scale)
     assert torch.equal(rstd, expected_rstd)
     assert_close(mean, expected_mean, rtol=0, atol=0)  # None for rms
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 17, 256, 300, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_is_added_up_over_tokens_in_the_order_of_torch(
+    tokens: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for features in (64, 192):
+        x = torch.randn(tokens, features).to(dtype)
+        expected = x.float().sum(0)
+        assert training.adds_as_torch()
+        with monkeypatch.context() as patch:
+            patch.setattr(Tensor, "sum", None)  # it is not asked
+            assert_close(training.token_sums(x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("x", [torch.randn(9, 48), torch.randn(64, 64).t(), torch.randn(9, 64).double()])
+def test_what_compiled_sums_do_not_take_is_added_up_by_torch(x: Tensor) -> None:
+    assert_close(training.token_sums(x), x.float().sum(0), rtol=0, atol=0)
+
+
+def test_where_torch_adds_in_another_order_its_own_sum_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "adds_as_torch", lambda: False)
+    monkeypatch.setattr(training.compiled(), "column_sums", None)
+    x = torch.randn(9, 64)
+    assert_close(training.token_sums(x), x.sum(0), rtol=0, atol=0)
 
 
 def test_evaluation_has_the_bits_of_the_reference_and_training_goes_on_after_it(make_quantizer: Make) -> None:

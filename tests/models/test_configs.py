@@ -46,8 +46,11 @@ def load(name: str) -> MappingProxyType[str, Any]:
 
 
 def parameters(name: str) -> MappingProxyType[str, inspect.Parameter]:
-    """Those of the model's constructor."""
-    return MappingProxyType(keywords(MODELS.get(load(name)["name"])))
+    """Those of the model's constructor, without Hydra: every worker asks for all of them as it collects."""
+    config = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    if "name" not in config:
+        return parameters(config.defaults[0])
+    return MappingProxyType(keywords(MODELS.get(config.name)))
 
 
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))

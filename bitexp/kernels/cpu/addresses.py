@@ -65,11 +65,17 @@ def narrow(value):  # type: ignore[no-untyped-def]
 
 
 @part
+def wide(bits):  # type: ignore[no-untyped-def]
+    """The fp32 number that is a bf16 number of these bits."""
+    return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
+
+
+@part
 def wide_row(address, size, count, room):  # type: ignore[no-untyped-def]
     """Where the numbers of a row are as fp32: there, or, of 2 bytes (bf16), in `room`, where they come to."""
     if size == 4:
         return address
     row = halves(address, count)
     for j in range(count):
-        room[j] = np.uint32(np.uint32(row[j]) << np.uint32(16)).view(np.float32)
+        room[j] = wide(row[j])
     return np.int64(room.ctypes.data)

@@ -24,7 +24,7 @@ from bitexp.kernels.int8 import Int8Backend
 from bitexp.quant.backend import Call, Grads, Saved
 from bitexp.quant.backward import width
 from bitexp.quant.levels import Levels
-from bitexp.quant.modes import readable
+from bitexp.quant.modes import followed, in_memory, readable
 from bitexp.quant.norms import Normed
 from bitexp.quant.spec import LayerSpec, Norm, rows
 
@@ -49,7 +49,7 @@ def compiled() -> Any:
     """The compiled functions by name; the import of numba waits until one is called."""
     from types import SimpleNamespace
 
-    from bitexp.kernels.cpu import norm_quant, step
+    from bitexp.kernels.cpu import columns, norm_quant, step
     from bitexp.kernels.cpu.dots import supported
 
     names = (
@@ -57,9 +57,10 @@ def compiled() -> Any:
         "codes_by_means",
     )  # fmt: skip
     functions = {name: getattr(norm_quant, name)() for name in names}
+    functions |= {"column_sums": columns.column_sums()}
     if multiplies_bytes():
         functions |= {"pack": step.pack(), "forward": step.forward(supported()[0])}
-    return SimpleNamespace(**functions, packed_bytes=step.packed_bytes)
+    return SimpleNamespace(**functions, packed_bytes=step.packed_bytes, wide=columns.WIDE)
 
 
 @functools.cache
@@ -113,15 +114,16 @@ class CpuBackend(Int8Backend):
         code.pack(w_codes.data_ptr(), packed.data_ptr(), outputs, inputs)
         y = torch.empty(*lead, outputs, dtype=call.dtype if call.dtype in SIZES else F32)
         codes = torch.empty(*lead, inputs, dtype=torch.int8)
-        kept = torch.empty(norm + 1, *lead, 1, dtype=F32).unbind()
-        scale, rstd, mean = kept[0], *(*kept[1:], None, None)[:2]
+        scale = torch.empty(*lead, 1, dtype=F32)
+        rstd = torch.empty_like(scale) if norm else None
+        mean = torch.empty_like(scale) if norm == NORMS["layer"] else None
         factors, offsets = w_scale.contiguous(), None if bias is None else bias.contiguous()
         given = (
             source.data_ptr(), SIZES[source.dtype], packed.data_ptr(), factors.data_ptr(), factors.numel(),
             address(offsets), int(spec.bias == "scaled"), norm, spec.absmax, codes.data_ptr(),
             scale.data_ptr(), address(mean), address(rstd), y.data_ptr(), SIZES[y.dtype], inputs, outputs,
         )  # fmt: skip
-        alive = source, packed, factors, offsets, codes, kept, y
+        alive = source, packed, factors, offsets, codes, scale, mean, rstd, y
         share(code.forward, given, tokens, tokens * max(inputs, outputs), alive)
         return y if y.dtype is call.dtype else y.to(call.dtype), codes, scale, mean, rstd
 
@@ -146,21 +148,20 @@ class CpuBackend(Int8Backend):
         grad_x = grad_w = grad_b = weights = None
         if need_x:
             weights = torch.empty(outputs, inputs, dtype=dtype)
+            grad_x = torch.empty(*codes.shape, dtype=of_x)
             w_codes, factors = w_codes.contiguous(), w_scale.contiguous()
             of_weights = factors.data_ptr(), factors.numel(), weights.data_ptr(), SIZES[dtype], inputs
             code.dequantize_rows(w_codes.data_ptr(), *of_weights, 0, outputs)
-            grad_x = torch.empty(tokens, inputs, dtype=of_x)
         room = torch.empty(step, inputs, dtype=dtype)
         for start in range(0, tokens, step):
-            g, some, into, count = of_grad, room, grad_x, min(step, tokens - start)
+            g, some, count = of_grad, room, min(step, tokens - start)
             if count < tokens:
-                part = slice(start, start + count)
-                g, some, into = g[part], room[:count], None if into is None else into[part]
+                g, some = g[start : start + count], room[:count]
             if need_b:
-                of_bias = g if g.dtype is F32 else g.float()
                 if scaled:
-                    of_bias = of_bias * (rows(scale)[start : start + count] * w_scale)
-                of_bias = of_bias.sum(0)
+                    of_bias = (g.float() * (rows(scale)[start : start + count] * w_scale)).sum(0)
+                else:
+                    of_bias = token_sums(g)
                 grad_b = of_bias if grad_b is None else grad_b.add_(of_bias)
             if g.dtype is not dtype or not g.is_contiguous():
                 g = g.to(dtype).contiguous()
@@ -169,25 +170,26 @@ class CpuBackend(Int8Backend):
                 of_room = room.data_ptr(), SIZES[dtype], inputs
                 share(code.dequantize_rows, (*of_codes, *of_room), count, inputs * count, saved, room)
                 grad_w = add_product(grad_w, g, some)
-            if into is not None and weights is not None:
-                product = into if of_x is dtype else some
-                torch.mm(g, weights, out=product)
-                if source is not None:
-                    of_norm = (
-                        product.data_ptr(), SIZES[dtype], *part_of(source, start, inputs),
-                        address(mean, start), address(rstd, start), into.data_ptr(), inputs,
-                    )  # fmt: skip
-                    share(code.norm_backward, of_norm, count, inputs * count, room, source, saved, grad_x)
-        return None if grad_x is None else grad_x.view(codes.shape), grad_w, grad_b
+            if grad_x is not None and weights is not None:
+                if source is None:
+                    torch.mm(g, weights, out=rows(grad_x)[start : start + count])
+                    continue
+                torch.mm(g, weights, out=some)
+                of_norm = (
+                    some.data_ptr(), SIZES[dtype], *part_of(source, start, inputs),
+                    address(mean, start), address(rstd, start), part_of(grad_x, start, inputs)[0], inputs,
+                )  # fmt: skip
+                share(code.norm_backward, of_norm, count, inputs * count, room, source, saved, grad_x)
+        return grad_x, grad_w, grad_b
 
     def normalize(self, x: Tensor, norm: Norm, dim: int) -> Normed:
         if norm == "none" or dim != -1 or not (compilable(x) and x.is_contiguous() and x.numel()):
             return super().normalize(x, norm, dim)
         y, features, centered = torch.empty_like(x), x.shape[-1], norm == "layer"
-        kept = torch.empty(1 + centered, *x.shape[:-1], 1, dtype=F32).unbind()
-        rstd, mean = (*kept, None)[:2]
+        rstd = torch.empty(*x.shape[:-1], 1, dtype=F32)
+        mean = torch.empty_like(rstd) if centered else None
         given = x.data_ptr(), y.data_ptr(), address(mean), address(rstd), features, int(centered)
-        share(compiled().normalize, given, x.numel() // features, x.numel(), x, y, kept)
+        share(compiled().normalize, given, x.numel() // features, x.numel(), x, y, rstd, mean)
         return y, mean, rstd
 
     def abs_median(self, rows: Tensor) -> Tensor:
@@ -223,14 +225,36 @@ class CpuBackend(Int8Backend):
         return codes
 
     def rounded_by_means(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
-        if not compilable(weight):
+        if not legible(weight):
             return super().rounded_by_means(weight, shape, levels)
         return codes_by_means(weight, shape, 0, levels.low, levels.high)
 
     def signs_by_means(self, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        if not compilable(weight):
+        if not legible(weight):
             return super().signs_by_means(weight, shape)
         return codes_by_means(weight, shape, 1, -1, 1)
+
+
+def token_sums(x: Tensor) -> Tensor:
+    """`[tokens, features] -> [features]` in fp32, with the bits of `x.float().sum(0)`."""
+    features, code = x.shape[1], compiled()
+    alone = x.numel() < WORTH or torch.get_num_threads() == 1
+    if not (
+        alone and features % code.wide == 0 and x.dtype in SIZES and x.is_contiguous() and adds_as_torch()
+    ):
+        return x.float().sum(0)
+    out = torch.empty(features, dtype=F32)
+    code.column_sums(x.data_ptr(), SIZES[x.dtype], out.data_ptr(), features, len(x))
+    return out
+
+
+@functools.cache
+def adds_as_torch() -> bool:
+    """Whether this torch adds tokens up in the order of `column_sums`, as 2.11 to 2.13 do."""
+    x = torch.linspace(0, 1e4, 600 * 64, dtype=F32, device="cpu").sin().view(600, 64)
+    out = torch.empty(64, dtype=F32, device="cpu")
+    compiled().column_sums(x.data_ptr(), 4, out.data_ptr(), 64, 600)
+    return torch.equal(out, x.sum(0))
 
 
 def address(x: Tensor | None, start: int = 0) -> int:
@@ -257,7 +281,7 @@ def codes_by_means(
 ) -> tuple[Tensor, Tensor]:
     """The codes of weights, rounded or by their signs, and the scales mean|W| in their shape."""
     weight, count = weight.contiguous(), shape.numel()
-    codes, scale = torch.empty_like(weight, dtype=torch.int8), weight.new_empty(shape)
+    codes, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(shape, dtype=F32)
     of_codes = codes.data_ptr(), scale.data_ptr(), weight.numel() // count, count
     compiled().codes_by_means(weight.data_ptr(), signs, low, high, *of_codes)
     return codes, scale
@@ -266,6 +290,11 @@ def codes_by_means(
 def compilable(x: Tensor) -> bool:
     """Whether compiled code takes the tensor: fp32 numbers in main memory."""
     return x.dtype == F32 and x.is_cpu and readable(x)
+
+
+def legible(weight: Tensor) -> bool:
+    """The same of latent weights, whatever graph they have: `detach` would take as long as codes."""
+    return weight.dtype is F32 and weight.is_cpu and in_memory(weight) and not followed()
 
 
 def add_product(total: Tensor | None, grad: Tensor, inputs: Tensor) -> Tensor:
