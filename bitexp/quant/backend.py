@@ -91,8 +91,14 @@ class Backend:
         scale = self.abs_means(rows).clamp(min=EPS)
         return self.rounded(rows, scale, levels).reshape(weight.shape), scale.reshape(shape)
 
+    def rounded_by_medians(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
+        """The same with the scale `abs_median`."""
+        rows = weight.detach().float().reshape(shape.numel(), -1)
+        scale = self.abs_median(rows).clamp(min=EPS)
+        return self.rounded(rows, scale, levels).reshape(weight.shape), scale.reshape(shape)
+
     def signs_by_means(self, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
-        """The same by `signs` around `means`."""
+        """Codes by `signs` around `means`, with the scale `abs_means`."""
         rows = weight.detach().float().reshape(shape.numel(), -1)
         scale = self.abs_means(rows).clamp(min=EPS)
         return self.signs(rows, self.means(rows)).reshape(weight.shape), scale.reshape(shape)

@@ -86,13 +86,16 @@ def test_transforms_see_through_it() -> None:
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
-def test_a_quantizer_gives_the_same_codes_with_it(make_quantizer: Any, granularity: str) -> None:
+@pytest.mark.parametrize("bad", [0.0, torch.nan, torch.inf])
+def test_a_quantizer_gives_the_same_codes_with_it(make_quantizer: Any, granularity: str, bad: float) -> None:
     weight = torch.randn(8, LONG)
+    weight[3, 5] = bad
+    weight[4] = 0
     linear = nn.Linear(LONG, 8)
     linear.weight.data.copy_(weight)
     quantizer = make_quantizer("ternary_median", weights={"granularity": granularity})
     plain, fast = (BitLinear(linear, quantizer) for _ in range(2))
     fast.set_backend(CpuBackend())
     for ours, theirs in zip(fast.quantized()[:2], plain.quantized()[:2], strict=True):
-        assert torch.equal(ours, theirs)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     assert type(fast.parts.weights) is WEIGHTS.get("ternary_median")

@@ -15,7 +15,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from bitexp.kernels.cpu.jit import compiled
+from bitexp.kernels.cpu.addresses import floats, integers
+from bitexp.kernels.cpu.jit import compiled, of_integers
+from bitexp.kernels.cpu.norm_quant import FLOOR, round_row
 
 Array = Any
 
@@ -147,8 +149,22 @@ def median(bits: Array) -> Any:
     return ranked(bits, rank, np.int32(0), INFINITY, np.empty(bits.size + LANES, np.int32))
 
 
-@compiled
-def medians(bits: Array, out: Array) -> None:
-    """`median` of each row."""
-    for i in range(bits.shape[0]):
-        out[i] = median(bits[i])
+@of_integers
+def medians(rows: int, out: int, features: int, count: int) -> None:
+    """`median` of each of `count` rows of floats, as a float."""
+    results = integers(out, count)
+    for i in range(count):
+        results[i] = median(integers(rows + 4 * features * i, features))
+
+
+@of_integers
+def codes_by_medians(
+    rows: int, low: int, high: int, codes: int, scale: int, features: int, count: int
+) -> None:
+    """Codes of `count` rows, rounded, and their scales median|w|."""
+    bits, scales = integers(scale, count), floats(scale, count)
+    for i in range(count):
+        bits[i] = median(integers(rows + 4 * features * i, features))
+        if scales[i] < FLOOR:
+            scales[i] = FLOOR
+        round_row(rows + 4 * features * i, scales[i], low, high, codes + features * i, features)

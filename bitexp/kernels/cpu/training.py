@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from bitexp.kernels.cpu.layout import NORMS
-from bitexp.kernels.cpu.memory import array
 from bitexp.kernels.cpu.threads import shares, together
 from bitexp.kernels.int8 import Int8Backend
 from bitexp.quant.backend import Call, Grads, Saved
@@ -197,8 +196,8 @@ class CpuBackend(Int8Backend):
             return super().abs_median(rows)
         from bitexp.kernels.cpu.median import medians
 
-        out = torch.empty(len(rows), 1, dtype=F32)
-        medians(array(rows.contiguous().view(torch.int32)), out.view(torch.int32).view(-1).numpy())
+        rows, out = rows.contiguous(), torch.empty(len(rows), 1, dtype=F32)
+        medians()(rows.data_ptr(), out.data_ptr(), rows.shape[1], len(rows))
         return out
 
     def means(self, rows: Tensor) -> Tensor:
@@ -228,6 +227,17 @@ class CpuBackend(Int8Backend):
         if not legible(weight):
             return super().rounded_by_means(weight, shape, levels)
         return codes_by_means(weight, shape, 0, levels.low, levels.high)
+
+    def rounded_by_medians(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
+        if not legible(weight) or weight.numel() < LONG * shape.numel():
+            return super().rounded_by_medians(weight, shape, levels)
+        from bitexp.kernels.cpu.median import codes_by_medians
+
+        source, codes, scale, *sizes = of_codes(weight, shape)
+        codes_by_medians()(
+            source.data_ptr(), levels.low, levels.high, codes.data_ptr(), scale.data_ptr(), *sizes
+        )
+        return codes, scale
 
     def signs_by_means(self, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
         if not legible(weight):
@@ -280,11 +290,17 @@ def codes_by_means(
     weight: Tensor, shape: torch.Size, signs: int, low: int, high: int
 ) -> tuple[Tensor, Tensor]:
     """The codes of weights, rounded or by their signs, and the scales mean|W| in their shape."""
+    source, codes, scale, *sizes = of_codes(weight, shape)
+    to_codes = codes.data_ptr(), scale.data_ptr()
+    compiled().codes_by_means(source.data_ptr(), signs, low, high, *to_codes, *sizes)
+    return codes, scale
+
+
+def of_codes(weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    """Weights below each other, room for their codes and scales, weights in a row, and how many rows."""
     weight, count = weight.contiguous(), shape.numel()
     codes, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(shape, dtype=F32)
-    of_codes = codes.data_ptr(), scale.data_ptr(), weight.numel() // count, count
-    compiled().codes_by_means(weight.data_ptr(), signs, low, high, *of_codes)
-    return codes, scale
+    return weight, codes, scale, weight.numel() // count, count
 
 
 def compilable(x: Tensor) -> bool:

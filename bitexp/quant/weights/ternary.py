@@ -35,6 +35,9 @@ class TernaryMedian(WeightQuantizer):
     def scale(self, rows: Tensor) -> Tensor:
         return self.backend.abs_median(rows)
 
+    def at_once(self, weight: Tensor) -> Quantized:
+        return Quantized(*self.backend.rounded_by_medians(weight, self.scale_shape(weight), self.levels))
+
 
 @WEIGHTS.register("stochastic_ternary")
 class StochasticTernary(TernaryMean):
