@@ -226,32 +226,27 @@ class CpuBackend(Int8Backend):
     def rounded_by_means(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
         if not legible(weight):
             return super().rounded_by_means(weight, shape, levels)
-        return codes_by_means(weight, shape, 0, levels.low, levels.high)
+        return codes_and_scales(compiled().codes_by_means, weight, shape, 0, levels.low, levels.high)
 
     def rounded_by_medians(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
         if not legible(weight) or weight.numel() < LONG * shape.numel():
             return super().rounded_by_medians(weight, shape, levels)
         from bitexp.kernels.cpu.median import codes_by_medians
 
-        source, codes, scale, *sizes = of_codes(weight, shape)
-        codes_by_medians()(
-            source.data_ptr(), levels.low, levels.high, codes.data_ptr(), scale.data_ptr(), *sizes
-        )
-        return codes, scale
+        return codes_and_scales(codes_by_medians(), weight, shape, levels.low, levels.high)
 
     def signs_by_means(self, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:
         if not legible(weight):
             return super().signs_by_means(weight, shape)
-        return codes_by_means(weight, shape, 1, -1, 1)
+        return codes_and_scales(compiled().codes_by_means, weight, shape, 1, -1, 1)
 
 
 def token_sums(x: Tensor) -> Tensor:
     """`[tokens, features] -> [features]` in fp32, with the bits of `x.float().sum(0)`."""
     features, code = x.shape[1], compiled()
     alone = x.numel() < WORTH or torch.get_num_threads() == 1
-    if not (
-        alone and features % code.wide == 0 and x.dtype in SIZES and x.is_contiguous() and adds_as_torch()
-    ):
+    fits = features % code.wide == 0 and x.dtype in SIZES and x.is_contiguous()
+    if not (alone and fits and adds_as_torch()):
         return x.float().sum(0)
     out = torch.empty(features, dtype=F32)
     code.column_sums(x.data_ptr(), SIZES[x.dtype], out.data_ptr(), features, len(x))
@@ -260,7 +255,7 @@ def token_sums(x: Tensor) -> Tensor:
 
 @functools.cache
 def adds_as_torch() -> bool:
-    """Whether this torch adds tokens up in the order of `column_sums`, as 2.11 to 2.13 do."""
+    """Whether this torch adds tokens up in the order of `column_sums`, as 2.13 does."""
     x = torch.linspace(0, 1e4, 600 * 64, dtype=F32, device="cpu").sin().view(600, 64)
     out = torch.empty(64, dtype=F32, device="cpu")
     compiled().column_sums(x.data_ptr(), 4, out.data_ptr(), 64, 600)
@@ -286,21 +281,15 @@ def row_means(rows: Tensor, magnitudes: int) -> Tensor:
     return out
 
 
-def codes_by_means(
-    weight: Tensor, shape: torch.Size, signs: int, low: int, high: int
+def codes_and_scales(
+    function: Callable[..., None], weight: Tensor, shape: torch.Size, *choices: int
 ) -> tuple[Tensor, Tensor]:
-    """The codes of weights, rounded or by their signs, and the scales mean|W| in their shape."""
-    source, codes, scale, *sizes = of_codes(weight, shape)
-    to_codes = codes.data_ptr(), scale.data_ptr()
-    compiled().codes_by_means(source.data_ptr(), signs, low, high, *to_codes, *sizes)
-    return codes, scale
-
-
-def of_codes(weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor, int, int]:
-    """Weights below each other, room for their codes and scales, weights in a row, and how many rows."""
+    """The codes of weights and their scales of a shape, by a compiled function that makes those of rows."""
     weight, count = weight.contiguous(), shape.numel()
     codes, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(shape, dtype=F32)
-    return weight, codes, scale, weight.numel() // count, count
+    to = codes.data_ptr(), scale.data_ptr()
+    function(weight.data_ptr(), *choices, *to, weight.numel() // count, count)
+    return codes, scale
 
 
 def compilable(x: Tensor) -> bool:
