@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from bitexp.common.format import counted
 from bitexp.common.format import size as bytes_text
 from bitexp.report import figure
 from bitexp.report.by_bits import FULL, bits_text
 from bitexp.report.compare import Comparison
-from bitexp.report.scaling import Curve, curves, reigns
+from bitexp.report.scaling import Curve, back, curves, reigns, transformed
 from bitexp.report.stats import SHARES
 
 CAPTION = (
     "Quality against the size of the whole network by the bits of a weight: points are runs, curves are "
     "fitted to them, bands hold 95 % of the curves that the runs allow. Dashed and hollow: quantized after "
-    "training. The bar below names the best width at each size. Activations of another width have a panel of "
-    "their own."
+    "training; runs far worse than what was trained are only counted. The bar below names the best width at "
+    "each size. Activations of another width have a panel of their own."
 )
 
 
@@ -50,6 +52,7 @@ def scaling(comparison: Comparison) -> Figure | None:
             panel.set_title(f"activations: {bits_text(activations)}{'' if activations == FULL else ' bits'}")
         panel.set_xlabel("bytes of the whole network, packed")
         figure.logarithmic(panel.xaxis, bytes_text)
+    limit(axes.flat, several, found, comparison)
     panel = axes[0, 0]
     panel.set_ylabel(f"{comparison.metric}{' (better above)' if comparison.sign < 0 else ''}")
     if comparison.sign < 0:
@@ -60,6 +63,45 @@ def scaling(comparison: Comparison) -> Figure | None:
             entries.setdefault(name, handle)
     drawing.legend(entries.values(), entries, loc="outside right upper")
     return drawing
+
+
+def limit(
+    panels: Iterable[Any], activations: Sequence[float], found: Sequence[Curve], comparison: Comparison
+) -> None:
+    """Ends the axis where nothing of interest lies beyond, and says how many runs do."""
+    ends = ends_of_axis(found, comparison)
+    for panel, width in zip(panels, activations, strict=True):
+        if ends is None:
+            if comparison.metric.rpartition("/")[2] in SHARES:
+                panel.set_ylim(bottom=max(0.0, panel.get_ylim()[0]))
+            continue
+        shown = [curve.scores for curve in found if curve.bits == FULL or curve.activations == width]
+        worst = ends[0]
+        panel.set_ylim(*sorted(ends))
+        beyond = int((comparison.sign * np.concatenate(shown) < comparison.sign * worst).sum())
+        if beyond:
+            panel.text(0.02, 0.05, f"{counted(beyond, 'run')} below", transform=panel.transAxes, fontsize=7)
+
+
+def ends_of_axis(found: Sequence[Curve], comparison: Comparison) -> tuple[float, float] | None:
+    """The worst score that is shown, and the best; None where all are.
+
+    It is as far beyond the worst of the trained runs as that is from the best: networks that rounding alone
+    has ruined would else take all the room, and leave none for what differs.
+    """
+    metric = comparison.metric
+    errors = comparison.sign < 0 or metric.rpartition("/")[2] in SHARES  # so that more is worse
+    way = 1 if errors else -1
+    values = [way * transformed(curve.scores, metric) for curve in found]
+    trained = [v for curve, v in zip(found, values, strict=True) if curve.trained]
+    if not trained:
+        return None
+    worst, best = max(v.max() for v in trained), min(v.min() for v in values)
+    end = 2 * worst - best
+    if max(v.max() for v in values) <= end:
+        return None
+    margin = 0.05 * (end - best)
+    return float(back(way * end, metric)), float(back(way * (best - margin), metric))
 
 
 def draw_curve(panel: Any, curve: Curve, colour: str) -> None:

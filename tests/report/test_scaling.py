@@ -82,6 +82,42 @@ def test_activations_of_another_width_have_curves_and_a_panel_of_their_own(
         assert panel.get_legend_handles_labels()[1] == ["2 bits", "4 bits"]
 
 
+def test_runs_that_rounding_has_ruined_are_counted_and_do_not_stretch_the_axis(
+    write_run: Write, outputs: Path
+) -> None:
+    comparison = write(write_run, outputs, noise=0.005)
+    trained = [run.score for run in comparison.runs]
+    for width, seed in itertools.product(WIDTHS, range(3)):
+        size = size_of(width, 1)
+        write_run(
+            "uniform_mse", seed, quantizer__weights__bits=1, quantizer__activations__name="int8",
+            model__hidden=[width], trainer__max_steps=0,
+            result={
+                "steps": 0,
+                "metrics": {
+                    "test/accuracy": 0.1 + width / 1000, "size/total_bytes": size,
+                    "size/weight_bits": 1, "size/activation_bits": 8,
+                },
+            },
+        )  # fmt: skip
+    (comparison,) = compare(read_runs([outputs])[0])
+    assert [curve.trained for curve in curves(comparison)] == [False, True, True]
+    with figure.style():
+        drawing = scaling(comparison)
+    assert drawing is not None
+    (panel,) = drawing.axes
+    assert 0.5 < panel.get_ylim()[0] < min(trained)
+    assert [text.get_text() for text in panel.texts] == ["15 runs below"]
+
+
+def test_a_share_has_no_axis_below_zero(write_run: Write, outputs: Path) -> None:
+    with figure.style():
+        drawing = scaling(write(write_run, outputs, noise=3))
+    assert drawing is not None
+    assert drawing.axes[0].get_ylim()[0] >= 0
+    assert not drawing.axes[0].texts
+
+
 def test_what_is_uncertain_is_said_to_be(write_run: Write, outputs: Path) -> None:
     comparison = write(write_run, outputs, noise=0.8)
     found = reigns(curves(comparison), 1)
