@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -220,14 +221,18 @@ def compare_experiment(
     return Comparison(name, metric, sign, tolerance, axes, tuple(judged), margin)
 
 
-def sortable(setting: tuple[Any, ...]) -> tuple[tuple[bool, float, str], ...]:
-    """A key that sorts settings: numbers by size, before words."""
+def sortable(setting: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A key that sorts settings: numbers by size, before words; in these as well, as in lists of widths."""
     return tuple(
-        (False, float(value), "")
+        (False, float(value))
         if isinstance(value, int | float) and not isinstance(value, bool)
-        else (True, 0.0, str(value))
+        else (True, [(word, float(number or -1)) for word, number in WORDS.findall(str(value))])
         for value in setting
     )
+
+
+WORDS = re.compile(r"(\D*)(\d+(?:\.\d+)?)?")
+"""What is no number, and the number after it."""
 
 
 def cells(runs: Sequence[Run], axes: Axes) -> list[Cell]:

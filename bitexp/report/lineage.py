@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from bitexp.common.format import duration
+from bitexp.common.format import duration, value_text
 from bitexp.report.columns import Table, numeric, word
 from bitexp.report.compare import Comparison, Row
 from bitexp.report.runs import Run
@@ -40,7 +40,9 @@ def variant(comparison: Comparison, row: Row) -> str:
     keys = comparison.axes.variant
     pairs = zip(keys, row.cell.variant, strict=True)
     return ", ".join(
-        f"{key.removesuffix('.name').rpartition('.')[2]} {value}" for key, value in pairs if value
+        f"{key.removesuffix('.name').rpartition('.')[2]} {value_text(value, 6)}"
+        for key, value in pairs
+        if value
     )
 
 

@@ -224,6 +224,13 @@ def test_settings_are_listed_in_the_order_of_their_numbers(write_run: Write, com
     assert [row["optimizer.lr"] for row in setting_table(compared()).values()] == [0.0001, 0.01, 0.02, 0.1]
 
 
+def test_lists_of_widths_are_listed_by_their_numbers_too(write_run: Write, compared: Any) -> None:
+    for widths in ([16, 32], [128], [8, 16], [8, 9]):
+        write_run("full", 0, 0.9, model__widths=widths)
+    rows = precision_table(compared()).values()
+    assert [row["model.widths"] for row in rows] == ["[8, 9]", "[8, 16]", "[16, 32]", "[128]"]
+
+
 def test_rows_of_other_budgets_and_networks_are_never_compared(write_run: Write, compared: Any) -> None:
     """Neither in the headline, nor on a Pareto front, nor at equal bytes."""
     for epochs, worse in ((10, 0.0), (20, 0.3)):
