@@ -254,7 +254,10 @@ def overlay(line: str, words: list[str]) -> list[str]:
     short += ["data.val_size=0.1"] if "fashion" in line else []
     short += ["model.depth=1"] if "vit_ternary" in line and "model.depth" not in line else []
     if "+recipe=ptq" in words:
-        short += ["model.widths=[4,4,4,4]" if "_cnn" in line else "model.hidden=[16]", "trainer.train_batches=2"]
+        short += [
+            "model.widths=[4,4,4,4]" if "_cnn" in line else "model.hidden=[16]",
+            "trainer.train_batches=2",
+        ]
         short += ["calibrate.iterations=2"] if "calibrate=adaround" in words else []
     short += ["hydra.sweeper.n_trials=1", "trainer.validate_every=1"] if search else []
     if {"+sweeps=methods", "+sweeps=methods_tune"} & set(words):
