@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.program import run_program
+from bitexp.common.spelling import nearest
 
 if TYPE_CHECKING:
     from bitexp.claims.definition import Claims
@@ -35,8 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=int, help="instead of those in the file")
     parser.add_argument("--dry-run", action="store_true", help="say what is missing, and make nothing")
-    parser.add_argument("--runs", type=int, metavar="N", help="make at most so many now")
+    parser.add_argument("--runs", type=int, metavar="N", help="make at most so many now; 0: the page alone")
     parser.add_argument("--hours", type=float, metavar="H", help="begin no more runs after so many hours")
+    parser.add_argument(
+        "--only", metavar="QUESTION", action="append", help="make the runs of this question; again for more"
+    )
     help_text = "the table of runs, which is read and goes on (default: that of the checkout, or of the page)"
     parser.add_argument("--known", type=Path, metavar="FILE", help=help_text)
     parser.add_argument("--out", type=Path, help="folder of the page (default: outputs/claims/NAME)")
@@ -71,6 +75,11 @@ def run(options: argparse.Namespace, further: Sequence[str]) -> None:
 
         check_composes(claims, options.config_dir, report)
         return
+    for question in options.only or ():
+        if question not in claims.questions:
+            hint = nearest(question, claims.questions)
+            known = ", ".join(claims.questions)
+            raise UserError(f"--only={question}: {names[0]} has no such question.{hint} It has: {known}")
     answer(names[0], claims, options, further, report)
 
 
@@ -78,8 +87,8 @@ def check_options(options: argparse.Namespace, further: Sequence[str]) -> None:
     """Raises `UserError` for options that are out of their range."""
     if options.seeds is not None and options.seeds < 2:
         raise UserError(f"--seeds={options.seeds} should be 2 or more: one seed has no spread")
-    if options.runs is not None and options.runs < 1:
-        raise UserError(f"--runs={options.runs} should be 1 or more; --dry-run makes none")
+    if options.runs is not None and options.runs < 0:
+        raise UserError(f"--runs={options.runs} should be 0 or more")
     if options.hours is not None and not options.hours > 0:
         raise UserError(f"--hours={options.hours:g} should be above 0; --dry-run makes no runs")
     for word in further:
@@ -119,7 +128,9 @@ def answer(
             write_record(path, plan.record.values())
 
     keep()
-    make(plan, further, report, keep, options.runs, options.hours, options.config_dir)
+    if options.runs != 0:
+        budget = options.runs, options.hours
+        make(plan, further, report, keep, *budget, options.config_dir, options.only)
     with report.console.status("writing the page"):
         page = write_page(plan, out)
     summary(plan, page, record, report)

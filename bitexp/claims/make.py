@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from bitexp.claims.cells import Cell, commands
@@ -30,12 +30,13 @@ def make(
     runs: int | None = None,
     hours: float | None = None,
     config_dir: Path | None = None,
+    only: Collection[str] | None = None,
 ) -> None:
     """Makes runs in the order of the file until none is missing or the budget is spent.
 
     Args:
         further: words for Hydra, such as a launcher; after: called after each piece, when new runs are known;
-            runs, hours: the budget.
+            runs, hours: the budget; only: the questions whose runs are made, None for all.
 
     Raises:
         UserError: not one run of a piece could be made.
@@ -45,7 +46,8 @@ def make(
     while True:
         left = None if runs is None else runs - made
         rest = None if hours is None else hours * 3600 - (time.monotonic() - began)
-        part, cells = piece(plan, tried, left, rest)
+        parts = [part for part in plan.parts if only is None or part.key in only]
+        part, cells = piece(parts, tried, left, rest)
         if part is None:
             return
         tried |= {cell.typed for cell in cells}
@@ -71,10 +73,10 @@ def margin_words(part: Part) -> list[str]:
 
 
 def piece(
-    plan: Plan, tried: set[tuple[str, ...]], runs: int | None, seconds: float | None
+    parts: Sequence[Part], tried: set[tuple[str, ...]], runs: int | None, seconds: float | None
 ) -> tuple[Part | None, list[Cell]]:
     """The next runs of one question that were not tried yet, as many as fit into a piece and the budget."""
-    for part in plan.parts:
+    for part in parts:
         waiting = [cell for cell in part.missing if cell.typed not in tried]
         room = PIECE if seconds is None else min(PIECE, seconds)
         most = max(1, int(room / part.seconds))

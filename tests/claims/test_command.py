@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import yaml
 import bitexp.__main__
 from bitexp.claims import make
 from bitexp.claims.record import read_record
+from bitexp.common.console import Report
 from tests.support.processes import Program
 from tests.support.training import train
 
@@ -91,6 +93,15 @@ def test_it_makes_what_is_missing_in_slices(
     assert "1 question at scale small; about 6 s for what is missing" in said.out
     assert not (tmp_path / "runs.csv").exists()
 
+    said = call(*words, "--only", "onr")
+    assert (said.code, launched) == (2, [])
+    assert "--only=onr: mine has no such question. Did you mean 'one'? It has: one" in said.err
+
+    said = call(*words, "--runs", "0")
+    assert (said.code, launched) == (0, []), said.err
+    assert "one: Not yet run: 0 of 6 runs are finished." in said.out
+    assert (outputs / "claims" / "mine" / "index.html").exists()
+
     said = call(*words, "--runs", "3")
     assert said.code == 0, said.err
     assert launched[0][-3:] == ["quantizer=full_norm", "optimizer.lr=0.01,0.03", "seed=10"]
@@ -121,6 +132,17 @@ def test_it_makes_what_is_missing_in_slices(
     said = call(*words, "--dry-run")
     assert "1 run of" in said.out
     assert "of other code, data or settings" in " ".join(said.out.split())
+
+
+def test_runs_of_the_questions_that_are_named_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        make, "piece", lambda parts, *_: (asked.append([p.key for p in parts]), (None, []))[1]
+    )
+    plan: Any = SimpleNamespace(parts=[SimpleNamespace(key=key) for key in ("one", "two", "three")])
+    for only in (None, ["three", "one"]):
+        make.make(plan, [], Report(quiet=True), lambda: None, only=only)
+    assert asked == [["one", "two", "three"], ["one", "three"]]
 
 
 @pytest.mark.parametrize(
