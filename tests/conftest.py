@@ -28,6 +28,7 @@ settings.load_profile("bitexp")
 def pytest_configure(config: pytest.Config) -> None:
     """Hears Ctrl-C; hides GPUs from all tests but those for them: who has seen one cannot be forked."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us beside it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and this where nohup did
     if config.option.markexpr == "not slow and not gpu":  # `make test`, which is to take five minutes
         settings.load_profile("short")
     if config.option.markexpr != "gpu":
