@@ -77,9 +77,9 @@ def run(options: argparse.Namespace, further: Sequence[str]) -> None:
         return
     for question in options.only or ():
         if question not in claims.questions:
-            hint = nearest(question, claims.questions)
             known = ", ".join(claims.questions)
-            raise UserError(f"--only={question}: {names[0]} has no such question.{hint} It has: {known}")
+            hint = nearest(question, claims.questions)
+            raise UserError(f"--only: unknown question '{question}'.{hint} Known: {known}")
     answer(names[0], claims, options, further, report)
 
 
@@ -128,9 +128,7 @@ def answer(
             write_record(path, plan.record.values())
 
     keep()
-    if options.runs != 0:
-        budget = options.runs, options.hours
-        make(plan, further, report, keep, *budget, options.config_dir, options.only)
+    make(plan, further, report, keep, options.runs, options.hours, options.config_dir, options.only)
     with report.console.status("writing the page"):
         page = write_page(plan, out)
     summary(plan, page, record, report)

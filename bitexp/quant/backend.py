@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -84,17 +85,20 @@ class Backend:
     def rounded_by_means(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
         """Codes `[out, ...]` that are `rounded` with the scale `abs_means`, `EPS` at least, and that scale.
 
-        Nothing of it has a graph. `shape` is that of the scales, each for as many weights that
-        follow each other.
+        Nothing of it has a graph. `shape` is that of the scales, each for as many weights that follow each
+        other.
         """
-        rows = weight.detach().float().reshape(shape.numel(), -1)
-        scale = self.abs_means(rows).clamp(min=EPS)
-        return self.rounded(rows, scale, levels).reshape(weight.shape), scale.reshape(shape)
+        return self._rounded_by(self.abs_means, weight, shape, levels)
 
     def rounded_by_medians(self, weight: Tensor, shape: torch.Size, levels: Levels) -> tuple[Tensor, Tensor]:
         """The same with the scale `abs_median`."""
+        return self._rounded_by(self.abs_median, weight, shape, levels)
+
+    def _rounded_by(
+        self, measure: Callable[[Tensor], Tensor], weight: Tensor, shape: torch.Size, levels: Levels
+    ) -> tuple[Tensor, Tensor]:
         rows = weight.detach().float().reshape(shape.numel(), -1)
-        scale = self.abs_median(rows).clamp(min=EPS)
+        scale = measure(rows).clamp(min=EPS)
         return self.rounded(rows, scale, levels).reshape(weight.shape), scale.reshape(shape)
 
     def signs_by_means(self, weight: Tensor, shape: torch.Size) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from bitexp.report.columns import Table, numeric, word
 from bitexp.report.compare import Comparison, Row
 from bitexp.report.origins import TRAINING
 from bitexp.report.runs import Run
-from bitexp.report.stats import POSITIVE, SHARES
+from bitexp.report.stats import is_positive, is_share
 
 Numbers = NDArray[np.float64]
 
@@ -124,18 +124,16 @@ def powers(sizes: Numbers, degree: int, of: Numbers | None = None) -> Numbers:
 
 def transformed(scores: Numbers, metric: str) -> Numbers:
     """Scores where curves are smoother: the logarithm of the error of a share, and of what is above 0."""
-    last = metric.rpartition("/")[2]
-    if last in SHARES:
+    if is_share(metric):
         return np.asarray(np.log(np.clip(1 - scores, 1e-9, None)))
-    return np.asarray(np.log(np.clip(scores, 1e-9, None))) if last in POSITIVE else scores
+    return np.asarray(np.log(np.clip(scores, 1e-9, None))) if is_positive(metric) else scores
 
 
 def back(values: Numbers, metric: str) -> Numbers:
     """The scores of transformed ones."""
-    last = metric.rpartition("/")[2]
-    if last in SHARES:
+    if is_share(metric):
         return np.asarray(1 - np.exp(values))
-    return np.asarray(np.exp(values)) if last in POSITIVE else values
+    return np.asarray(np.exp(values)) if is_positive(metric) else values
 
 
 def is_trained(run: Run) -> bool:

@@ -14,7 +14,7 @@ from bitexp.report import figure
 from bitexp.report.by_bits import FULL, bits_text
 from bitexp.report.compare import Comparison
 from bitexp.report.scaling import Curve, back, curves, reigns, transformed
-from bitexp.report.stats import SHARES
+from bitexp.report.stats import is_share
 
 CAPTION = (
     "Quality against the size of the whole network by the bits of a weight: points are runs, curves are "
@@ -42,9 +42,7 @@ def scaling(comparison: Comparison) -> Figure | None:
         for part in reigns(shown, comparison.sign):
             panel.axvspan(part.low, part.high, 0, 0.025, color=palette[part.best.bits], linewidth=0)
         panel.set_xscale("log")
-        if (
-            comparison.metric.rpartition("/")[2] in SHARES
-        ):  # as the curves are fitted: by the log of the error
+        if is_share(comparison.metric):  # as the curves are fitted: by the log of the error
             panel.set_yscale(
                 "function", functions=(lambda y: -np.log(np.clip(1 - y, 1e-9, 1)), lambda v: 1 - np.exp(-v))
             )
@@ -72,13 +70,12 @@ def limit(
     ends = ends_of_axis(found, comparison)
     for panel, width in zip(panels, activations, strict=True):
         if ends is None:
-            if comparison.metric.rpartition("/")[2] in SHARES:
+            if is_share(comparison.metric):
                 panel.set_ylim(bottom=max(0.0, panel.get_ylim()[0]))
             continue
         shown = [curve.scores for curve in found if curve.bits == FULL or curve.activations == width]
-        worst = ends[0]
         panel.set_ylim(*sorted(ends))
-        beyond = int((comparison.sign * np.concatenate(shown) < comparison.sign * worst).sum())
+        beyond = int((comparison.sign * np.concatenate(shown) < comparison.sign * ends[0]).sum())
         if beyond:
             panel.text(0.02, 0.05, f"{counted(beyond, 'run')} below", transform=panel.transAxes, fontsize=7)
 
@@ -90,8 +87,7 @@ def ends_of_axis(found: Sequence[Curve], comparison: Comparison) -> tuple[float,
     has ruined would else take all the room, and leave none for what differs.
     """
     metric = comparison.metric
-    errors = comparison.sign < 0 or metric.rpartition("/")[2] in SHARES  # so that more is worse
-    way = 1 if errors else -1
+    way = 1 if comparison.sign < 0 or is_share(metric) else -1  # of values, so that more is worse
     values = [way * transformed(curve.scores, metric) for curve in found]
     trained = [v for curve, v in zip(found, values, strict=True) if curve.trained]
     if not trained:

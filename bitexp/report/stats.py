@@ -31,6 +31,16 @@ POSITIVE = ("loss", "perplexity", "bits_per_byte")
 """Those that are above 0."""
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric, by its whole name, lies between 0 and 1."""
+    return metric.rpartition("/")[2] in SHARES
+
+
+def is_positive(metric: str) -> bool:
+    """Whether a metric is above 0, and has no other bound."""
+    return metric.rpartition("/")[2] in POSITIVE
+
+
 def spread(values: Sequence[float], metric: str = "") -> Spread:
     """Of at least one value.
 
@@ -42,16 +52,16 @@ def spread(values: Sequence[float], metric: str = "") -> Spread:
     if count < 2:
         return Spread(mean, None, None, None, count)
     std = statistics.stdev(values)
-    low, high = interval(mean, quantile(count - 1) * std / count**0.5, metric.rpartition("/")[2])
+    low, high = interval(mean, quantile(count - 1) * std / count**0.5, metric)
     return Spread(mean, std, low, high, count)
 
 
 def interval(mean: float, reach: float, metric: str) -> tuple[float, float]:
     """A mean with its interval to both sides, inside of the bounds of a metric."""
-    if metric in SHARES and 0 < mean < 1:
+    if is_share(metric) and 0 < mean < 1:
         centre, reach = math.log(mean / (1 - mean)), reach / (mean * (1 - mean))
         return logistic(centre - reach), logistic(centre + reach)
-    if metric in POSITIVE and mean > 0:
+    if is_positive(metric) and mean > 0:
         factor = math.exp(min(reach / mean, 700.0))
         return mean / factor, mean * factor
     return mean - reach, mean + reach
@@ -109,7 +119,7 @@ def paired(ours: Mapping[object, float], base: Mapping[object, float], metric: s
 
     effect, low, high = differences.mean / differences.std, differences.low, differences.high
     p = 2 * float(special.stdtr(len(common) - 1, -abs(effect) * len(common) ** 0.5))
-    if metric.rpartition("/")[2] in SHARES and low is not None and high is not None:
+    if is_share(metric) and low is not None and high is not None:
         low, high = max(low, -1.0), min(high, 1.0)
     return Paired(differences.mean, low, high, effect, p, None, len(common), each, resolution)
 

@@ -95,7 +95,7 @@ def test_it_makes_what_is_missing_in_slices(
 
     said = call(*words, "--only", "onr")
     assert (said.code, launched) == (2, [])
-    assert "--only=onr: mine has no such question. Did you mean 'one'? It has: one" in said.err
+    assert "--only: unknown question 'onr'. Did you mean 'one'? Known: one" in said.err
 
     said = call(*words, "--runs", "0")
     assert (said.code, launched) == (0, []), said.err
