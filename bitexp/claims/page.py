@@ -122,8 +122,10 @@ def sentence(part: Part, answer: Answer) -> str:
     """The verdict of a claim in words."""
     if answer.standing == "not yet run":
         return f"Not yet run: {part.known:,} of {counted(part.total, 'run')} are finished."
-    words = ", ".join(
-        f"{row.name} {row.word}" for row in answer.findings if row.claimed and not row.is_control
+    words = "; ".join(
+        f"{row.name}{',' if ',' in row.name else ''} is {row.word}"
+        for row in answer.findings
+        if row.claimed and not row.is_control
     )
     margin = next(row.verdict.margin for row in answer.findings if row.verdict is not None)
     return (
