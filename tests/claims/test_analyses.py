@@ -100,6 +100,7 @@ def test_doubling_finds_the_factor_between_curves() -> None:
     assert answer.findings[0].mean == pytest.approx(1.5, abs=0.01)
     assert answer.findings[0].extra["factor of dim"].startswith("2.83 [2.8")
     assert answer.findings[0].extra["factor of parameters"].startswith(("7.99", "8.00", "8.01"))
+    assert answer.findings[0].extra["beyond the control"] == "10 of 20"  # ours of 32 and 64
     assert answer.standing == "holds"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -58,15 +58,19 @@ class Doubling(Analysis):
         return f"doublings of {self.size} for the loss of {self.control}", "lower"
 
     def remarks(self, evidence: Evidence) -> list[str]:
-        return [f"Differences are to the claim, which says {self.doublings:g}."]
+        return [
+            f"Differences are to the claim, which says {self.doublings:g}. Beyond the control are "
+            "losses that none of its sizes reaches, where its curve is extended."
+        ]
 
     def findings(self, evidence: Evidence) -> list[Finding]:
         rows = []
         for label in evidence.choices(self.axis):
             if label == self.control:
                 continue
-            sizes = self.by_seed(evidence, label, lambda place, run: self.size_of(evidence, place))
-            weights = self.by_seed(evidence, label, lambda place, run: run.metrics[WEIGHTS])
+            curves = self.curves(evidence, label, lambda place, run: self.size_of(evidence, place))
+            sizes = {seed: horizontal(*pair) for seed, pair in curves.items()}
+            weights = self.curves(evidence, label, lambda place, run: run.metrics[WEIGHTS])
             rows.append(
                 Finding(
                     label, sizes, dict.fromkeys(sizes, self.doublings), evidence.seeds,
@@ -74,7 +78,8 @@ class Doubling(Analysis):
                     claimed=self.is_claimed(label),
                     extra={
                         f"factor of {self.size}": factor_text(list(sizes.values())),
-                        "factor of parameters": factor_text(list(weights.values())),
+                        "factor of parameters": factor_text([horizontal(*pair) for pair in weights.values()]),
+                        "beyond the control": beyond_text(curves.values()),
                     },
                 )
             )  # fmt: skip
@@ -84,20 +89,20 @@ class Doubling(Analysis):
         """The number that a choice of the size stands for."""
         return float(place[list(evidence.axes).index(self.size)])
 
-    def by_seed(
+    def curves(
         self, evidence: Evidence, label: str, measure: Callable[[Place, Known], float]
-    ) -> dict[int, float]:
-        """The doublings, for each seed of which all sizes are there."""
+    ) -> dict[int, tuple[Curve, Curve]]:
+        """That of a choice and that of the control, for each seed of which all sizes are there."""
         found = {}
         for seed in range(evidence.seeds):
-            curves = []
+            curves: list[Curve] = []
             for choice in (label, self.control):
                 places = evidence.places(**{self.axis: choice})
                 runs = [(place, evidence.at(place)[seed]) for place in places if seed in evidence.at(place)]
                 if len(runs) == len(places):
                     curves.append([(math.log2(measure(p, run)), run.sign * run.score) for p, run in runs])
             if len(curves) == 2:
-                found[seed] = horizontal(*curves)
+                found[seed] = (curves[0], curves[1])
         return found
 
     def figures(self, evidence: Evidence) -> list[tuple[Figure, str]]:
@@ -144,6 +149,16 @@ def inverse(curve: Curve, y: float) -> float:
     ends = [pieces[0], pieces[-1]]
     (x0, y0), (x1, y1) = min(ends, key=lambda piece: min(abs(y - point[1]) for point in piece))
     return x0 + (y - y0) * (x1 - x0) / (y1 - y0) if y0 != y1 else x0
+
+
+def beyond_text(pairs: Collection[tuple[Curve, Curve]]) -> str:
+    """How many points of the first of each pair have a quality that the second has nowhere."""
+    points = [
+        min(q for _, q in base) <= quality <= max(q for _, q in base)
+        for ours, base in pairs
+        for _, quality in ours
+    ]
+    return f"{points.count(False)} of {len(points)}" if points else ""
 
 
 def factor_text(doublings: Sequence[float]) -> str:
