@@ -117,20 +117,23 @@ def test_fitted_exponents_are_those_of_the_law() -> None:
     assert fitted(points) == pytest.approx((0.35, 0.5), abs=0.01)
 
 
-def test_scaling_finds_how_the_gap_changes_with_data() -> None:
+@pytest.mark.parametrize(("better", "sign"), [("min", 1), ("max", -1)])
+def test_scaling_finds_how_the_gap_changes_with_data(better: str, sign: int) -> None:
     axes = labelled(q=["full", "ternary"], dim=[16, 32, 64], epochs=[1, 2, 4])
     rng = random.Random(0)
 
     def make(q: str, dim: str, epochs: str, seed: int) -> Known:
         gap = 0.1 - 0.02 * math.log2(float(epochs)) + 1 / float(dim) if q == "ternary" else 0.0
         loss = 2 + 4 / float(dim) + 1 / float(epochs) + gap + rng.gauss(0, 1e-4)
-        return run(loss, "min", weights=float(dim), steps=100 * int(epochs))
+        return run(sign * loss, better, weights=float(dim), steps=100 * int(epochs))
 
     analysis = ANALYSES.get("scaling")(axis="q", control="full", size="dim", data="epochs", margin=0.005)
     answer = analysis.answer(evidence(axes, 3, make))
     assert answer.findings[1].mean == pytest.approx(-0.02, abs=1e-3)
     assert (answer.findings[1].word, answer.standing) == ("better", "holds")
-    assert set(answer.findings[1].extra) == {"exponent of parameters", "exponent of data"}
+    exponents = answer.findings[1].extra
+    assert set(exponents) == {"exponent of parameters", "exponent of data"}
+    assert all(map(bool, exponents.values())) == (better == "min")  # the law is one of losses
 
 
 @pytest.mark.parametrize(

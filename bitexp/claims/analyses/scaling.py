@@ -19,11 +19,11 @@ WEIGHTS = "size/total_weights"
 
 @ANALYSES.register("scaling")
 class Scaling(Analysis):
-    """How much the loss above that of the control changes with each doubling of the data, seed by seed.
+    """How much the gap, by which a choice is worse than the control, changes with each doubling of the data.
 
-    The slope over the logarithm of the steps is common to all sizes, each of which has a level of its own.
-    Beside it stand the exponents of L(N, D) = E + A / N^a + B / D^b (arXiv 2203.15556, eq. 2), fitted for
-    each seed.
+    It is found seed by seed. The slope over the logarithm of the steps is common to all sizes, each of which
+    has a level of its own. Beside it stand, of losses, the exponents of L(N, D) = E + A / N^a + B / D^b
+    (arXiv 2203.15556, eq. 2), fitted for each seed.
 
     Args:
         size, data: the axes of the network's size and of the training's length.
@@ -61,7 +61,7 @@ class Scaling(Analysis):
                 grids = [self.grid(evidence, choice, seed) for choice in (label, self.control)]
                 if grids[0] is not None and grids[1] is not None:
                     slopes[seed] = slope_of_gap(grids[0], grids[1])
-                    fits.append(exponents(grids[0]))
+                    fits += [exponents(grids[0])] if grids[0][0].sign < 0 else []
             is_control = label == self.control
             rows.append(
                 Finding(
@@ -96,7 +96,7 @@ class Scaling(Analysis):
                 return []
             figure.doublings(panel, sorted({x for line in panel.lines for x in line.get_xdata()}))
             panel.set_xlabel("steps")
-            panel.set_ylabel(f"{label} minus {self.control}")
+            panel.set_ylabel(f"gap of {label} to {self.control}")
             panel.legend(title=self.size)
         return [(drawing, "The gap by the length of the training, mean over the seeds that are there.")]
 
@@ -111,8 +111,8 @@ class Scaling(Analysis):
             )
             common = ours.keys() & base.keys()
             if common:
-                gap = statistics.fmean(ours[seed].score - base[seed].score for seed in common)
-                points.append((steps(next(iter(ours.values()))), gap))
+                mean = statistics.fmean(gap(ours[seed], base[seed]) for seed in common)
+                points.append((steps(next(iter(ours.values()))), mean))
         return points
 
 
@@ -121,11 +121,16 @@ def steps(run: Known) -> float:
     return float(run.facts["steps"])
 
 
+def gap(ours: Known, base: Known) -> float:
+    """By how much a run is worse than that of the control."""
+    return ours.sign * (base.score - ours.score)
+
+
 def slope_of_gap(ours: Sequence[Known], base: Sequence[Known]) -> float:
     """The slope of the gap over log2 of the steps by least squares, with a level for each size."""
     by_size: dict[float, list[tuple[float, float]]] = {}
     for run, other in zip(ours, base, strict=True):
-        point = math.log2(steps(run)), run.score - other.score
+        point = math.log2(steps(run)), gap(run, other)
         by_size.setdefault(run.metrics[WEIGHTS], []).append(point)
     above = below = 0.0
     for points in by_size.values():
