@@ -117,9 +117,8 @@ def read_made(experiment: Path, before: Run) -> Run:
 
 
 def alike(one: dict[str, object], other: dict[str, object]) -> bool:
-    """Whether two configs agree in what both have and a tracker does not say."""
-    both = [key for key in one.keys() & other.keys() if not key.startswith(("logger", "rerun"))]
-    return all(one[key] == other[key] for key in both)
+    """Whether two configs agree in what both have."""
+    return all(one[key] == other[key] for key in one.keys() & other.keys())
 
 
 def neighbours(folder: Path) -> list[Run]:
