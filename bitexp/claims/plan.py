@@ -15,7 +15,7 @@ from bitexp.claims.identity import Identities
 from bitexp.claims.record import Known, known_run, setting_of
 from bitexp.common.errors import UserError
 from bitexp.report.runs import typed
-from bitexp.track.folder import outputs, validation_of
+from bitexp.track.folder import outputs
 from bitexp.track.provenance import source_fingerprint
 
 
@@ -213,13 +213,4 @@ def best(finished: Mapping[Cell, Known]) -> str:
         UserError: a run has no validation, so that nothing but the test set could choose.
     """
 
-    def quality(cell: Cell) -> float:
-        run = finished[cell]
-        metric = validation_of(run.facts["headline"])
-        if metric not in run.metrics:
-            raise UserError(
-                f"{' '.join(cell.words)} has no {metric} to tune by: data.val_size has to be above 0"
-            )
-        return run.sign * run.metrics[metric]
-
-    return max(finished, key=quality).words[-1]
+    return max(finished, key=lambda cell: finished[cell].sign * finished[cell].validated).words[-1]

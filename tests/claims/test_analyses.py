@@ -14,6 +14,7 @@ from bitexp.claims.analyses import ANALYSES, Evidence
 from bitexp.claims.analyses.doubling import horizontal
 from bitexp.claims.analyses.scaling import fitted
 from bitexp.claims.record import Known
+from bitexp.common.errors import UserError
 
 Axes = Mapping[str, Mapping[str, Any]]
 
@@ -151,3 +152,51 @@ def test_what_cannot_be_analysed_is_told(name: str, arguments: dict[str, Any], s
     analysis = ANALYSES.get(name)(**{"axis": "q", "control": "full", "margin": 0.1, **arguments})
     found = "\n".join(analysis.flaws(labelled(q=["full", "ternary"], dim=[32])))
     assert sentence in found
+
+
+def test_another_metric_has_its_own_better_end() -> None:
+    """A lower loss is better also where the headline is an accuracy."""
+
+    def make(choice: str, seed: int) -> Known:
+        one = run(0.8)
+        loss = {"a": 1.0, "b": 0.5}[choice] + 0.001 * seed * (choice == "b")
+        return Known("id", one.facts, {**one.metrics, "test/loss": loss, "quant/zeros": loss})
+
+    axes = labelled(q=["a", "b"])
+    known: dict[str, Any] = {"axis": "q", "control": "a", "margin": 0.01}
+    answer = ANALYSES.get("difference")(**known, metric="test/loss").answer(evidence(axes, 3, make))
+    assert (answer.findings[1].word, answer.better) == ("better", "lower")
+    unclear = ANALYSES.get("difference")(**known, metric="quant/zeros")
+    assert any("better should be higher or lower" in flaw for flaw in unclear.flaws(axes))
+    told = ANALYSES.get("difference")(**known, metric="quant/zeros", better="higher")
+    assert list(told.flaws(axes)) == []
+    assert told.answer(evidence(axes, 3, make)).findings[1].word == "worse"
+
+
+def test_a_metric_that_runs_have_not_measured_is_named() -> None:
+    axes = labelled(q=["a", "b"])
+    analysis = ANALYSES.get("difference")(axis="q", control="a", margin=0.1, metric="test/acuracy")
+    with pytest.raises(UserError, match=r"has no test/acuracy\. Did you mean 'test/score'"):
+        analysis.answer(evidence(axes, 2, lambda choice, seed: run(0.8)))
+    lost = ANALYSES.get("difference")(axis="q", control="a", margin=0.1, also=["time/step_ms"])
+    assert list(lost.flaws(axes)) == [
+        "time/step_ms is not kept of runs: what is begins with val/, test/, quant/, size/"
+    ]
+
+
+def test_robustness_needs_a_validation() -> None:
+    def make(*choices: Any) -> Known:
+        one = run(0.8)
+        return Known("id", one.facts, {"test/score": 0.8})
+
+    axes = labelled(q=["a", "b"], lr=[1, 2], decay=[0, 1])
+    analysis = ANALYSES.get("robustness")(axis="q", control="a", over=["lr", "decay"], margin=0.1)
+    with pytest.raises(UserError, match=r"has no val/score: data\.val_size has to be above 0"):
+        analysis.answer(evidence(axes, 2, make))
+
+
+def test_a_claim_about_the_control_alone_is_refused() -> None:
+    analysis = ANALYSES.get("difference")(axis="q", control="a", margin=0.1, claimed=["a"])
+    assert list(analysis.flaws(labelled(q=["a", "b"]))) == [
+        "the claim is about no choice of q beside the control 'a'"
+    ]

@@ -162,6 +162,10 @@ def test_runs_of_the_questions_that_are_named_are_made(monkeypatch: pytest.Monke
         ({"tune": {**SWEEP["tune"], "seed": 1}}, "seed 1 is tuned on and counted as well"),
         ({"tune": {**SWEEP["tune"], "per": ["quantiser"]}}, "Did you mean 'quantizer'?"),
         ({"axes": {"quantizer": ["full_norm", "binari"]}}, "Did you mean 'binary'"),
+        (
+            {"analysis": {**QUESTION["analysis"], "metric": "test/acuracy", "better": "higher"}},
+            "test/acuracy is not measured by image_classification. Did you mean 'test/accuracy'?",
+        ),
         ({"clam": "x"}, "Did you mean 'questions.one.claim'?"),
         ({"axes": {**SWEEP["axes"], "lr_decay_sum": [0, 1]}}, "lr_decay_sum needs the axis optimizer.lr"),
     ],

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from matplotlib.figure import Figure
 
-from bitexp.claims.record import Known
+from bitexp.claims.record import KEPT, Known
 from bitexp.common.registry import Registry
 from bitexp.common.spelling import nearest
 from bitexp.report.equivalence import Verdict, corrected, verdict
@@ -134,6 +134,11 @@ class Analysis:
     """The verdicts for which a claim holds, where the file says nothing else."""
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that it takes by their names."""
+        return ()
+
+    @property
     def margin_of_runs(self) -> float | None:
         """The margin where it is of the headline metric, which runs keep; None where of another number."""
         return None
@@ -156,11 +161,16 @@ class Analysis:
         for word in self.wanted:
             if word not in ("better", "equivalent", "worse"):
                 yield f"holds names '{word}'; known: better, equivalent, worse"
+        for name in self.metrics:
+            if not name.startswith(KEPT):
+                yield f"{name} is not kept of runs: what is begins with {', '.join(KEPT)}"
         parts = {**dict.fromkeys(self.claimed or (), "claimed"), self.control: "the control"}
         for label, what in parts.items():
             yield from unknown_choice(axes, self.axis, label, what)
             if self.axis not in axes:
                 return
+        if not any(self.is_claimed(label) for label in axes[self.axis] if label != self.control):
+            yield f"the claim is about no choice of {self.axis} beside the control '{self.control}'"
 
     def is_claimed(self, label: str) -> bool:
         """Whether the claim is about a choice."""
