@@ -97,7 +97,7 @@ def known_of(run: Run) -> Known:
         "seconds": result.get("seconds"),
         "steps": result.get("steps"),
         "lr_decay_sum": result.get("lr_decay_sum"),
-        "margin": attempt.get("margin"),
+        "margin": run.margin,
     }
     last = {name: curve[-1][1] for name, curve in run.curves.items() if name.count("/") == 1}
     metrics = {name: value for name, value in {**last, **run.metrics}.items() if name.startswith(KEPT)}
