@@ -195,6 +195,16 @@ def test_robustness_needs_a_validation() -> None:
         analysis.answer(evidence(axes, 2, make))
 
 
+def test_rounding_in_fp32_is_no_spread_over_seeds() -> None:
+    """One example of 360 more on each seed: that is the same difference, as in a report."""
+    right = {"a": (173, 180, 350), "b": (174, 181, 351)}
+    make: Callable[..., Known] = lambda choice, seed: run(float(np.float32(right[choice][seed] / 360)))  # noqa: E731
+    analysis = ANALYSES.get("difference")(axis="q", control="a", margin=0.01)
+    answer = analysis.answer(evidence(labelled(q=["a", "b"]), 3, make))
+    assert len(set(answer.findings[1].differences)) > 1
+    assert (answer.findings[1].word, answer.standing) == ("undecided", "undecided")
+
+
 def test_a_claim_about_the_control_alone_is_refused() -> None:
     analysis = ANALYSES.get("difference")(axis="q", control="a", margin=0.1, claimed=["a"])
     assert list(analysis.flaws(labelled(q=["a", "b"]))) == [

@@ -13,6 +13,7 @@ from bitexp.claims.record import KEPT, Known
 from bitexp.common.registry import Registry
 from bitexp.common.spelling import nearest
 from bitexp.report.equivalence import Verdict, corrected, verdict
+from bitexp.report.stats import FLOAT
 
 ANALYSES: Registry[type[Analysis]] = Registry("analysis")
 
@@ -84,6 +85,11 @@ class Finding:
     def differences(self) -> list[float]:
         """Ours minus base, seed by seed."""
         return [self.ours[seed] - self.base[seed] for seed in sorted(self.ours.keys() & self.base.keys())]
+
+    @property
+    def resolution(self) -> float:
+        """Differences that are this close are the same: metrics are averaged in fp32."""
+        return FLOAT * max(map(abs, [*self.ours.values(), *self.base.values()]), default=0.0)
 
     @property
     def mean(self) -> float | None:
@@ -198,7 +204,7 @@ class Analysis:
         name, better = self.measure(evidence)
         verdicts = corrected(
             [
-                verdict(row.differences, self.margin, better, resolution=1e-9)
+                verdict(row.differences, self.margin, better, resolution=row.resolution)
                 if row.finished and not row.is_control
                 else None
                 for row in rows
