@@ -210,3 +210,32 @@ def test_a_claim_about_the_control_alone_is_refused() -> None:
     assert list(analysis.flaws(labelled(q=["a", "b"]))) == [
         "the claim is about no choice of q beside the control 'a'"
     ]
+
+
+def test_sizes_of_a_doubling_are_numbers() -> None:
+    analysis = ANALYSES.get("doubling")(axis="q", control="a", size="dim", margin=0.1)
+    axes = {"q": {"a": "a", "b": "b"}, "dim": {"small": ["model.dim=8"], "large": ["model.dim=16"]}}
+    assert list(analysis.flaws(axes)) == ["the choices of dim should be numbers above 0, and 'small' is none"]
+
+
+@pytest.mark.parametrize("better", ["min", "max"])
+def test_a_gap_that_grows_is_worse_whichever_end_of_the_metric_is_better(better: str) -> None:
+    axes = labelled(q=["full", "binary"], dim=[8, 16, 32], epochs=[1, 2, 4])
+    rng = random.Random(0)
+
+    def make(q: str, dim: str, epochs: str, seed: int) -> Known:
+        loss = 1 / int(dim) + 0.1 * (q == "binary") * math.log2(2 * int(epochs)) + rng.gauss(0, 1e-3)
+        score = loss if better == "min" else 1 - loss
+        return run(score, better, weights=float(dim) ** 2, steps=100 * int(epochs))
+
+    analysis = ANALYSES.get("scaling")(axis="q", control="full", size="dim", data="epochs", margin=0.01)
+    answer = analysis.answer(evidence(axes, 3, make))
+    assert answer.findings[1].mean == pytest.approx(0.1, abs=0.01)
+    assert (answer.findings[1].word, answer.better) == ("worse", "lower")
+
+
+def test_trainings_of_one_length_are_no_scaling() -> None:
+    axes = labelled(q=["full", "binary"], dim=[8, 16, 32], limit=[1, 2, 4])
+    analysis = ANALYSES.get("scaling")(axis="q", control="full", size="dim", data="limit", margin=0.01)
+    with pytest.raises(UserError, match="took the same 100 steps"):
+        analysis.answer(evidence(axes, 2, lambda q, d, e, s: run(0.5, "min", weights=float(d), steps=100)))
