@@ -124,7 +124,10 @@ def answer(
         return
 
     def keep() -> None:
-        for path in dict.fromkeys([record, out / "runs.csv"]):
+        files = dict.fromkeys([record, out / "runs.csv"])
+        for path in files:  # others may have added lines since they were read, hours ago
+            plan.record = {**read_record(path), **plan.record}
+        for path in files:
             write_record(path, plan.record.values())
 
     keep()

@@ -13,9 +13,10 @@ import yaml
 
 import bitexp.__main__
 from bitexp.claims import make
-from bitexp.claims.record import read_record
+from bitexp.claims.record import known_run, read_record, write_record
 from bitexp.common.console import Report
 from tests.support.processes import Program
+from tests.support.run_folders import WriteRun
 from tests.support.training import train
 
 SMALL = ("data=digits", "model=mlp", "model.hidden=[8]", "trainer.epochs=1", "trainer.train_batches=4")
@@ -132,6 +133,26 @@ def test_it_makes_what_is_missing_in_slices(
     said = call(*words, "--dry-run")
     assert "1 run of" in said.out
     assert "of other code, data or settings" in " ".join(said.out.split())
+
+
+def test_lines_that_others_add_meanwhile_stay(
+    call: Program, monkeypatch: pytest.MonkeyPatch, write_run: WriteRun, tmp_path: Path, outputs: Path
+) -> None:
+    """As another machine does, or `git pull`: the table is read at first, and written for hours."""
+    file, made_elsewhere = tmp_path / "runs.csv", known_run(write_run("binary", 3, 0.75))
+    assert made_elsewhere is not None
+    shutil.rmtree(outputs)
+
+    def launch(*_: Any) -> int:
+        write_record(file, [made_elsewhere])
+        return 0
+
+    monkeypatch.setattr(make, "launch", launch)
+    said = call(
+        "claims", "mine", "--config-dir", write_claims(tmp_path / "conf"), "--known", file, "--runs", "1"
+    )
+    assert said.code == 0, said.err
+    assert read_record(file) == {made_elsewhere.id: made_elsewhere}
 
 
 def test_runs_of_the_questions_that_are_named_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
