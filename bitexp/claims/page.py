@@ -206,14 +206,14 @@ def tuned(part: Part, row: Finding) -> str:
     tune = part.sweep.tune
     if tune is None:
         return ""
-    key, ends = tune.key, {str(tune.values[0]), str(tune.values[-1])}
+    ends = (min(tune.values), max(tune.values))
     values = {
-        text.partition("=")[2]
+        float(text.partition("=")[2])
         for place in row.places
         for text in part.words.get(place, ())[-1:]
-        if text.partition("=")[0] == key
+        if text.partition("=")[0] == tune.key
     }
-    return ", ".join(f"{value} (an end)" if value in ends else value for value in sorted(values))
+    return ", ".join(f"{value} (an end)" if value in ends else str(value) for value in sorted(values))
 
 
 def commands(plan: Plan, part: Part) -> list[str]:

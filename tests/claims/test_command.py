@@ -13,6 +13,8 @@ import yaml
 
 import bitexp.__main__
 from bitexp.claims import make
+from bitexp.claims.definition import Sweep
+from bitexp.claims.page import tuned
 from bitexp.claims.record import known_run, read_record, write_record
 from bitexp.common.console import Report
 from tests.support.processes import Program
@@ -131,8 +133,8 @@ def test_it_makes_what_is_missing_in_slices(
     changed = [line.replace(next(iter(known)), "0123456789", 1) for line in lines]
     (tmp_path / "runs.csv").write_text("".join(changed))
     said = call(*words, "--dry-run")
-    assert "1 run of" in said.out
-    assert "of other code, data or settings" in " ".join(said.out.split())
+    words = " ".join(said.out.split())
+    assert "1 run of other code, data or settings answers none of these questions" in words
 
 
 def test_lines_that_others_add_meanwhile_stay(
@@ -213,6 +215,39 @@ def test_bad_words_are_told(words: list[str], sentence: str, call: Program) -> N
     said = call("claims", *words)
     assert said.code == 2
     assert sentence in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["--scale", "full"],
+            "--scale=full: no question of these claims has runs of that scale, but of small",
+        ),
+        (["--only", "two"], "--only: question 'two' has no runs of scale small, but of full"),
+    ],
+)
+def test_a_scale_without_runs_is_told(words: list[str], sentence: str, call: Program, tmp_path: Path) -> None:
+    file = write_claims(tmp_path) / "claims" / "mine.yaml"
+    content = yaml.safe_load(file.read_text())
+    if words[0] == "--only":
+        content["questions"]["two"] = {**QUESTION, "sweep": {"full": SWEEP}}
+    file.write_text(yaml.safe_dump(content))
+    said = call("claims", "mine", "--config-dir", tmp_path, "--dry-run", *words)
+    assert said.code == 2
+    assert sentence in " ".join(said.err.split())
+
+
+def test_ends_of_what_was_tuned_are_its_smallest_and_its_largest_value() -> None:
+    words = {(str(lr),): (f"optimizer.lr={lr}",) for lr in (0.01, 0.003, 0.03, 1e-05)}
+    part: Any = SimpleNamespace(
+        words=words,
+        sweep=Sweep.model_validate(
+            {**SWEEP, "tune": {"key": "optimizer.lr", "values": [0.01, 1e-05, 0.03, 0.003], "seed": 10}}
+        ),
+    )
+    row: Any = SimpleNamespace(places=list(words))
+    assert tuned(part, row) == "1e-05 (an end), 0.003, 0.01, 0.03 (an end)"
 
 
 def test_weight_decay_follows_from_what_it_sums_to(tmp_path: Path) -> None:
