@@ -34,11 +34,11 @@ def announce(plan: Plan, record: Path, report: Report) -> None:
         "is missing, one run after the other. Questions share runs."
     )
     if other := plan.of_other_source():
-        report.sentences(f"{counted(other, 'known run')} are of a different version of bitexp, and count.")
+        report.sentences(f"By a different version of bitexp, and counted: {counted(other, 'known run')}.")
     if unused := len(plan.unused()):
         report.sentences(
-            f"{counted(unused, 'run')} of {path_text(record)} answer none of these questions: they are of "
-            "other code, data or settings."
+            f"Of {path_text(record)}, {counted(unused, 'run')} of other code, data or settings "
+            f"{'answers' if unused == 1 else 'answer'} none of these questions."
         )
 
 

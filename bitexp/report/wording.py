@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bitexp.common.format import size
+from bitexp.common.format import counted, size
 from bitexp.report.columns import cell_text, title
 from bitexp.report.compare import BASELINE, Cell, Comparison, Row
 from bitexp.report.equivalence import POWER, Verdict
@@ -45,7 +45,8 @@ def answer_of_groups(comparison: Comparison) -> str:
     if not contested:
         return f"{text}, and none of the {len(comparison.groups)} groups has more than one precision."
     counts = ", ".join(f"{name} in {count}" for name, count in wins.most_common())
-    return f"{text}. Best {comparison.metric} in {len(contested)} groups of several precisions: {counts}."
+    groups = counted(len(contested), "group")
+    return f"{text}. Best {comparison.metric} in {groups} of several precisions: {counts}."
 
 
 def best_of(rows: Sequence[Row], sign: int) -> Row:
