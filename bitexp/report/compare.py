@@ -128,14 +128,18 @@ class Comparison:
         return sorted({row.cell.precision for row in self.rows}, key=order)
 
     @property
-    def held_out(self) -> bool:
-        """Whether settings could be chosen on validation data."""
-        return all(cell.validated is not None for cell in self.cells)
+    def held_out(self) -> bool | None:
+        """Whether settings were chosen on validation data; None where some rows had them, and others none."""
+        several = [row.cells for row in self.rows if len(row.cells) > 1]
+        known = {cell.validated is not None for cells in several for cell in cells}
+        return None if len(known) > 1 else all(known)
 
     @property
     def chosen_by_metric(self) -> str:
         """The metric that settings were chosen by."""
-        return validation_of(self.metric) if self.held_out else self.metric
+        validated = validation_of(self.metric)
+        mixed = f"{validated}, or {self.metric} where nothing was held out"
+        return {True: validated, False: self.metric, None: mixed}[self.held_out]
 
     @cached_property
     def groups(self) -> list[list[Row]]:

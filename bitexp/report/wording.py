@@ -97,12 +97,14 @@ def what_rows_are(comparison: Comparison) -> str:
     """How the setting of each row came about."""
     runs = runs_of_rows(comparison)
     if len(comparison.cells) > len(comparison.rows):
-        how = (
-            "validation"
-            if comparison.held_out
-            else f"{comparison.metric} itself, which is optimistic, because nothing was held out"
-        )
-        return f"each row is its best setting by {how}, among those with the most seeds"
+        itself = f"{comparison.metric} itself, which is optimistic"
+        how = {
+            True: "validation",
+            False: f"{itself}, because nothing was held out",
+            None: f"validation, or where nothing was held out by {itself}",
+        }
+        chosen = how[comparison.held_out]
+        return f"each row is its best setting by {chosen}, among those with the most seeds"
     if all(run.flat.get("tuned") for run in runs):
         return "each precision at its tuned setting"
     if len({(run.flat.get("optimizer.lr"), run.flat.get("optimizer.weight_decay")) for run in runs}) > 1:

@@ -122,6 +122,21 @@ def test_without_validation_the_choice_says_what_it_is(write_run: Write, compare
     assert "by test/accuracy itself, which is optimistic, because nothing was held out" in caption(comparison)
 
 
+@pytest.mark.parametrize(("settings", "how"), [(1, "by validation, among"), (2, "by validation, or where")])
+def test_rows_without_validation_say_nothing_of_those_with_it(
+    settings: int, how: str, write_run: Write, compared: Any
+) -> None:
+    """A row with one setting chose nothing."""
+    for lr in (0.1, 0.2):
+        write_run("binary", 0, 0.9, validated=lr, optimizer__lr=lr, data__val_size=0.1)
+    for lr in (0.1, 0.2)[:settings]:
+        write_run("binary", 0, 0.9, optimizer__lr=lr, data__val_size=0)
+    comparison = compared()
+    assert f"its best setting {how}" in caption(comparison)
+    assert comparison.chosen_by_metric.startswith("val/accuracy")
+    assert ("test/accuracy" in comparison.chosen_by_metric) == (settings == 2)
+
+
 def test_p_values_are_corrected_over_the_whole_table(write_run: Write, compared: Any) -> None:
     draw = np.random.default_rng(0)
     scores = {q: draw.normal(0.9, 0.02, 4) for q in ("full", "binary", "ternary_mean", "ternary_median")}
