@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.program import run_program
@@ -139,10 +141,12 @@ def answer(
 
     def keep() -> None:
         files = dict.fromkeys([record, out / "runs.csv"])
-        for path in files:  # others may have added lines since they were read, hours ago
-            plan.record = {**read_record(path), **plan.record}
-        for path in files:
-            write_record(path, plan.record.values())
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".runs.lock"):
+            for path in files:  # others may have added lines since they were read, hours ago
+                plan.record = {**read_record(path), **plan.record}
+            for path in files:
+                write_record(path, plan.record.values())
 
     keep()
     make(plan, further, report, keep, options.runs, options.hours, options.config_dir, options.only)
