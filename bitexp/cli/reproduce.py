@@ -188,8 +188,8 @@ def apply(diff: Path, place: Path, commit: str) -> None:
     except subprocess.CalledProcessError as problem:
         why = (problem.stderr.decode(errors="replace").strip() or "git refuses it").splitlines()[0]
         raise UserError(
-            f"{path_text(diff)} cannot be applied to commit {commit[:10]}: {why}. It holds {LIMIT:,} bytes at "
-            "most, and no secrets. Without --uncommitted the run is made by the commit alone"
+            f"{path_text(diff)} cannot be applied to commit {commit[:10]}: {why}. It holds {LIMIT:,} bytes "
+            "at most, and no secrets. Without --uncommitted the run is made by the commit alone"
         ) from None
 
 
