@@ -17,6 +17,7 @@ from bitexp.report.runs import read_runs
 from bitexp.report.stats import holm, paired
 from bitexp.report.tables import bytes_table, precision_table, setting_table
 from bitexp.report.wording import answer, caption
+from bitexp.report.write import robustness
 
 Write = Callable[..., Path]
 
@@ -112,6 +113,22 @@ def test_the_chosen_setting_is_the_best_validated_of_those_with_most_seeds(
     assert len(row.cells) == 4
     assert row.robust == 1 / 4
     assert "by validation, among those with the most seeds" in caption(comparison)
+
+
+def test_settings_that_diverged_are_not_within_the_tolerance(write_run: Write, compared: Any) -> None:
+    """Of three learning rates one is lost: robust are two of three, and not two of two."""
+    lost = {"status": "failed", "kind": "diverged", "reason": "the loss is nan"}
+    for lr in (0.1, 0.2):
+        write_run("binary", 0, 0.9, optimizer__lr=lr)
+    for seed in (0, 1):
+        write_run("binary", seed, result=lost, optimizer__lr=0.5)
+    write_run("binary", 1, result=lost, optimizer__lr=0.2)  # whose first seed has finished
+    write_run("binary", 0, result=lost, optimizer__lr=0.7, trainer__epochs=99)  # of another budget
+    write_run("full", 0, 0.9, optimizer__lr=0.1)
+    write_run("full", 0, result={**lost, "kind": "crash"}, optimizer__lr=0.2)
+    comparison = compared()
+    assert [(row.settings, row.robust) for row in comparison.rows] == [(1, 1.0), (3, pytest.approx(2 / 3))]
+    assert "settings that diverged are not: binary 67% of 3" in robustness(comparison)
 
 
 def test_without_validation_the_choice_says_what_it_is(write_run: Write, compared: Any) -> None:
