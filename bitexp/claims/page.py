@@ -121,7 +121,9 @@ def made(folder: Path) -> Path:
 def sentence(part: Part, answer: Answer) -> str:
     """The verdict of a claim in words."""
     if answer.standing == "not yet run":
-        return f"Not yet run: {part.known:,} of {counted(part.total, 'run')} are finished."
+        diverged = f", {part.diverged:,} diverged" if part.diverged else ""
+        begin = "Not yet run" if part.open else "No verdict"
+        return f"{begin}: {part.known:,} of {counted(part.total, 'run')} are finished{diverged}."
     words = "; ".join(
         f"{row.name}{',' if ',' in row.name else ''} is {row.word}"
         for row in answer.findings

@@ -53,5 +53,10 @@ def summary(plan: Plan, page: Path, record: Path, report: Report) -> None:
     left = sum(part.open for part in plan.parts)
     if left:
         report.sentences(f"{counted(left, 'run')} not finished yet: the same command goes on.")
+    if diverged := sum(part.diverged for part in plan.parts):
+        report.sentences(
+            f"{counted(diverged, 'run')} diverged: tuning chooses no setting whose loss became NaN, and a "
+            "choice that lacks a seed for it has no verdict. A smaller optimizer.lr may help."
+        )
     report.line(f"Page: {path_text(page)}")
     report.line(f"Runs: {path_text(record)}")

@@ -239,3 +239,16 @@ def test_trainings_of_one_length_are_no_scaling() -> None:
     analysis = ANALYSES.get("scaling")(axis="q", control="full", size="dim", data="limit", margin=0.01)
     with pytest.raises(UserError, match="took the same 100 steps"):
         analysis.answer(evidence(axes, 2, lambda q, d, e, s: run(0.5, "min", weights=float(d), steps=100)))
+
+
+def test_a_setting_that_diverged_is_not_robust() -> None:
+    axes = labelled(q=["a", "b"], lr=[1, 2], decay=[0, 1])
+    whole = evidence(axes, 2, lambda *place: run(0.8))
+    lost = [(("b", "2", "1"), seed) for seed in range(2)]
+    runs = {place: dict(seeds) for place, seeds in whole.runs.items()}
+    for place, seed in lost:
+        del runs[place][seed]
+    analysis = ANALYSES.get("robustness")(axis="q", control="a", over=["lr", "decay"], margin=0.1)
+    answer = analysis.answer(Evidence(axes, runs, 2, frozenset(lost)))
+    assert [row.ours for row in answer.findings] == [{0: 1.0, 1: 1.0}, {0: 0.75, 1: 0.75}]
+    assert analysis.answer(Evidence(axes, runs, 2)).standing == "not yet run"

@@ -137,6 +137,27 @@ def test_it_makes_what_is_missing_in_slices(
     assert "1 run of other code, data or settings answers none of these questions" in words
 
 
+def test_a_setting_that_diverges_is_not_waited_for(
+    call: Program, launched: list[Sequence[str]], tmp_path: Path
+) -> None:
+    """Tuning passes it over; where a run that is compared diverges there is no verdict, and nothing to do."""
+    tune = {**SWEEP["tune"], "values": [0.01, 1e30]}
+    words = ["claims", "mine", "--known", tmp_path / "runs.csv", "--config-dir"]
+    said = call(*words, write_claims(tmp_path / "conf", tune=tune))
+    assert said.code == 0, said.err
+    assert "one: The claim " in said.out
+    assert "1 run diverged" in said.out
+    assert "the same command goes on" not in said.out
+    made = len(launched)
+    said = call(
+        *words, write_claims(tmp_path / "lost", words=[*SWEEP["words"], "optimizer.lr=1e30"], tune=None)
+    )
+    assert "one: No verdict: 0 of 4 runs are finished, 4 diverged." in said.out
+    assert len(launched) == made + 1
+    call(*words, tmp_path / "lost")
+    assert len(launched) == made + 1
+
+
 def test_lines_that_others_add_meanwhile_stay(
     call: Program, monkeypatch: pytest.MonkeyPatch, write_run: WriteRun, tmp_path: Path, outputs: Path
 ) -> None:

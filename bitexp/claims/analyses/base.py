@@ -30,6 +30,8 @@ class Evidence:
     axes: Mapping[str, Mapping[str, Any]]
     runs: Mapping[Place, Mapping[int, Known]]
     seeds: int
+    diverged: frozenset[tuple[Place, int]] = frozenset()
+    """Runs that will never be finished, by place and seed."""
 
     def at(self, place: Place) -> Mapping[int, Known]:
         """The runs of a place by their seeds."""

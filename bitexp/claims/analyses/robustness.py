@@ -84,14 +84,15 @@ class Robustness(Analysis):
         return found
 
     def shares(self, evidence: Evidence, fixed: Mapping[str, str]) -> dict[int, float]:
-        """The robust share, for each seed of which all settings are there."""
+        """The robust share, for each seed of which all settings are there; what diverged is not robust."""
         places = evidence.places(**fixed)
         found = {}
         for seed in range(evidence.seeds):
             runs = [evidence.at(place)[seed] for place in places if seed in evidence.at(place)]
-            if runs and len(runs) == len(places):
-                values = [run.validated for run in runs]
-                found[seed] = within(values, runs[0].sign, self.tolerance)
+            lost = sum((place, seed) in evidence.diverged for place in places)
+            if runs and len(runs) + lost == len(places):
+                good = len(runs) * within([run.validated for run in runs], runs[0].sign, self.tolerance)
+                found[seed] = good / len(places)
         return found
 
     def figures(self, evidence: Evidence) -> list[tuple[Figure, str]]:
