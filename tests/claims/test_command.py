@@ -133,8 +133,8 @@ def test_it_makes_what_is_missing_in_slices(
     changed = [line.replace(next(iter(known)), "0123456789", 1) for line in lines]
     (tmp_path / "runs.csv").write_text("".join(changed))
     said = call(*words, "--dry-run")
-    words = " ".join(said.out.split())
-    assert "1 run of other code, data or settings answers none of these questions" in words
+    text = " ".join(said.out.split())
+    assert "1 run of other code, data or settings answers none of these questions" in text
 
 
 def test_a_setting_that_diverges_is_not_waited_for(
