@@ -56,7 +56,7 @@ CHECKOUT = 600.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument(
-        "run", metavar="RUN", help="the folder of a finished run, or one that holds a single one"
+        "run", metavar="RUN", help="the folder of a finished run, or one of runs: the one that ended last"
     )
     parser.add_argument(
         "--source",
