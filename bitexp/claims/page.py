@@ -106,9 +106,10 @@ def remarks(part: Part, answer: Answer) -> Iterator[str]:
     yield from answer.remarks
     compared = sum(map(len, part.runs.values()))
     if part.margin is not None and compared:
+        others = "" if part.margins_before == compared else "; others kept another or none"
         yield (
             f"{part.margins_before:,} of {counted(compared, 'run')} that are compared kept the margin "
-            f"{part.margin:g} when they began; others kept another or none."
+            f"{part.margin:g} when they began{others}."
         )
 
 

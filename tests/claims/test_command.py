@@ -119,7 +119,7 @@ def test_it_makes_what_is_missing_in_slices(
     assert "It is as good." in page
     assert "6 runs, a line each in runs.csv." in page
     assert "python -m bitexp -m data=digits" in page
-    assert "4 of 4 runs that are compared kept the margin 0.02 when they began" in page
+    assert "4 of 4 runs that are compared kept the margin 0.02 when they began." in page
     known = read_record(tmp_path / "runs.csv")
     assert len(known) == 6
     assert (tmp_path / "runs.csv").read_bytes() == (outputs / "claims" / "mine" / "runs.csv").read_bytes()
