@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.program import run_program
@@ -75,12 +77,26 @@ def run(options: argparse.Namespace, further: Sequence[str]) -> None:
 
         check_composes(claims, options.config_dir, report)
         return
-    for question in options.only or ():
-        if question not in claims.questions:
-            known = ", ".join(claims.questions)
-            hint = nearest(question, claims.questions)
-            raise UserError(f"--only: unknown question '{question}'.{hint} Known: {known}")
+    check_asked(claims, options.scale, options.only or ())
     answer(names[0], claims, options, further, report)
+
+
+def check_asked(claims: Claims, scale: str, only: Sequence[str]) -> None:
+    """Raises `UserError` for questions that there are not, or that have no runs of that scale."""
+    questions = claims.questions
+    known = [key for key, question in questions.items() if scale in question.sweep]
+    if not known:
+        others = " and ".join(dict.fromkeys(other for q in questions.values() for other in q.sweep))
+        raise UserError(
+            f"--scale={scale}: no question of these claims has runs of that scale, but of {others}"
+        )
+    for key in only:
+        if key not in questions:
+            hint = nearest(key, questions)
+            raise UserError(f"--only: unknown question '{key}'.{hint} Known: {', '.join(questions)}")
+        if key not in known:
+            others = " and ".join(questions[key].sweep)
+            raise UserError(f"--only: question '{key}' has no runs of scale {scale}, but of {others}")
 
 
 def check_options(options: argparse.Namespace, further: Sequence[str]) -> None:
@@ -124,8 +140,13 @@ def answer(
         return
 
     def keep() -> None:
-        for path in dict.fromkeys([record, out / "runs.csv"]):
-            write_record(path, plan.record.values())
+        files = dict.fromkeys([record, out / "runs.csv"])
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".runs.lock"):
+            for path in files:  # others may have added lines since they were read, hours ago
+                plan.record = {**read_record(path), **plan.record}
+            for path in files:
+                write_record(path, plan.record.values())
 
     keep()
     make(plan, further, report, keep, options.runs, options.hours, options.config_dir, options.only)

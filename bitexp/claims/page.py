@@ -106,9 +106,10 @@ def remarks(part: Part, answer: Answer) -> Iterator[str]:
     yield from answer.remarks
     compared = sum(map(len, part.runs.values()))
     if part.margin is not None and compared:
+        others = "" if part.margins_before == compared else "; others kept another or none"
         yield (
             f"{part.margins_before:,} of {counted(compared, 'run')} that are compared kept the margin "
-            f"{part.margin:g} when they began; others kept another or none."
+            f"{part.margin:g} when they began{others}."
         )
 
 
@@ -121,7 +122,9 @@ def made(folder: Path) -> Path:
 def sentence(part: Part, answer: Answer) -> str:
     """The verdict of a claim in words."""
     if answer.standing == "not yet run":
-        return f"Not yet run: {part.known:,} of {counted(part.total, 'run')} are finished."
+        diverged = f", {part.diverged:,} diverged" if part.diverged else ""
+        begin = "Not yet run" if part.open else "No verdict"
+        return f"{begin}: {part.known:,} of {counted(part.total, 'run')} are finished{diverged}."
     words = "; ".join(
         f"{row.name}{',' if ',' in row.name else ''} is {row.word}"
         for row in answer.findings
@@ -206,14 +209,14 @@ def tuned(part: Part, row: Finding) -> str:
     tune = part.sweep.tune
     if tune is None:
         return ""
-    key, ends = tune.key, {str(tune.values[0]), str(tune.values[-1])}
+    ends = (min(tune.values), max(tune.values))
     values = {
-        text.partition("=")[2]
+        float(text.partition("=")[2])
         for place in row.places
         for text in part.words.get(place, ())[-1:]
-        if text.partition("=")[0] == key
+        if text.partition("=")[0] == tune.key
     }
-    return ", ".join(f"{value} (an end)" if value in ends else value for value in sorted(values))
+    return ", ".join(f"{value} (an end)" if value in ends else str(value) for value in sorted(values))
 
 
 def commands(plan: Plan, part: Part) -> list[str]:

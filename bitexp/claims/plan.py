@@ -15,7 +15,7 @@ from bitexp.claims.identity import Identities
 from bitexp.claims.record import Known, known_run, setting_of
 from bitexp.common.errors import UserError
 from bitexp.report.runs import typed
-from bitexp.track.folder import outputs, validation_of
+from bitexp.track.folder import RunFolder, outputs
 from bitexp.track.provenance import source_fingerprint
 
 
@@ -36,12 +36,16 @@ class Part:
     """The runs that can be made now, place by place: while one is not tuned, those that tune it."""
     known: int = 0
     """How many of all are finished."""
+    diverged: int = 0
+    """How many of all will never be, since their loss became NaN."""
+    lost: set[tuple[tuple[str, ...], int]] = field(default_factory=set)
+    """Those of them that would be compared, by place and seed."""
     took: list[float] = field(default_factory=list)
 
     @property
     def open(self) -> int:
-        """How many are not finished, those that wait for tuning with them."""
-        return self.total - self.known
+        """How many are still to be made, those that wait for tuning with them."""
+        return self.total - self.known - self.diverged
 
     @property
     def seconds(self) -> float:
@@ -51,7 +55,7 @@ class Part:
     @property
     def evidence(self) -> Evidence:
         """What an analysis takes."""
-        return Evidence(self.sweep.axes, self.runs, self.sweep.seeds)
+        return Evidence(self.sweep.axes, self.runs, self.sweep.seeds, frozenset(self.lost))
 
     @cached_property
     def answer(self) -> Answer:
@@ -120,15 +124,22 @@ class Plan:
         counted = set[tuple[str, ...]]()
         for place, group in tuning_cells(sweep).items():
             finished = {cell: run for cell in group if (run := self.find(cell)) is not None}
+            lost = {cell for cell in group if cell not in finished and self.has_diverged(cell)}
             new = [cell for cell in group if cell.typed not in counted]
             counted |= {cell.typed for cell in new}
             part.known += sum(cell in finished for cell in new)
-            waiting[place] += [cell for cell in new if cell not in finished]
+            part.diverged += sum(cell in lost for cell in new)
+            waiting[place] += [cell for cell in new if cell not in finished and cell not in lost]
             part.took += seconds_of(finished.values())
-            chosen[place] = None if len(finished) < len(group) else best(finished)
+            is_tuned = bool(finished) and len(finished) + len(lost) == len(group)
+            chosen[place] = best(finished) if is_tuned else None
         for cell in cells(sweep, chosen):
             part.words[cell.place] = cell.words
             run = self.find(cell)
+            if run is None and self.has_diverged(cell):
+                part.diverged += 1
+                part.lost.add((cell.place, cell.seed))
+                continue
             if run is None:
                 waiting[cell.place].append(cell)
                 continue
@@ -163,6 +174,15 @@ class Plan:
                 return None
             self._seen[key] = self.record[run_id] = run
         return self._seen[key]
+
+    def has_diverged(self, cell: Cell) -> bool:
+        """Whether the run of a cell was made here, and will never be finished: its loss became NaN."""
+        words = self.resolved(cell.words)
+        if (tuple(sorted(words)), str(cell.seed)) not in self._tried:
+            return False
+        planned = self.identities.planned(words)
+        result = RunFolder(outputs() / planned.name / planned.id(cell.seed)).result()
+        return result is not None and result["kind"] == "diverged"
 
     def used(self) -> Iterator[Known]:
         """The finished runs that answer these questions, each once."""
@@ -213,13 +233,4 @@ def best(finished: Mapping[Cell, Known]) -> str:
         UserError: a run has no validation, so that nothing but the test set could choose.
     """
 
-    def quality(cell: Cell) -> float:
-        run = finished[cell]
-        metric = validation_of(run.facts["headline"])
-        if metric not in run.metrics:
-            raise UserError(
-                f"{' '.join(cell.words)} has no {metric} to tune by: data.val_size has to be above 0"
-            )
-        return run.sign * run.metrics[metric]
-
-    return max(finished, key=quality).words[-1]
+    return max(finished, key=lambda cell: finished[cell].sign * finished[cell].validated).words[-1]

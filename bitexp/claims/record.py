@@ -14,8 +14,10 @@ from typing import Any
 
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_text, write_atomic
+from bitexp.common.spelling import nearest
 from bitexp.report.formats import harmless
 from bitexp.report.runs import Problem, Run, clean, read_run
+from bitexp.track.folder import validation_of
 
 KEPT = ("val/", "test/", "quant/", "size/")
 """Beginnings of the metrics that are kept."""
@@ -40,6 +42,24 @@ class Known:
     def score(self) -> float:
         """The headline metric, of the test set."""
         return self.metrics[self.facts["headline"]]
+
+    def metric(self, name: str) -> float:
+        """A metric by its name. Raises `UserError` where the run has not measured it."""
+        if name in self.metrics:
+            return self.metrics[name]
+        known = [metric for metric in self.metrics if metric.count("/") == 1]
+        hint = nearest(name, known)
+        raise UserError(
+            f"{self.facts.get('setting')} has no {name}.{hint} It has measured {', '.join(sorted(known))}"
+        )
+
+    @property
+    def validated(self) -> float:
+        """The headline metric, of the validation part. Raises `UserError` where nothing was held out."""
+        name = validation_of(self.facts["headline"])
+        if name not in self.metrics:
+            raise UserError(f"{self.facts.get('setting')} has no {name}: data.val_size has to be above 0")
+        return self.metrics[name]
 
     @property
     def sign(self) -> int:
@@ -77,7 +97,7 @@ def known_of(run: Run) -> Known:
         "seconds": result.get("seconds"),
         "steps": result.get("steps"),
         "lr_decay_sum": result.get("lr_decay_sum"),
-        "margin": attempt.get("margin"),
+        "margin": run.margin,
     }
     last = {name: curve[-1][1] for name, curve in run.curves.items() if name.count("/") == 1}
     metrics = {name: value for name, value in {**last, **run.metrics}.items() if name.startswith(KEPT)}

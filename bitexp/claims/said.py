@@ -34,11 +34,11 @@ def announce(plan: Plan, record: Path, report: Report) -> None:
         "is missing, one run after the other. Questions share runs."
     )
     if other := plan.of_other_source():
-        report.sentences(f"{counted(other, 'known run')} are of a different version of bitexp, and count.")
+        report.sentences(f"By a different version of bitexp, and counted: {counted(other, 'known run')}.")
     if unused := len(plan.unused()):
         report.sentences(
-            f"{counted(unused, 'run')} of {path_text(record)} answer none of these questions: they are of "
-            "other code, data or settings."
+            f"Of {path_text(record)}, {counted(unused, 'run')} of other code, data or settings "
+            f"{'answers' if unused == 1 else 'answer'} none of these questions."
         )
 
 
@@ -53,5 +53,10 @@ def summary(plan: Plan, page: Path, record: Path, report: Report) -> None:
     left = sum(part.open for part in plan.parts)
     if left:
         report.sentences(f"{counted(left, 'run')} not finished yet: the same command goes on.")
+    if diverged := sum(part.diverged for part in plan.parts):
+        report.sentences(
+            f"{counted(diverged, 'run')} diverged: tuning chooses no setting whose loss became NaN, and a "
+            "choice that lacks a seed for it has no verdict. A smaller optimizer.lr may help."
+        )
     report.line(f"Page: {path_text(page)}")
     report.line(f"Runs: {path_text(record)}")

@@ -13,6 +13,7 @@ the folder that --config-dir names.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import shlex
 from collections.abc import Sequence
@@ -136,13 +137,13 @@ def next_commands(words: Sequence[str], name: str, folder: Path | None) -> dict[
 
 
 def widths(text: str) -> list[float]:
-    """The bits in `1.58,2,4`, in ascending order. Raises `UserError` where these are no two numbers."""
+    """The bits in `1.58,2,4`, in ascending order. Raises `UserError` where there are no two above 0."""
     try:
         found = sorted({float(word) for word in text.split(",")})
     except ValueError:
         found = []
-    if len(found) < 2:
-        raise UserError(f"--bits {text}: give at least two numbers to choose from, as in 1.58,2,4,8")
+    if len(found) < 2 or not all(0 < width < math.inf for width in found):
+        raise UserError(f"--bits {text}: give at least two numbers above 0 to choose from, as in 1.58,2,4,8")
     return found
 
 

@@ -124,12 +124,24 @@ def resolve(config: DictConfig, hydra: Any, overrides: list[str]) -> Settings:
     apply_tuned(config, hydra, overrides)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    return read_settings({str(key): value for key, value in plain.items()})
+    settings = read_settings({str(key): value for key, value in plain.items()})
+    check_distilled(settings, overrides)
+    return settings
 
 
 def chosen(key: str, overrides: Sequence[str]) -> bool:
     """Whether a value was typed for a key."""
     return any(word.lstrip("+").partition("=")[0] == key.lstrip("+") for word in overrides)
+
+
+def check_distilled(settings: Settings, overrides: Sequence[str]) -> None:
+    """Raises `UserError` for what was typed about a teacher where none was named, or switched off."""
+    typed = [word for word in overrides if word.lstrip("+").startswith("distill.")]
+    named = any(word.lstrip("+").startswith(("distill.teacher=", "distill.teacher.")) for word in typed)
+    if settings.distill is None and typed and not named:
+        raise UserError(
+            f"{typed[0]} does nothing without a teacher: name one with distill.teacher=RUN, or leave it out"
+        )
 
 
 def run(settings: Settings, overrides: list[str], number: int | None) -> Outcome:

@@ -40,16 +40,23 @@ folder = Path(sys.argv[1])
 config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
 words = yaml.safe_load((folder / "overrides.yaml").read_text(encoding="utf-8"))
 config |= {"rerun": True, "logger": {}}
-outcome = run(config, words, Report())
+try:
+    outcome = run(config, words, Report())
+except Exception as problem:
+    if "UserError" not in [kind.__name__ for kind in type(problem).__mro__]:
+        raise
+    sys.exit(f"bitexp: {problem}")
 sys.exit({"finished": 0, "stopped": 130}.get(outcome.status, 1))
 """
-"""What makes the run, by the `bitexp` of any commit that has a road."""
+"""What makes the run, by the `bitexp` of any commit that has a road, wherever its errors are."""
+CHECKOUT = 600.0
+"""Seconds that git may take to check out a commit."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument(
-        "run", metavar="RUN", help="the folder of a finished run, or one that holds a single one"
+        "run", metavar="RUN", help="the folder of a finished run, or one of runs: the one that ended last"
     )
     parser.add_argument(
         "--source",
@@ -117,9 +124,8 @@ def read_made(experiment: Path, before: Run) -> Run:
 
 
 def alike(one: dict[str, object], other: dict[str, object]) -> bool:
-    """Whether two configs agree in what both have and a tracker does not say."""
-    both = [key for key in one.keys() & other.keys() if not key.startswith(("logger", "rerun"))]
-    return all(one[key] == other[key] for key in both)
+    """Whether two configs agree in what both have."""
+    return all(one[key] == other[key] for key in one.keys() & other.keys())
 
 
 def neighbours(folder: Path) -> list[Run]:
@@ -156,7 +162,7 @@ def source(run: Run, options: argparse.Namespace, report: Report) -> Iterator[Pa
         ) from None
     with tempfile.TemporaryDirectory(prefix="bitexp-") as scrap:
         place = Path(scrap) / "source"
-        git(top, "worktree", "add", "--detach", str(place), commit)
+        git(top, "worktree", "add", "--detach", str(place), commit, seconds=CHECKOUT)
         try:
             if diff.is_file():
                 if not options.uncommitted:
@@ -165,12 +171,26 @@ def source(run: Run, options: argparse.Namespace, report: Report) -> Iterator[Pa
                         "give --uncommitted to have them applied."
                     )
                 else:
-                    git(place, "apply", "--whitespace=nowarn", str(diff))
+                    apply(diff, place, commit)
             changed = " with its uncommitted changes" if options.uncommitted and diff.is_file() else ""
             report.line(f"source     commit {commit[:10]}{changed}")
             yield place
         finally:
             git(top, "worktree", "remove", "--force", str(place))
+
+
+def apply(diff: Path, place: Path, commit: str) -> None:
+    """Applies what was not committed to a checkout. Raises `UserError` where it does not fit."""
+    from bitexp.track.checkout import LIMIT, git
+
+    try:
+        git(place, "apply", "--whitespace=nowarn", str(diff))
+    except subprocess.CalledProcessError as problem:
+        why = (problem.stderr.decode(errors="replace").strip() or "git refuses it").splitlines()[0]
+        raise UserError(
+            f"{path_text(diff)} cannot be applied to commit {commit[:10]}: {why}. It holds {LIMIT:,} bytes "
+            "at most, and no secrets. Without --uncommitted the run is made by the commit alone"
+        ) from None
 
 
 def make(folder: Path, place: Path | None, out: Path) -> int:

@@ -23,9 +23,9 @@ UNUSUAL = {"batch": "batches", "process": "processes"}
 
 def size(number: float) -> str:
     """Bytes for people."""
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+    for unit, digits in {"B": 0, "kB": 1, "MB": 1}.items():
+        if round(number, digits) < 1000:
+            return f"{number:.{digits}f} {unit}"
         number /= 1000
     return f"{number:.2f} GB"
 
@@ -67,6 +67,6 @@ def value_text(value: Any, digits: int | None = None) -> str:
 def energy_text(joules: float) -> str:
     """Joules for people: 890 nJ."""
     for unit, factor in {"pJ": 1e12, "nJ": 1e9, "µJ": 1e6, "mJ": 1e3}.items():
-        if joules * factor < 1000:
+        if float(f"{joules * factor:.3g}") < 1000:
             return f"{joules * factor:.3g} {unit}"
     return f"{joules:.3g} J"

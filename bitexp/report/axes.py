@@ -15,9 +15,9 @@ DATA = "data fingerprint"
 HYPERPARAMETERS = ("optimizer.", "scheduler.")
 VARIANT = ("quantizer.", "packing", "kernel.", "start.", "distill.", "calibrate.")
 IDENTITY = ".identity"
-NO_AXES = ("seed", "quantizer", "quantizer.name", "quantizer.exclude", "model.full_precision", "sweeps")
-"""Precision and seed stand beside all axes, and what is excluded follows from the network; a sweep is
-typed for many runs, and says of none what it is."""
+NO_AXES = ("seed", "quantizer", "quantizer.name", "model.full_precision", "sweeps")
+"""Precision and seed stand beside all axes, and what a network keeps in full precision is what its quantizer
+excludes; a sweep is typed for many runs, and says of none what it is."""
 
 Known = Sequence[tuple[Any, ...]]
 """For each run what is told of it already."""

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from bitexp.report.axes import Axes, find_axes, independent, values
+from bitexp.report.axes import HYPERPARAMETERS, Axes, find_axes, independent, values
 from bitexp.report.energy import NODE, energy
 from bitexp.report.equivalence import Verdict, corrected, verdict
 from bitexp.report.margins import Margin, margin_of
 from bitexp.report.runs import Run
+from bitexp.report.sameness import setting
 from bitexp.report.stats import LEVEL, Paired, Spread, front, holm, paired, spread, within
 from bitexp.track.folder import RunFolder, is_number, validation_of
 
@@ -93,11 +94,18 @@ class Row:
     cells: tuple[Cell, ...]
     versus: Paired | None
     robust: float
-    """The share of its cells within the tolerance of its best one."""
+    """The share of its settings within the tolerance of its best one."""
+    diverged: int = 0
+    """Further settings, which no seed has finished, since the loss became NaN: far from the best."""
     base: Cell | None = None
     """What it is compared with."""
     verdict: Verdict | None = None
     """Of that comparison, where there is a margin."""
+
+    @property
+    def settings(self) -> int:
+        """How many were tried."""
+        return len(self.cells) + self.diverged
 
 
 @dataclass(frozen=True)
@@ -128,14 +136,18 @@ class Comparison:
         return sorted({row.cell.precision for row in self.rows}, key=order)
 
     @property
-    def held_out(self) -> bool:
-        """Whether settings could be chosen on validation data."""
-        return all(cell.validated is not None for cell in self.cells)
+    def held_out(self) -> bool | None:
+        """Whether settings were chosen on validation data; None where some rows had them, and others none."""
+        several = [row.cells for row in self.rows if len(row.cells) > 1]
+        known = {cell.validated is not None for cells in several for cell in cells}
+        return None if len(known) > 1 else all(known)
 
     @property
     def chosen_by_metric(self) -> str:
         """The metric that settings were chosen by."""
-        return validation_of(self.metric) if self.held_out else self.metric
+        validated = validation_of(self.metric)
+        mixed = f"{validated}, or {self.metric} where nothing was held out"
+        return {True: validated, False: self.metric, None: mixed}[self.held_out]
 
     @cached_property
     def groups(self) -> list[list[Row]]:
@@ -199,24 +211,33 @@ def compare(
         if run.finished:
             groups[run.name, run.headline].append(run)
     return [
-        compare_experiment(name, metric, group, tolerance, margin_of(group, margin))
+        compare_experiment(
+            name,
+            metric,
+            group,
+            tolerance,
+            margin_of(group, margin),
+            [run for run in runs if run.name == name and run.result.get("kind") == "diverged"],
+        )
         for (name, metric), group in sorted(groups.items())
     ]
 
 
 def compare_experiment(
-    name: str, metric: str, runs: Sequence[Run], tolerance: float, margin: Margin | None
+    name: str,
+    metric: str,
+    runs: Sequence[Run],
+    tolerance: float,
+    margin: Margin | None,
+    diverged: Sequence[Run] = (),
 ) -> Comparison:
-    """The comparison of one experiment's finished runs."""
+    """The comparison of one experiment's finished runs; the robustness of its rows counts others, too."""
     axes, sign = find_axes(runs), -1 if runs[0].result["better"] == "min" else 1
     families: dict[tuple[Any, ...], list[Cell]] = defaultdict(list)
     for cell in cells(runs, axes):
         families[cell.setting, cell.precision, cell.variant].append(cell)
     ordered = sorted(families.items(), key=lambda item: (sortable(item[0][0]), order(item[0][1])))
-    rows = [
-        Row(chosen_cell(family, sign), tuple(family), None, share_within(family, sign, tolerance))
-        for _, family in ordered
-    ]
+    rows = [row_of(family, sign, tolerance, diverged_settings(family, diverged)) for _, family in ordered]
     judged = with_verdicts(against_baseline(rows), sign, margin)
     return Comparison(name, metric, sign, tolerance, axes, tuple(judged), margin)
 
@@ -258,9 +279,27 @@ def chosen_cell(family: Sequence[Cell], sign: int) -> Cell:
     return max((c for c in family if len(c.runs) == most), key=lambda cell: sign * cell.chosen_by)
 
 
-def share_within(family: Sequence[Cell], sign: int, tolerance: float) -> float:
-    """How robust a precision is to its setting."""
-    return within([cell.chosen_by for cell in family], sign, tolerance)
+def row_of(family: Sequence[Cell], sign: int, tolerance: float, diverged: int) -> Row:
+    """A precision at its chosen setting, and how robust it is to its setting."""
+    good = len(family) * within([cell.chosen_by for cell in family], sign, tolerance)
+    return Row(chosen_cell(family, sign), tuple(family), None, good / (len(family) + diverged), diverged)
+
+
+def diverged_settings(family: Sequence[Cell], diverged: Sequence[Run]) -> int:
+    """How many settings of optimizer and schedule no seed of a precision has finished, all else the same."""
+    if not diverged:
+        return 0
+
+    def parts(run: Run) -> tuple[str, str]:
+        """The setting, and all else; their own keys say it: what no run has finished is no axis."""
+        keys = setting(run)
+        own = {key: value for key, value in keys.items() if key.startswith(HYPERPARAMETERS)}
+        rest = {key: value for key, value in keys.items() if key not in own}
+        return repr(sorted(own.items())), repr([sorted(rest.items()), run.data])
+
+    finished = [parts(run) for cell in family for run in cell.runs]
+    alike, tried = {rest for _, rest in finished}, {own for own, _ in finished}
+    return len({own for own, rest in map(parts, diverged) if rest in alike} - tried)
 
 
 def against_baseline(rows: Sequence[Row]) -> list[Row]:

@@ -10,15 +10,20 @@ from typing import Any, Literal
 
 from bitexp.report.runs import Run
 from bitexp.report.stats import quantile
-from bitexp.track.folder import checksum
+from bitexp.track.folder import UNIMPORTANT, checksum
 from bitexp.track.packages import packages_of_run
 
 OF_THE_MACHINE = ("time/", "memory/")
 """Beginnings of metrics that differ from run to run."""
 FEWEST = 3
 """Seeds that make a band."""
-NO_AXIS = ("seed", "start.identity", "distill.teacher.identity")
-"""Keys in which the runs of a band differ."""
+SOURCES = (".from", ".run")
+"""Ends of keys that say what a run starts from, which no id counts by them."""
+NO_AXIS = (
+    "seed", "start.identity", "distill.teacher.identity",
+    *(key for key in UNIMPORTANT if not key.endswith(SOURCES)),
+)  # fmt: skip
+"""Keys in which the runs of a band may differ, with all below them: the seed, and what changes no result."""
 
 Word = Literal["equal to the bit", "within the band of its seeds", "different", "not the same bits"]
 
@@ -112,7 +117,8 @@ def is_alike(run: Run, other: Run) -> bool:
 
 def setting(run: Run) -> dict[str, Any]:
     """What seeds of a run have in common."""
-    return {key: value for key, value in run.flat.items() if key not in NO_AXIS}
+    others = tuple(f"{key}." for key in NO_AXIS)
+    return {key: value for key, value in run.flat.items() if not f"{key}.".startswith(others)}
 
 
 def surroundings(before: Run, again: Run) -> list[str]:

@@ -97,13 +97,13 @@ def summary(file: Path, study: Any) -> JournalStudy:
 
 
 def importance(study: Any) -> dict[str, float]:
-    """Importance by PED-ANOVA (arXiv 2304.10255), largest first; empty where there are too few trials."""
+    """Importance by PED-ANOVA (arXiv 2304.10255), largest first; empty where trials are few or all alike."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator
     from optuna.trial import TrialState
 
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(complete) < ENOUGH:
+    if len(complete) < ENOUGH or len({tuple(trial.values) for trial in complete}) < 2:
         return {}
     with quiet():
         try:

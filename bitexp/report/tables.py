@@ -36,8 +36,8 @@ def precision_table(comparison: Comparison) -> Table:
     if any(row.cell.result("lr_decay_sum") for row in rows):
         decay = numeric(LR_DECAY, "lr_decay_sum", lambda row: row.cell.result("lr_decay_sum"), ".3g")
         columns.append(replace(decay, shared=True))
-    if any(len(row.cells) > 1 for row in rows):
-        columns.append(numeric("settings", "settings", lambda row: len(row.cells), "d"))
+    if any(row.settings > 1 for row in rows):
+        columns.append(numeric("settings", "settings", lambda row: row.settings, "d"))
         columns.append(numeric(f"within {comparison.tolerance:.2g}", "robust", lambda row: row.robust, ".0%"))
     columns.append(mixture_column())
     if axes.setting:

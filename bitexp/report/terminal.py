@@ -47,8 +47,8 @@ def summarize(sweep: Path, report: Report, margin: float | None = None) -> None:
     """
     jobs = [job for job in job_records(sweep) if "status" in job]
     finished = [job for job in jobs if job["status"] == "finished"]
-    read = [read_run(place) for job in finished if (place := job_run(sweep, job)) is not None]
-    runs = [run for run in read if isinstance(run, Run)]
+    read = [read_run(place) for job in jobs if (place := job_run(sweep, job)) is not None]
+    runs = [run for run in read if isinstance(run, Run)]  # those that diverged count, too
     comparisons = compare(runs)
     print_comparisons(report, comparisons)
     if margin is not None and any(c.margin is None or c.margin.value != margin for c in comparisons):
@@ -56,7 +56,7 @@ def summarize(sweep: Path, report: Report, margin: float | None = None) -> None:
             f"report.margin={margin:g} was set after these runs. Verdicts keep the margin that they began "
             "with; `python -m bitexp report --margin` takes another."
         )
-    if runs:
+    if comparisons:
         report.line(f"Plots and all settings: python -m bitexp report {shlex.quote(os.path.relpath(sweep))}")
     trained = sum(bool(job.get("trained")) for job in finished)
     before, missing = len(finished) - trained, len(jobs) - len(finished)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bitexp.common.format import size
+from bitexp.common.format import counted, size
 from bitexp.report.columns import cell_text, title
 from bitexp.report.compare import BASELINE, Cell, Comparison, Row
 from bitexp.report.equivalence import POWER, Verdict
@@ -45,7 +45,8 @@ def answer_of_groups(comparison: Comparison) -> str:
     if not contested:
         return f"{text}, and none of the {len(comparison.groups)} groups has more than one precision."
     counts = ", ".join(f"{name} in {count}" for name, count in wins.most_common())
-    return f"{text}. Best {comparison.metric} in {len(contested)} groups of several precisions: {counts}."
+    groups = counted(len(contested), "group")
+    return f"{text}. Best {comparison.metric} in {groups} of several precisions: {counts}."
 
 
 def best_of(rows: Sequence[Row], sign: int) -> Row:
@@ -96,12 +97,14 @@ def what_rows_are(comparison: Comparison) -> str:
     """How the setting of each row came about."""
     runs = runs_of_rows(comparison)
     if len(comparison.cells) > len(comparison.rows):
-        how = (
-            "validation"
-            if comparison.held_out
-            else f"{comparison.metric} itself, which is optimistic, because nothing was held out"
-        )
-        return f"each row is its best setting by {how}, among those with the most seeds"
+        itself = f"{comparison.metric} itself, which is optimistic"
+        how = {
+            True: "validation",
+            False: f"{itself}, because nothing was held out",
+            None: f"validation, or where nothing was held out by {itself}",
+        }
+        chosen = how[comparison.held_out]
+        return f"each row is its best setting by {chosen}, among those with the most seeds"
     if all(run.flat.get("tuned") for run in runs):
         return "each precision at its tuned setting"
     if len({(run.flat.get("optimizer.lr"), run.flat.get("optimizer.weight_decay")) for run in runs}) > 1:

@@ -150,13 +150,15 @@ def stem_of(table: Table) -> str:
 def robustness(comparison: Comparison) -> str:
     """What the maps of settings show, and the one number for robustness."""
     shares = ", ".join(
-        f"{plots.label(comparison, row.cell)} {row.robust:.0%} of {len(row.cells)}"
+        f"{plots.label(comparison, row.cell)} {row.robust:.0%} of {row.settings}"
         for row in comparison.rows
-        if len(row.cells) > 1
+        if row.settings > 1
     )
+    lost = any(row.diverged for row in comparison.rows)
+    others = "; settings that diverged are not" * lost
     return (
         "All settings on one scale. Robustness: the share of settings within "
-        f"{comparison.tolerance:.2g} of the best one's value, relative to it: {shares}."
+        f"{comparison.tolerance:.2g} of the best one's value, relative to it{others}: {shares}."
     )
 
 

@@ -63,6 +63,12 @@ def check(settings: Settings) -> None:
             "quantizer.lambda_schedule.reset_optimizer=true forgets the moments where quantization begins, "
             "and with name=constant it begins at once; use name=step or linear"
         )
+    checkpoint = settings.callbacks.checkpoint
+    if checkpoint.mode is not None and checkpoint.monitor is None:
+        raise UserError(
+            f"callbacks.checkpoint.mode={checkpoint.mode} does nothing without a metric: name one with "
+            "callbacks.checkpoint.monitor=val/loss, or leave it out"
+        )
     known = TASKS.get(settings.task.name).measures
     for key, monitor in monitors(settings).items():
         if monitor not in known:

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from bitexp.common.errors import UserError
 from bitexp.common.files import write_atomic
 from bitexp.config.tuned import KEYS
-from bitexp.track.folder import UNIMPORTANT
+from bitexp.track.folder import UNIMPORTANT, outputs
 
 NOT_FURTHER = ("experiment", "sweeps", "quantizer", "seed", "kernel", "trainer.threads", *UNIMPORTANT)
 """Keys of typed words that leave a setting what it is, with all below them."""
@@ -64,7 +66,14 @@ def write_tuned(
     path.parent.mkdir(exist_ok=True)
     setting = ", ".join(f"{key}: {decimal(float(value))}" for key, value in kept.items())
     whole = " ".join([precision, *further_choices(typed)])
-    line = f"{whole}: {{{setting}}}"
+    outputs().mkdir(parents=True, exist_ok=True)
+    with FileLock(outputs() / ".tuning.lock"):  # workers of one study, and several studies, end at once
+        put_line(path, precision, whole, f"{whole}: {{{setting}}}")
+    return path
+
+
+def put_line(path: Path, precision: str, whole: str, line: str) -> None:
+    """Puts a line into a file, in the place of that for the same precision and choices (`whole`)."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [old.partition(":")[0] for old in lines]
     if whole in names:
@@ -80,7 +89,6 @@ def write_tuned(
         )
         lines.insert(next(longer, len(lines)), line)
     write_atomic(path, ("\n".join(lines) + "\n").encode())
-    return path
 
 
 def decimal(value: float) -> str:

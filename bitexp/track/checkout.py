@@ -22,7 +22,7 @@ LIMIT = 1_000_000
 SOURCES = (".py", ".yaml")
 
 
-def git(folder: Path, *words: str) -> str:
+def git(folder: Path, *words: str, seconds: float = 10) -> str:
     """What git answers in a folder; the environment names no other repository, index or program.
 
     Raises:
@@ -30,7 +30,7 @@ def git(folder: Path, *words: str) -> str:
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "-C", str(folder), "-c", "core.quotePath=false", "-c", "core.fsmonitor=false", *words]
-    answer = subprocess.run(command, capture_output=True, timeout=10, check=True, env=environment)
+    answer = subprocess.run(command, capture_output=True, timeout=seconds, check=True, env=environment)
     return answer.stdout.decode(errors="replace")
 
 

@@ -13,9 +13,12 @@ import yaml
 
 import bitexp.__main__
 from bitexp.claims import make
-from bitexp.claims.record import read_record
+from bitexp.claims.definition import Sweep
+from bitexp.claims.page import tuned
+from bitexp.claims.record import known_run, read_record, write_record
 from bitexp.common.console import Report
 from tests.support.processes import Program
+from tests.support.run_folders import WriteRun
 from tests.support.training import train
 
 SMALL = ("data=digits", "model=mlp", "model.hidden=[8]", "trainer.epochs=1", "trainer.train_batches=4")
@@ -116,7 +119,7 @@ def test_it_makes_what_is_missing_in_slices(
     assert "It is as good." in page
     assert "6 runs, a line each in runs.csv." in page
     assert "python -m bitexp -m data=digits" in page
-    assert "4 of 4 runs that are compared kept the margin 0.02 when they began" in page
+    assert "4 of 4 runs that are compared kept the margin 0.02 when they began." in page
     known = read_record(tmp_path / "runs.csv")
     assert len(known) == 6
     assert (tmp_path / "runs.csv").read_bytes() == (outputs / "claims" / "mine" / "runs.csv").read_bytes()
@@ -130,8 +133,49 @@ def test_it_makes_what_is_missing_in_slices(
     changed = [line.replace(next(iter(known)), "0123456789", 1) for line in lines]
     (tmp_path / "runs.csv").write_text("".join(changed))
     said = call(*words, "--dry-run")
-    assert "1 run of" in said.out
-    assert "of other code, data or settings" in " ".join(said.out.split())
+    text = " ".join(said.out.split())
+    assert "1 run of other code, data or settings answers none of these questions" in text
+
+
+def test_a_setting_that_diverges_is_not_waited_for(
+    call: Program, launched: list[Sequence[str]], tmp_path: Path
+) -> None:
+    """Tuning passes it over; where a run that is compared diverges there is no verdict, and nothing to do."""
+    tune = {**SWEEP["tune"], "values": [0.01, 1e30]}
+    words = ["claims", "mine", "--known", tmp_path / "runs.csv", "--config-dir"]
+    said = call(*words, write_claims(tmp_path / "conf", tune=tune))
+    assert said.code == 0, said.err
+    assert "one: The claim " in said.out
+    assert "1 run diverged" in said.out
+    assert "the same command goes on" not in said.out
+    made = len(launched)
+    said = call(
+        *words, write_claims(tmp_path / "lost", words=[*SWEEP["words"], "optimizer.lr=1e30"], tune=None)
+    )
+    assert "one: No verdict: 0 of 4 runs are finished, 4 diverged." in said.out
+    assert len(launched) == made + 1
+    call(*words, tmp_path / "lost")
+    assert len(launched) == made + 1
+
+
+def test_lines_that_others_add_meanwhile_stay(
+    call: Program, monkeypatch: pytest.MonkeyPatch, write_run: WriteRun, tmp_path: Path, outputs: Path
+) -> None:
+    """As another machine does, or `git pull`: the table is read at first, and written for hours."""
+    file, made_elsewhere = tmp_path / "runs.csv", known_run(write_run("binary", 3, 0.75))
+    assert made_elsewhere is not None
+    shutil.rmtree(outputs)
+
+    def launch(*_: Any) -> int:
+        write_record(file, [made_elsewhere])
+        return 0
+
+    monkeypatch.setattr(make, "launch", launch)
+    said = call(
+        "claims", "mine", "--config-dir", write_claims(tmp_path / "conf"), "--known", file, "--runs", "1"
+    )
+    assert said.code == 0, said.err
+    assert read_record(file) == {made_elsewhere.id: made_elsewhere}
 
 
 def test_runs_of_the_questions_that_are_named_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,6 +206,10 @@ def test_runs_of_the_questions_that_are_named_are_made(monkeypatch: pytest.Monke
         ({"tune": {**SWEEP["tune"], "seed": 1}}, "seed 1 is tuned on and counted as well"),
         ({"tune": {**SWEEP["tune"], "per": ["quantiser"]}}, "Did you mean 'quantizer'?"),
         ({"axes": {"quantizer": ["full_norm", "binari"]}}, "Did you mean 'binary'"),
+        (
+            {"analysis": {**QUESTION["analysis"], "metric": "test/acuracy", "better": "higher"}},
+            "test/acuracy is not measured by image_classification. Did you mean 'test/accuracy'?",
+        ),
         ({"clam": "x"}, "Did you mean 'questions.one.claim'?"),
         ({"axes": {**SWEEP["axes"], "lr_decay_sum": [0, 1]}}, "lr_decay_sum needs the axis optimizer.lr"),
     ],
@@ -188,6 +236,39 @@ def test_bad_words_are_told(words: list[str], sentence: str, call: Program) -> N
     said = call("claims", *words)
     assert said.code == 2
     assert sentence in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["--scale", "full"],
+            "--scale=full: no question of these claims has runs of that scale, but of small",
+        ),
+        (["--only", "two"], "--only: question 'two' has no runs of scale small, but of full"),
+    ],
+)
+def test_a_scale_without_runs_is_told(words: list[str], sentence: str, call: Program, tmp_path: Path) -> None:
+    file = write_claims(tmp_path) / "claims" / "mine.yaml"
+    content = yaml.safe_load(file.read_text())
+    if words[0] == "--only":
+        content["questions"]["two"] = {**QUESTION, "sweep": {"full": SWEEP}}
+    file.write_text(yaml.safe_dump(content))
+    said = call("claims", "mine", "--config-dir", tmp_path, "--dry-run", *words)
+    assert said.code == 2
+    assert sentence in " ".join(said.err.split())
+
+
+def test_ends_of_what_was_tuned_are_its_smallest_and_its_largest_value() -> None:
+    words = {(str(lr),): (f"optimizer.lr={lr}",) for lr in (0.01, 0.003, 0.03, 1e-05)}
+    part: Any = SimpleNamespace(
+        words=words,
+        sweep=Sweep.model_validate(
+            {**SWEEP, "tune": {"key": "optimizer.lr", "values": [0.01, 1e-05, 0.03, 0.003], "seed": 10}}
+        ),
+    )
+    row: Any = SimpleNamespace(places=list(words))
+    assert tuned(part, row) == "1e-05 (an end), 0.003, 0.01, 0.03 (an end)"
 
 
 def test_weight_decay_follows_from_what_it_sums_to(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,14 @@ def test_a_damaged_one_is_refused(
     with pytest.raises(UserError, match=sentence):
         read_record(file)
     assert read_record(tmp_path / "none.csv") == {}
+
+
+def test_the_margin_is_the_one_that_a_run_began_with(write_run: WriteRun) -> None:
+    """Another attempt may be made under another one: reports and claims both go by the first."""
+    folder = write_run("binary", 3, 0.75, made={"margin": 0.01})
+    record = json.loads((folder / "provenance.json").read_text())
+    record["attempts"].append({**record["attempts"][0], "margin": 0.05})
+    (folder / "provenance.json").write_text(json.dumps(record))
+    run = known_run(folder)
+    assert run is not None
+    assert run.facts["margin"] == "0.01"

@@ -61,6 +61,7 @@ def test_what_cannot_be_with_a_run_is_told(words: list[str], sentence: str, call
         (["--by", "hessian"], "unknown sensitivity 'hessian'"),
         (["--bits", "4"], "at least two numbers"),
         (["--bits", "4,a"], "at least two numbers"),
+        (["--bits", "4,inf"], "at least two numbers above 0"),
         (["--samples", "0"], "--samples 0 must be at least 1"),
         (["quantizer"], "is no word of a run"),
         (["--budget", "size=50"], "is no amount of size"),

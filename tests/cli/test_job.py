@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from omegaconf.errors import InterpolationKeyError
 
-from bitexp.cli.job import JobRecord, describe_failure, exit_code
+from bitexp.cli.job import JobRecord, check_distilled, describe_failure, exit_code
 from bitexp.common.errors import UserError
 from bitexp.common.files import read_json
+from bitexp.config.schema import read_settings
+from tests.support.configs import compose_config
 
 
 def outcome(status: str, **result: Any) -> Any:
@@ -64,3 +66,23 @@ def test_what_the_user_can_mend_is_told_from_a_crash(problem: Exception, kind: s
     failure = describe_failure(problem, [])
     assert failure["kind"] == kind
     assert failure["reason"].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("words", "idle"),
+    [
+        (["distill.losses.hidden=1", "seed=1"], "distill.losses.hidden=1"),
+        (["+distill.losses.hidden.weight=1"], "+distill.losses.hidden.weight=1"),
+        (["distill.teacher_seed=1"], "distill.teacher_seed=1"),
+        (["distill.losses.hidden=1", "distill.teacher=null"], None),  # as in a grid with and without one
+        (["seed=1"], None),
+    ],
+)
+def test_words_about_a_teacher_need_one(words: list[str], idle: str | None) -> None:
+    settings = read_settings(compose_config())
+    if idle is None:
+        check_distilled(settings, words)
+        return
+    with pytest.raises(UserError) as refusal:
+        check_distilled(settings, words)
+    assert f"{idle} does nothing without a teacher: name one with distill.teacher=RUN" in str(refusal.value)

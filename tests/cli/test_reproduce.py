@@ -12,6 +12,8 @@ import pytest
 
 import bitexp.__main__
 from bitexp.cli import reproduce
+from bitexp.common.errors import Damaged, UserError
+from bitexp.run import road
 from tests.support.processes import Program
 from tests.support.training import Train
 
@@ -34,7 +36,8 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
             patch.setattr(sys, "argv", ["-c", str(folder)])
             with pytest.raises(SystemExit) as ended:
                 exec(reproduce.AGAIN, {})
-        return int(ended.value.code or 0)
+        code = ended.value.code
+        return 1 if isinstance(code, str) else int(code or 0)
 
     monkeypatch.setattr(reproduce, "make", make)
 
@@ -72,6 +75,30 @@ def test_a_source_that_is_not_here_is_told(call: Program, train: Train) -> None:
     assert said.code == 2
     assert "git has no commit 0000000000. --source now makes it with the source as it is" in said.err
     assert call("reproduce", folder / "nowhere").code == 2
+
+
+def test_what_keeps_a_run_from_being_made_again_is_told_in_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As where its data are on another machine."""
+
+    def refuse(*_: Any) -> None:
+        raise Damaged("there are no data")
+
+    for name in ("config.yaml", "overrides.yaml"):
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(road, "run", refuse)
+    monkeypatch.setattr(sys, "argv", ["-c", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        exec(reproduce.AGAIN, {})
+    assert ended.value.code == "bitexp: there are no data"
+
+
+def test_changes_that_do_not_apply_are_told(tmp_path: Path) -> None:
+    (tmp_path / "uncommitted.diff").write_text("--- a/x.py\n+++ b/x.py\n@@ -1 +1 @@\n-one\n+two\n")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    with pytest.raises(UserError, match=r"cannot be applied to commit 0123456789: error: x\.py"):
+        reproduce.apply(tmp_path / "uncommitted.diff", tmp_path, "0123456789abcdef")
 
 
 @pytest.mark.slow

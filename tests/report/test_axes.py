@@ -145,3 +145,26 @@ def test_a_key_that_came_later_is_no_axis_at_the_value_that_means_as_before(
     comparison = compared()
     assert parts(comparison.axes) == (("data.augment.rand_augment",), (), ())
     assert [row.cell.setting for row in comparison.rows] == [(0,), (7,)]
+
+
+def test_what_is_kept_in_full_precision_has_a_row_and_is_no_seed(
+    write_run: Write, compared: Compared
+) -> None:
+    """Two runs of one seed are no two seeds; what follows from the network is no axis beside it."""
+    write_run("full", 0, 0.9)
+    for kept, score in ((["head"], 0.7), (["head", "blocks.0"], 0.8)):
+        write_run("binary", 0, score, typed=[f"quantizer.exclude={kept}"], quantizer__exclude=kept)
+    comparison = compared()
+    assert parts(comparison.axes) == ((), ("quantizer.exclude",), ())
+    assert [row.cell.score.seeds for row in comparison.rows] == [1, 1, 1]
+    assert {round(row.versus.difference, 6) for row in comparison.rows if row.versus} == {-0.2, -0.1}
+
+
+def test_what_a_network_keeps_in_full_precision_is_no_axis_beside_it(
+    write_run: Write, compared: Compared
+) -> None:
+    for name, kept in (("mlp", ["head"]), ("cnn", ["stem", "head"])):
+        for quantizer in ("full", "binary"):
+            keys = {"model__full_precision": kept, "quantizer__exclude": kept}
+            write_run(quantizer, 0, 0.5, typed=[f"model={name}"], model__name=name, **keys)
+    assert parts(compared().axes) == (("model",), (), ())

@@ -17,6 +17,7 @@ from bitexp.report.runs import read_runs
 from bitexp.report.stats import holm, paired
 from bitexp.report.tables import bytes_table, precision_table, setting_table
 from bitexp.report.wording import answer, caption
+from bitexp.report.write import robustness
 
 Write = Callable[..., Path]
 
@@ -114,12 +115,43 @@ def test_the_chosen_setting_is_the_best_validated_of_those_with_most_seeds(
     assert "by validation, among those with the most seeds" in caption(comparison)
 
 
+def test_settings_that_diverged_are_not_within_the_tolerance(write_run: Write, compared: Any) -> None:
+    """Of three learning rates one is lost: robust are two of three, and not two of two."""
+    lost = {"status": "failed", "kind": "diverged", "reason": "the loss is nan"}
+    for lr in (0.1, 0.2):
+        write_run("binary", 0, 0.9, optimizer__lr=lr)
+    for seed in (0, 1):
+        write_run("binary", seed, result=lost, optimizer__lr=0.5)
+    write_run("binary", 1, result=lost, optimizer__lr=0.2)  # whose first seed has finished
+    write_run("binary", 0, result=lost, optimizer__lr=0.7, trainer__epochs=99)  # of another budget
+    write_run("full", 0, 0.9, optimizer__lr=0.1)
+    write_run("full", 0, result={**lost, "kind": "crash"}, optimizer__lr=0.2)
+    comparison = compared()
+    assert [(row.settings, row.robust) for row in comparison.rows] == [(1, 1.0), (3, pytest.approx(2 / 3))]
+    assert "settings that diverged are not: binary 67% of 3" in robustness(comparison)
+
+
 def test_without_validation_the_choice_says_what_it_is(write_run: Write, compared: Any) -> None:
     for lr, score in ((0.2, 0.7), (0.3, 0.8)):
         write_run("binary", 0, score, optimizer__lr=lr)
     comparison = compared()
     assert comparison.rows[0].cell.hyperparameters == (0.3,)
     assert "by test/accuracy itself, which is optimistic, because nothing was held out" in caption(comparison)
+
+
+@pytest.mark.parametrize(("settings", "how"), [(1, "by validation, among"), (2, "by validation, or where")])
+def test_rows_without_validation_say_nothing_of_those_with_it(
+    settings: int, how: str, write_run: Write, compared: Any
+) -> None:
+    """A row with one setting chose nothing."""
+    for lr in (0.1, 0.2):
+        write_run("binary", 0, 0.9, validated=lr, optimizer__lr=lr, data__val_size=0.1)
+    for lr in (0.1, 0.2)[:settings]:
+        write_run("binary", 0, 0.9, optimizer__lr=lr, data__val_size=0)
+    comparison = compared()
+    assert f"its best setting {how}" in caption(comparison)
+    assert comparison.chosen_by_metric.startswith("val/accuracy")
+    assert ("test/accuracy" in comparison.chosen_by_metric) == (settings == 2)
 
 
 def test_p_values_are_corrected_over_the_whole_table(write_run: Write, compared: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,15 @@ METRICS = "step,epoch,metric,value\n1,0,train/loss,2.5\n1,0,time/step_ms,{pace}\
 
 
 def made(
-    write_run: WriteRun, place: Path, seed: int, score: float, loss: float = 2.0, pace: float = 1.0
+    write_run: WriteRun,
+    place: Path,
+    seed: int,
+    score: float,
+    loss: float = 2.0,
+    pace: float = 1.0,
+    **changes: Any,
 ) -> Run:
-    folder = write_run("binary", seed, score, folder=place)
+    folder = write_run("binary", seed, score, folder=place, **changes)
     (folder / "metrics.csv").write_text(METRICS.format(loss=loss, pace=pace))
     (folder / "packed.safetensors").write_bytes(b"weights" if loss == 2.0 else b"others")
     (folder / "packages.txt").write_text(f"torch=={loss}\nnumpy==2.0\n")
@@ -48,6 +55,24 @@ def test_the_band_is_that_of_the_other_seeds(
     assert found.band.seeds == 4
     assert surroundings(before, again) == ["torch 2.0 -> 1.5"]
     assert compare_again(before, again, others[:1]).word == "not the same bits"
+
+
+def test_what_changes_no_result_sets_no_seed_apart(write_run: WriteRun, tmp_path: Path) -> None:
+    before = made(write_run, tmp_path / "a", 0, 0.9)
+    changes: list[dict[str, Any]] = [
+        {"logger": {"wandb": {"mode": "online"}}},
+        {"rerun": "older", "report__margin": 0.01},
+        {"callbacks__checkpoint__keep": "none"},
+        {"optimizer__lr": 0.5},
+    ]
+    others = [
+        made(write_run, tmp_path / f"s{seed}", seed, 0.9 + 0.001 * seed, **change)
+        for seed, change in enumerate(changes, start=1)
+    ]
+    found = compare_again(before, made(write_run, tmp_path / "b", 0, 0.902, loss=1.5), others)
+    assert found.word == "within the band of its seeds"
+    assert found.band is not None
+    assert found.band.seeds == 4  # but for that of another learning rate
 
 
 def test_a_band_holds_one_more_seed_as_often_as_it_says() -> None:

@@ -75,6 +75,16 @@ def test_importance_over_a_grid(write_run: Callable[..., Path], outputs: Path) -
     assert sum(shares.values()) == pytest.approx(1)
 
 
+def test_where_settings_do_not_differ_nothing_explains_it(
+    write_run: Callable[..., Path], outputs: Path
+) -> None:
+    for number in range(25):
+        keys = {"optimizer__lr": 0.01 * (1 + number % 5), "optimizer__weight_decay": 0.1 * (number // 5)}
+        write_run("binary", 0, 0.5, validated=0.5, **keys)
+    (found,) = compare(read_runs([outputs])[0])
+    assert grid_importance(found) == {}
+
+
 def test_the_page_shows_the_study(
     journal: Path, write_run: Callable[..., Path], outputs: Path, in_process: Any
 ) -> None:

@@ -109,8 +109,9 @@ def test_so_it_is_for_a_compiled_model(train: Any, tiny: Any) -> None:
 
 
 def test_the_best_validation_is_what_is_tested(train: Any) -> None:
-    words = ["trainer.epochs=4", "callbacks.checkpoint.mode=max"]  # so that the last is not the best
-    outcome = train(*words, "callbacks.checkpoint.monitor=val/loss")
+    words = ["trainer.epochs=4"]
+    worst_wins = "callbacks.checkpoint.mode=max"  # so that the last is not the best
+    outcome = train(*words, worst_wins, "callbacks.checkpoint.monitor=val/loss")
     losses = {int(r["step"]): float(r["value"]) for r in rows(outcome.folder) if r["metric"] == "val/loss"}
     best = max(losses, key=lambda step: losses[step])
     assert best < max(losses)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from bitexp.common.errors import UserError
+from bitexp.config.schema import read_settings
+from bitexp.run.checks import check
 from bitexp.run.road import run
 from bitexp.train.pruning import Elsewhere
 from tests.support.configs import SMALL, compose_config
@@ -53,3 +55,8 @@ def test_what_a_study_asks_for_needs_validation_data(outputs: Path) -> None:
     with pytest.raises(UserError, match=r"hydra.sweeper.objectives=val/loss needs validation data"):
         run(compose_config(*words), words, pruner=Elsewhere("val/loss"))
     assert not outputs.exists()
+
+
+def test_an_end_of_no_metric_is_told() -> None:
+    with pytest.raises(UserError, match=r"checkpoint\.mode=min does nothing without a metric"):
+        check(read_settings(compose_config(*SMALL, "callbacks.checkpoint.mode=min")))

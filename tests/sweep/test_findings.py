@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -253,3 +254,15 @@ def test_nothing_to_keep_or_nowhere_to_keep_it_is_told(tmp_path: Path) -> None:
         write_tuned("mine", "full", {"model.dim": 3}, [source])
     with pytest.raises(UserError, match="no folder of configs can be written: give --config-dir"):
         write_tuned("mine", "full", {"optimizer.lr": 3}, [SimpleNamespace(schema="pkg", path="x")])
+
+
+def test_sweeps_that_end_at_once_lose_no_line(tmp_path: Path) -> None:
+    """Several workers, or studies of several precisions, write into one file."""
+    source, names = SimpleNamespace(schema="file", path=str(tmp_path)), [f"q{n}" for n in range(24)]
+
+    def write(name: str) -> Path:
+        return write_tuned("mine", name, {"optimizer.lr": 0.5}, [source])
+
+    with ThreadPoolExecutor(8) as pool:
+        (path,) = set(pool.map(write, names))
+    assert sorted(yaml.safe_load(path.read_text())) == sorted(names)

@@ -113,7 +113,7 @@ def test_what_is_submitted_can_be_left_and_followed(small: Any, outputs: Path, u
     code, said = ended(bitexp("-m", *words))
     assert code == 0, said
     assert "2 of 2 cells were finished before" in said
-    assert "in Slurm's queue" not in said
+    assert "In Slurm's queue" not in said
 
 
 def test_a_job_over_its_time_limit_is_queued_again_and_continues(

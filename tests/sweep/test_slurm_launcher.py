@@ -56,7 +56,7 @@ def test_options_reach_the_batch_script_and_nothing_is_waited_for(
     ended = command(*GRID, *small, *words)
     assert ended.code == 0, ended.err
     (index,) = outputs.glob("*/sweeps/*")
-    assert "2 jobs are in Slurm's queue as 17; they write to " in ended.out
+    assert "In Slurm's queue as 17: 2 jobs, writing to " in ended.out
     assert f"report {index} --watch follows them; scancel 17 ends them" in ended.out
     assert "jobs: " not in ended.out
     script = stand_in.script.read_text().splitlines()

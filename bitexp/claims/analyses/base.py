@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 
 from matplotlib.figure import Figure
 
-from bitexp.claims.record import Known
+from bitexp.claims.record import KEPT, Known
 from bitexp.common.registry import Registry
 from bitexp.common.spelling import nearest
 from bitexp.report.equivalence import Verdict, corrected, verdict
+from bitexp.report.stats import FLOAT
 
 ANALYSES: Registry[type[Analysis]] = Registry("analysis")
 
@@ -29,6 +30,8 @@ class Evidence:
     axes: Mapping[str, Mapping[str, Any]]
     runs: Mapping[Place, Mapping[int, Known]]
     seeds: int
+    diverged: frozenset[tuple[Place, int]] = frozenset()
+    """Runs that will never be finished, by place and seed."""
 
     def at(self, place: Place) -> Mapping[int, Known]:
         """The runs of a place by their seeds."""
@@ -86,6 +89,11 @@ class Finding:
         return [self.ours[seed] - self.base[seed] for seed in sorted(self.ours.keys() & self.base.keys())]
 
     @property
+    def resolution(self) -> float:
+        """Differences that are this close are the same: metrics are averaged in fp32."""
+        return FLOAT * max(map(abs, [*self.ours.values(), *self.base.values()]), default=0.0)
+
+    @property
     def mean(self) -> float | None:
         """Of all seeds that are there."""
         return statistics.fmean(self.ours.values()) if self.ours else None
@@ -134,6 +142,11 @@ class Analysis:
     """The verdicts for which a claim holds, where the file says nothing else."""
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that it takes by their names."""
+        return ()
+
+    @property
     def margin_of_runs(self) -> float | None:
         """The margin where it is of the headline metric, which runs keep; None where of another number."""
         return None
@@ -156,11 +169,16 @@ class Analysis:
         for word in self.wanted:
             if word not in ("better", "equivalent", "worse"):
                 yield f"holds names '{word}'; known: better, equivalent, worse"
+        for name in self.metrics:
+            if not name.startswith(KEPT):
+                yield f"{name} is not kept of runs: what is begins with {', '.join(KEPT)}"
         parts = {**dict.fromkeys(self.claimed or (), "claimed"), self.control: "the control"}
         for label, what in parts.items():
             yield from unknown_choice(axes, self.axis, label, what)
             if self.axis not in axes:
                 return
+        if not any(self.is_claimed(label) for label in axes[self.axis] if label != self.control):
+            yield f"the claim is about no choice of {self.axis} beside the control '{self.control}'"
 
     def is_claimed(self, label: str) -> bool:
         """Whether the claim is about a choice."""
@@ -188,7 +206,7 @@ class Analysis:
         name, better = self.measure(evidence)
         verdicts = corrected(
             [
-                verdict(row.differences, self.margin, better, resolution=1e-9)
+                verdict(row.differences, self.margin, better, resolution=row.resolution)
                 if row.finished and not row.is_control
                 else None
                 for row in rows

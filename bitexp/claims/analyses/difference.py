@@ -15,6 +15,7 @@ from bitexp.claims.analyses.base import (
     headline,
     unknown_choice,
 )
+from bitexp.report.stats import is_positive, is_share
 
 
 @ANALYSES.register("difference")
@@ -22,7 +23,8 @@ class Difference(Analysis):
     """The headline metric, of the test set, of each choice minus that of the control, seed by seed.
 
     Args:
-        metric: another than the headline.
+        metric: another than the headline; better: which end of it is the better one, where its name does not
+            tell.
         shown: choices that stand beside those that the claim is about; None: all.
         also: further metrics, a column each.
     """
@@ -34,6 +36,7 @@ class Difference(Analysis):
         control: str,
         margin: float,
         metric: str | None = None,
+        better: Literal["higher", "lower"] | None = None,
         claimed: list[str] | None = None,
         shown: list[str] | None = None,
         also: list[str] | None = None,
@@ -41,15 +44,24 @@ class Difference(Analysis):
     ) -> None:
         super().__init__(axis, control, margin, claimed, holds)
         self.metric, self.shown, self.also = metric, shown, also or []
+        self.better = better or (None if metric is None else better_end(metric))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return (*([] if self.metric is None else [self.metric]), *self.also)
 
     def flaws(self, axes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield from super().flaws(axes)
+        if self.metric is None and self.better is not None:
+            yield f"better={self.better} is of `metric`, and none is named"
+        elif self.metric is not None and self.better is None:
+            yield f"metric={self.metric}: which end of it is better? better should be higher or lower"
         for label in self.shown or [] if self.axis in axes else []:
             yield from unknown_choice(axes, self.axis, label, "shown")
 
     def measure(self, evidence: Evidence) -> tuple[str, Literal["higher", "lower"]]:
         name, better = headline(evidence)
-        return self.metric or name, better
+        return self.metric or name, self.better or better
 
     def findings(self, evidence: Evidence) -> list[Finding]:
         rows = []
@@ -76,7 +88,7 @@ class Difference(Analysis):
         label = ours[list(evidence.axes).index(self.axis)]
         scores, others = (
             {
-                seed: run.metrics[self.metric or run.facts["headline"]]
+                seed: run.metric(self.metric or run.facts["headline"])
                 for seed, run in evidence.at(place).items()
             }
             for place in (ours, base)
@@ -96,3 +108,10 @@ class Difference(Analysis):
             is_control=is_control,
             extra={name: f"{means[name]:.4g}" if name in means else "" for name in self.also},
         )
+
+
+def better_end(metric: str) -> Literal["higher", "lower"] | None:
+    """Which end of a metric is the better one, where its name tells."""
+    if is_share(metric):
+        return "higher"
+    return "lower" if is_positive(metric) else None

@@ -49,6 +49,8 @@ class Doubling(Analysis):
         yield from super().flaws(axes)
         if self.size not in axes:
             yield f"size={self.size} is no axis of the sweep: {', '.join(axes)}"
+        elif words := [label for label in axes[self.size] if not is_size(label)]:
+            yield f"the choices of {self.size} should be numbers above 0, and '{words[0]}' is none"
         elif len(axes[self.size]) < 2:
             yield f"one {self.size} does not say what another is worth: it should have two values or more"
         elif set(axes) != {self.axis, self.size}:
@@ -128,6 +130,14 @@ class Doubling(Analysis):
         panel.set_ylabel(metric)
         panel.legend()
         return [(drawing, "Mean and standard deviation over the seeds that are there.")]
+
+
+def is_size(label: str) -> bool:
+    """Whether a choice stands for a number above 0."""
+    try:
+        return 0 < float(label) < math.inf
+    except ValueError:
+        return False
 
 
 Curve = Sequence[tuple[float, float]]

@@ -15,7 +15,6 @@ from bitexp.report.plots import short
 from bitexp.report.resampling import bootstrap
 from bitexp.report.stats import within
 from bitexp.report.sweep_plots import in_a_square
-from bitexp.track.folder import validation_of
 
 FEWEST = 4
 """Settings that make a map."""
@@ -85,14 +84,15 @@ class Robustness(Analysis):
         return found
 
     def shares(self, evidence: Evidence, fixed: Mapping[str, str]) -> dict[int, float]:
-        """The robust share, for each seed of which all settings are there."""
+        """The robust share, for each seed of which all settings are there; what diverged is not robust."""
         places = evidence.places(**fixed)
         found = {}
         for seed in range(evidence.seeds):
             runs = [evidence.at(place)[seed] for place in places if seed in evidence.at(place)]
-            if runs and len(runs) == len(places):
-                values = [run.metrics[validation_of(run.facts["headline"])] for run in runs]
-                found[seed] = within(values, runs[0].sign, self.tolerance)
+            lost = sum((place, seed) in evidence.diverged for place in places)
+            if runs and len(runs) + lost == len(places):
+                good = len(runs) * within([run.validated for run in runs], runs[0].sign, self.tolerance)
+                found[seed] = good / len(places)
         return found
 
     def figures(self, evidence: Evidence) -> list[tuple[Figure, str]]:
@@ -123,7 +123,7 @@ class Robustness(Analysis):
             runs = evidence.at(place).values()
             if runs:
                 spot = place[names.index(self.over[0])], place[names.index(self.over[1])]
-                found[spot] = statistics.fmean(r.metrics[validation_of(r.facts["headline"])] for r in runs)
+                found[spot] = statistics.fmean(run.validated for run in runs)
         return found
 
 

@@ -11,19 +11,23 @@ from matplotlib.figure import Figure
 
 from bitexp.claims.analyses.base import ANALYSES, Analysis, Evidence, Finding
 from bitexp.claims.record import Known
+from bitexp.common.errors import UserError
 from bitexp.report import figure
 from bitexp.report.stats import spread
 
 WEIGHTS = "size/total_weights"
+TINY = 1e-9
+"""The least that a loss is taken to have as its limit."""
 
 
 @ANALYSES.register("scaling")
 class Scaling(Analysis):
     """How much the gap, by which a choice is worse than the control, changes with each doubling of the data.
 
-    It is found seed by seed. The slope over the logarithm of the steps is common to all sizes, each of which
-    has a level of its own. Beside it stand, of losses, the exponents of L(N, D) = E + A / N^a + B / D^b
-    (arXiv 2203.15556, eq. 2), fitted for each seed.
+    It is found seed by seed. Where more of the headline metric is better, 1 minus it, the error, takes the
+    place of the loss. The slope over the logarithm of the steps is common to all sizes, each of which has a
+    level of its own. Beside it stand the exponents of L(N, D) = E + A / N^a + B / D^b (arXiv 2203.15556,
+    eq. 2), fitted for each seed.
 
     Args:
         size, data: the axes of the network's size and of the training's length.
@@ -111,8 +115,8 @@ class Scaling(Analysis):
             )
             common = ours.keys() & base.keys()
             if common:
-                mean = statistics.fmean(gap(ours[seed], base[seed]) for seed in common)
-                points.append((steps(next(iter(ours.values()))), mean))
+                gap = statistics.fmean(loss(ours[seed]) - loss(base[seed]) for seed in common)
+                points.append((steps(next(iter(ours.values()))), gap))
         return points
 
 
@@ -121,28 +125,37 @@ def steps(run: Known) -> float:
     return float(run.facts["steps"])
 
 
-def gap(ours: Known, base: Known) -> float:
-    """By how much a run is worse than that of the control."""
-    return ours.sign * (base.score - ours.score)
+def loss(run: Known) -> float:
+    """The headline metric where less is better, else 1 minus it."""
+    return run.score if run.sign < 0 else 1 - run.score
 
 
 def slope_of_gap(ours: Sequence[Known], base: Sequence[Known]) -> float:
-    """The slope of the gap over log2 of the steps by least squares, with a level for each size."""
+    """The slope of the gap over log2 of the steps by least squares, with a level for each size.
+
+    Raises:
+        UserError: all runs of a size took the same number of steps.
+    """
     by_size: dict[float, list[tuple[float, float]]] = {}
     for run, other in zip(ours, base, strict=True):
-        point = math.log2(steps(run)), gap(run, other)
+        point = math.log2(steps(run)), loss(run) - loss(other)
         by_size.setdefault(run.metrics[WEIGHTS], []).append(point)
     above = below = 0.0
     for points in by_size.values():
         x0, y0 = (statistics.fmean(values) for values in zip(*points, strict=True))
         above += sum((x - x0) * (y - y0) for x, y in points)
         below += sum((x - x0) ** 2 for x, _ in points)
+    if not below:
+        raise UserError(
+            f"the runs of each size took the same {steps(ours[0]):,.0f} steps, which show nothing about the "
+            "length of the training; `data` should name an axis that changes it, such as trainer.epochs"
+        )
     return above / below
 
 
 def exponents(runs: Sequence[Known]) -> tuple[float, float]:
     """a and b of L(N, D) = E + A / N^a + B / D^b."""
-    points = [(run.metrics[WEIGHTS], steps(run), run.score) for run in runs]
+    points = [(run.metrics[WEIGHTS], steps(run), loss(run)) for run in runs]
     return fitted(points)
 
 
@@ -157,7 +170,7 @@ def fitted(points: Sequence[tuple[float, float, float]]) -> tuple[float, float]:
     def residuals(x: Any) -> Any:
         return x[0] + np.exp(x[1]) * n ** -x[2] + np.exp(x[3]) * d ** -x[4] - losses
 
-    low = losses.min()
+    low = max(losses.min(), TINY)
     start = [0.6 * low, math.log(0.2 * low), 0.3, math.log(0.2 * low), 0.3]
     bounds = ([0.0, -20.0, 0.0, -20.0, 0.0], [low, 20.0, 3.0, 20.0, 3.0])
     found = least_squares(residuals, start, bounds=bounds, xtol=1e-12, ftol=1e-12, gtol=1e-12, max_nfev=5000)

@@ -60,14 +60,16 @@ class SlurmLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from bitexp.common.console import Report
-        from bitexp.common.format import path_text
+        from bitexp.common.format import counted, path_text
 
         numbered = list(enumerate(job_overrides, start=initial_job_idx))
         if not numbered:
             return []
         jobs = self.submit(numbered)
         array, report, folder = jobs[0].job_id.partition("_")[0], Report(quiet=self.quiet), self.folder
-        report.line(f"{len(jobs)} jobs are in Slurm's queue as {array}; they write to {path_text(self.logs)}")
+        report.line(
+            f"In Slurm's queue as {array}: {counted(len(jobs), 'job')}, writing to {path_text(self.logs)}"
+        )
         if not self.wait:
             report.line(
                 f"python -m bitexp report {path_text(folder)} --watch follows them; scancel {array} ends them"
