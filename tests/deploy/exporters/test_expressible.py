@@ -21,6 +21,7 @@ NOT_TRANSFORMERS = [
     ("b158", {"weights": {"granularity": "channel"}}, {}, "quantizer.weights.granularity=tensor"),
     ("int", {**RMS, "weights": {"bits": 4}}, {}, "-1, 0 and 1"),
     ("ternary_hadamard", RMS, {}, "transform"),
+    ("tequila", {**RMS, "weights": {"granularity": "tensor"}}, {}, "a constant"),
     ("b158", {}, {"dim": 36, "heads": 2, "mlp_ratio": 1.5, "kv_heads": 1}, "multiples of 4"),
     ("ternary_mean", RMS, {"norm_eps": 1e-6}, "model.norm_eps=1e-05"),
     ("b158", {"layers": [{"match": "*.down", "weights": "none", "activations": "none"}]}, {}, "all layers"),
@@ -29,6 +30,7 @@ NOT_GGUF = [
     ("ternary_mean", {}, {}, {}, "quantizer.norm=rms"),
     ("b158", {}, {"activation": "relu2"}, {}, "model.activation=silu"),
     ("b158", {}, {"sub_norm": True}, {}, "model.tied=true"),
+    ("tequila", RMS, PORTABLE, {}, "a constant"),
     ("b158", {}, {}, {"type": "tq2_0"}, "type=f16"),
     ("b158", {}, PORTABLE, {"type": "q1_0"}, "type=tq2_0"),
     ("int", {**RMS, "weights": {"bits": 4}}, PORTABLE, {"type": "tq1_0"}, "type=f32"),
@@ -60,7 +62,12 @@ def test_not_for_llama_cpp(
 
 
 def test_a_frozen_model_and_its_description_say_the_same(tmp_path: Path) -> None:
-    for description in (described("b158"), described("ternary_mean"), described("b158", sub_norm=True)):
+    for description in (
+        described("b158"),
+        described("ternary_mean"),
+        described("b158", sub_norm=True),
+        described("tequila", {**RMS, "weights": {"granularity": "tensor"}}),
+    ):
         source = packed(tmp_path, description)
         assert expressible(source.model) == expressible(description.build())
 
