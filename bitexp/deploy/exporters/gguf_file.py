@@ -84,6 +84,10 @@ class GgufFile(Exporter):
             raise InexpressibleError(
                 "its architecture with sub-norms has a head that is the embedding; train with model.tied=true"
             )
+        if not form.body and self.type not in ("auto", "f32"):
+            raise InexpressibleError(
+                f"type={self.type} is for quantized layers, and there are none; leave it out: weights are F32"
+            )
         for name, layer in form.body.items():
             spec = check_plain(name, layer)
             if spec.activations is not None:
@@ -93,10 +97,15 @@ class GgufFile(Exporter):
     def check_type(self, name: str, layer: FrozenLayer | QuantizedLayer) -> None:
         """Raises `InexpressibleError` where the type that was asked for cannot hold a layer."""
         kind, levels, inputs = self.type, layer.spec.levels, layer.spec.shape[1]
+        several = scale_dims(layer) > 0 and name != "head"  # which is F32 beside others that are F16
         if kind in BLOCKS and inputs % BLOCKS[kind][0]:
             raise InexpressibleError(
                 f"{name} has {inputs} inputs, and type={kind} takes multiples of {BLOCKS[kind][0]}; use "
-                "type=f16"
+                f"type={'f32' if several else 'f16'}"
+            )
+        if kind == "f16" and several:
+            raise InexpressibleError(
+                f"{name} has several scales, and type=f16 holds one beside the codes; use type=f32"
             )
         if kind == "q1_0" and levels != BINARY:
             raise InexpressibleError(f"type=q1_0 holds codes -1 and 1, and {name} has others; use type=tq2_0")
@@ -115,7 +124,7 @@ class GgufFile(Exporter):
         """The type of quantized layers; `f32` where there are none."""
         body = form.body.values()
         if not body:
-            return "f32" if self.type == "auto" else self.type
+            return "f32"
         if self.type != "auto":
             return self.type
         if any(layer.spec.levels.largest > 1 or scale_dims(layer) == 2 for layer in body):

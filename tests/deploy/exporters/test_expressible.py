@@ -25,6 +25,7 @@ NOT_TRANSFORMERS = [
     ("b158", {}, {"dim": 36, "heads": 2, "mlp_ratio": 1.5, "kv_heads": 1}, "multiples of 4"),
     ("ternary_mean", RMS, {"norm_eps": 1e-6}, "model.norm_eps=1e-05"),
     ("b158", {"layers": [{"match": "*.down", "weights": "none", "activations": "none"}]}, {}, "all layers"),
+    ("b158", {"layers": [{"match": "*.down", "activations": "none"}]}, {}, "one quantizer.activations"),
 ]
 NOT_GGUF = [
     ("ternary_mean", {}, {}, {}, "quantizer.norm=rms"),
@@ -32,6 +33,11 @@ NOT_GGUF = [
     ("b158", {}, {"sub_norm": True}, {}, "model.tied=true"),
     ("tequila", RMS, PORTABLE, {}, "a constant"),
     ("b158", {}, {}, {"type": "tq2_0"}, "type=f16"),
+    ("b158", {"weights": {"granularity": "channel"}}, {}, {"type": "tq2_0"}, "type=f32"),
+    ("b158", {"weights": {"granularity": "channel"}}, PORTABLE, {"type": "f16"}, "type=f32"),
+    ("b158", {"weights": GROUP}, PORTABLE, {"type": "f16"}, "type=f32"),
+    ("full", {}, PORTABLE, {"type": "f16"}, "leave it out"),
+    ("full", {}, PORTABLE, {"type": "tq2_0"}, "leave it out"),
     ("b158", {}, PORTABLE, {"type": "q1_0"}, "type=tq2_0"),
     ("int", {**RMS, "weights": {"bits": 4}}, PORTABLE, {"type": "tq1_0"}, "type=f32"),
     (
