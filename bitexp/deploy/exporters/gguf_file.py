@@ -267,7 +267,7 @@ def write_gguf(path: Path, form: DecoderForm, kind: str, name: str, tokenizer: s
     file.add_rope_dimension_count(model.head_dim)
     file.add_rope_freq_base(model.rope_base)
     file.add_vocab_size(model.embed.num_embeddings)
-    add_tokenizer(file, tokenizer, gguf.TokenType)
+    add_tokenizer(file, tokenizer, model.embed.num_embeddings, gguf.TokenType)
     file.add_tensor("token_embd.weight", array(model.embed.weight))
     for norm, gain in form.gains.items():
         file.add_tensor(f"{their_name(norm)}.weight", array(gain))
@@ -282,14 +282,18 @@ def write_gguf(path: Path, form: DecoderForm, kind: str, name: str, tokenizer: s
     file.close()
 
 
-def add_tokenizer(file: Any, text: str | None, kinds: Any) -> None:
-    """The tokenizer as keys: byte pairs over GPT-2's alphabet; none where there is none."""
+def add_tokenizer(file: Any, text: str | None, rows: int, kinds: Any) -> None:
+    """The tokenizer as keys: byte pairs over GPT-2's alphabet; none where there is none.
+
+    Args:
+        rows: of the embedding: llama.cpp refuses a file with fewer words.
+    """
     if text is None:
         file.add_tokenizer_model("none")
         return
     words = vocabulary(text)
     listed, types = [], []
-    for number, word in enumerate(words.words):
+    for number, word in enumerate([*words.words, *[None] * (rows - len(words.words))]):
         listed.append(f"[PAD{number}]" if word is None else word)
         kind = kinds.UNUSED if word is None else kinds.NORMAL
         kind = kinds.CONTROL if number in words.special else kind
