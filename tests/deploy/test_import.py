@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitexp.deploy import import_model
+from bitexp.deploy import generate, import_model
 from bitexp.deploy.exporters.exporter import Packed
 from bitexp.deploy.exporters.source import read_source
 from bitexp.deploy.exporters.writing import build, write
@@ -111,6 +111,15 @@ def test_latent_weights_are_quantized_as_bitnet_does(tmp_path: Path) -> None:
     ours = find_source(str(tmp_path / "out")).model(kernel="reference")
     with torch.no_grad():
         assert torch.equal(read_source(tmp_path / "back.safetensors").model(tokens()), ours(tokens()))
+
+
+def test_a_tokenizer_of_another_model_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = packed(tmp_path, described("b158", vocabulary=100))
+    assert generate.main([str(source.path), "--prompt", "A", "--tokens", "3", "--kernel", "reference"]) == 0
+    assert generate.main([str(source.path), "--prompt", "é", "--tokens", "3"]) == 2
+    assert "gives the id 195, and its model has 100 ids" in capsys.readouterr().err
 
 
 def spoil(folder: Path, how: str) -> None:
