@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,19 @@ def test_a_model_survives_the_way_out_and_back(
     with torch.no_grad():
         largest = (source.model(tokens()) - back.model(tokens())).abs().amax(-1).flatten()
     assert float(largest.median()) < 1e-5
+
+
+@pytest.mark.parametrize("target", ["transformers", "gguf"])
+def test_a_ternary_head_stays_one(tmp_path: Path, target: str) -> None:
+    body = described("b158", **PORTABLE | {"tied": False})
+    source = packed(tmp_path, replace(body, exclude=["embed"]))
+    back = round_trip(source, tmp_path, target)
+    place = tmp_path / target / ("model.gguf" if target == "gguf" else "")
+    with torch.no_grad():
+        expected = back.model(tokens())
+        assert torch.equal(find_source(str(place)).model(kernel="reference")(tokens()), expected)
+        # llama.cpp has the scale of a head in fp16
+        assert float((expected - source.model(tokens())).abs().max()) < 1e-3 * float(expected.abs().max())
 
 
 def test_a_folder_that_transformers_wrote_computes_the_same(tmp_path: Path) -> None:

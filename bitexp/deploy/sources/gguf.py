@@ -16,7 +16,7 @@ from bitexp.common.files import check_regular
 from bitexp.deploy.frozen import freeze
 from bitexp.deploy.sources.base import SOURCES, Source, Which, check_same, finite, sound, told
 from bitexp.deploy.sources.gguf_tokenizer import tokenizer_json
-from bitexp.deploy.sources.names import renamed
+from bitexp.deploy.sources.names import in_floats, renamed
 from bitexp.deploy.sources.transformers import restore
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.models import MODELS
@@ -252,7 +252,7 @@ class Gguf(Source):
         model: nn.Module = MODELS.get("decoder")(**self.arguments)
         model.load_state_dict(state)
         if self.ternary:
-            quantize(model, self.quantizer, self.ternary, ["embed", "head"])
+            quantize(model, self.quantizer, self.ternary, in_floats(self.ternary))
             for name, layer in freeze(model, kernel=kernel).items():
                 restore(layer, *self.codes(name))
         return model.eval()

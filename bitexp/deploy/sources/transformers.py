@@ -19,7 +19,7 @@ from bitexp.common.errors import UserError
 from bitexp.common.files import read_json, read_text
 from bitexp.deploy.frozen import FrozenLayer, freeze
 from bitexp.deploy.sources.base import SOURCES, Source, Which, check_same, finite, sound, told
-from bitexp.deploy.sources.names import DECODER, renamed
+from bitexp.deploy.sources.names import DECODER, in_floats, renamed
 from bitexp.deploy.sources.tensor_files import Shapes, header_of, read_safetensors
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.models import MODELS
@@ -193,7 +193,7 @@ class Transformers(Source):
         model: nn.Module = MODELS.get("decoder")(**self.arguments)
         model.load_state_dict(state)
         if self.ternary:
-            quantize(model, "b158", self.ternary, ["embed", "head"])
+            quantize(model, "b158", self.ternary, in_floats(self.ternary))
             set_backend(model, kernel.backend)
         if self.packed:
             for name, layer in freeze(model, kernel=kernel).items():
