@@ -188,3 +188,30 @@ def test_a_damaged_gguf_file_is_a_sentence(
     capsys.readouterr()
     assert import_model.main([str(path), "--out", str(tmp_path / "back.safetensors")]) == 2
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "code"), [("linear", 4.0, 2), ("yarn", 1.0, 2), ("linear", 1.0, 0), ("none", 4.0, 0)]
+)
+def test_scaled_rotations_of_a_gguf_file_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    factor: float,
+    code: int,
+) -> None:
+    import gguf
+
+    class Scaled(gguf.GGUFWriter):
+        def add_rope_freq_base(self, value: float) -> None:
+            super().add_rope_freq_base(value)
+            self.add_rope_scaling_type(gguf.RopeScalingType(kind))
+            self.add_rope_scaling_factor(factor)
+
+    source = packed(tmp_path, described("b158", **PORTABLE))
+    monkeypatch.setattr(gguf, "GGUFWriter", Scaled)
+    write(build("gguf", {}), source, tmp_path / "out")
+    words = [str(tmp_path / "out" / "model.gguf"), "--out", str(tmp_path / "back.safetensors")]
+    assert import_model.main(words) == code
+    assert ("rotary positions are scaled" in capsys.readouterr().err) == (code == 2)

@@ -110,6 +110,7 @@ class Gguf(Source):
                 raise ValueError(f"its feed_forward_length {hidden} is no multiple of {dim} in floats")
             if whole(self.value("A.rope.dimension_count", dim // heads)) != dim // heads:
                 raise ValueError("its heads are of another size than the width over their number")
+            self.check_rotations()
             return {
                 "vocabulary": int(self.entries["embed.weight"].shape[1]),
                 "context": whole(self.value("A.context_length")),
@@ -126,6 +127,15 @@ class Gguf(Source):
                 "init_std": None,
                 "dropout": 0.0,
             }
+
+    def check_rotations(self) -> None:
+        """Raises `ValueError` for rotary positions that are scaled; `linear` without a factor are not."""
+        kind = self.value("A.rope.scaling.type", "linear")
+        factor = self.value("A.rope.scaling.factor", self.value("A.rope.scale_linear", 1.0))
+        if kind not in ("none", "linear") or (kind == "linear" and factor not in (0, 1)):
+            raise ValueError(
+                f"its rotary positions are scaled ({kind}, {factor:g}), and the decoder computes the default"
+            )
 
     @property
     def ternary(self) -> list[str]:
