@@ -136,6 +136,21 @@ def test_a_tokenizer_of_another_model_is_a_sentence(
     assert "gives the id 195, and its model has 100 ids" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("kept", "code"), [(None, 0), (["lm_head"], 0), ([], 2), (["lm_head", "model.layers.0.mlp"], 2)]
+)
+def test_latent_weights_of_some_layers_alone_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: list[str] | None, code: int
+) -> None:
+    write(build("transformers", {}), packed(tmp_path, described("full", sub_norm=True)), tmp_path / "out")
+    config = tmp_path / "out" / "config.json"
+    online = {"quant_method": "bitnet", "quantization_mode": "online", "modules_to_not_convert": kept}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": online}))
+    words = [str(tmp_path / "out"), "--out", str(tmp_path / "back.safetensors")]
+    assert import_model.main(words) == code
+    assert ("modules_to_not_convert" in capsys.readouterr().err) == (code == 2)
+
+
 def spoil(folder: Path, how: str) -> None:
     """Damages an exported folder."""
     config, weights = folder / "config.json", folder / "model.safetensors"

@@ -293,6 +293,12 @@ def ternary_layers(chosen: Any, packed: Sequence[str], depth: int) -> list[str]:
         if not packed:
             raise ValueError("its quantization_config says that weights are packed, and none is")
         return list(packed)
+    kept = chosen.get("modules_to_not_convert")
+    if kept is not None and set(kept) != {"lm_head"}:
+        raise ValueError(
+            f"its quantization_config leaves {', '.join(map(str, kept)) or 'no layer'} in floats "
+            "(modules_to_not_convert), and latent weights are known with lm_head left out alone"
+        )
     parts = [*(f"attn.{part}" for part in "qkvo"), "ffn.gate", "ffn.up", "ffn.down"]
     return [f"blocks.{layer}.{part}" for layer in range(depth) for part in parts]
 
