@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bitexp.deploy import export
+from bitexp.deploy import Description, export
 from bitexp.deploy.exporters import expressible
 from bitexp.deploy.exporters.exporter import InexpressibleError
 from bitexp.deploy.exporters.gguf_file import GgufFile
@@ -103,6 +103,28 @@ def test_mistakes_are_sentences(
     assert export.main([str(source.path), *words]) == 2
     assert hint in capsys.readouterr().err
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("target", ["torch", "c"])
+def test_what_shows_only_while_it_is_written_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    sizes = {
+        "patch": 13,
+        "dim": 8,
+        "depth": 1,
+        "heads": 2,
+        "mlp_ratio": 1.0,
+        "dropout": 0.0,
+        "pool": "mean",
+        "classes": 2,
+    }
+    exclude = ["patch_embed", "pos_embed", "head"]
+    wide = Description("vit", {"shape": (1, 260, 260), **sizes}, "b158", exclude=exclude)
+    source = packed(tmp_path, wide, {})
+    assert export.main([str(source.path), "--to", target]) == 2
+    assert {"torch": "what its inputs are", "c": "65,536"}[target] in capsys.readouterr().err
+    assert not (tmp_path / "export" / target).exists()
 
 
 def test_a_folder_of_ours_is_replaced_and_no_other(
