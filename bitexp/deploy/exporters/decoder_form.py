@@ -86,6 +86,12 @@ def decoder_form(model: nn.Module) -> DecoderForm:
             "one in "
             "every block; train with quantizer.norm=rms for all layers or for none"
         )
+    width, dim = model.heads * model.head_dim, model.embed.embedding_dim
+    if not missing and width != dim:
+        raise InexpressibleError(
+            f"the norm before the output of attention is over {width} features, in their architecture with "
+            f"sub-norms over as many as model.dim={dim}; train with model.head_dim=null"
+        )
     first: Any = model.blocks[0]
     hidden = spec.shape[0] if (spec := spec_of(first.ffn.gate)) else first.ffn.gate.out_features
     return DecoderForm(
