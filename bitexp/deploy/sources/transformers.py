@@ -30,6 +30,12 @@ from bitexp.quant.presets import as_quantizer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
 KNOWN = {"silu": "silu", "relu2": "relu2", "swish": "silu"}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "bitnet": {"rope_theta": 500000.0, "rms_norm_eps": 1e-5},
+    "mistral": {"sliding_window": 4096},
+    "qwen3": {"head_dim": 128},
+}
+"""What a config.json that does not say it means, where that is not the same in all families."""
 INDEX = "model.safetensors.index.json"
 SCALE = ".weight_scale"
 CODES = 4
@@ -211,6 +217,7 @@ def decoder_arguments(config: Mapping[str, Any], shapes: Shapes) -> dict[str, An
     family = config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"its model_type is {family}; the decoder computes {', '.join(FAMILIES)}")
+    config = {**DEFAULTS.get(family, {}), **config}
     dim, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
     hidden, context = whole(config, "intermediate_size"), whole(config, "max_position_embeddings")
     activation = config.get("hidden_act", "relu2" if family == "bitnet" else "silu")
