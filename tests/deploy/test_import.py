@@ -16,7 +16,8 @@ from bitexp.deploy import generate, import_model
 from bitexp.deploy.exporters.exporter import Packed
 from bitexp.deploy.exporters.source import read_source
 from bitexp.deploy.exporters.writing import build, write
-from bitexp.deploy.packed_file import read_packed
+from bitexp.deploy.frozen import freeze
+from bitexp.deploy.packed_file import read_packed, save_packed
 from bitexp.deploy.sources import find_source
 from tests.support.exports import PORTABLE, described, packed, tokens
 
@@ -149,6 +150,20 @@ def test_latent_weights_of_some_layers_alone_are_refused(
     words = [str(tmp_path / "out"), "--out", str(tmp_path / "back.safetensors")]
     assert import_model.main(words) == code
     assert ("modules_to_not_convert" in capsys.readouterr().err) == (code == 2)
+
+
+def test_a_model_whose_logits_are_no_numbers_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = described("b158")
+    description.preprocessing["tokenizer"] = "bytes"
+    model = description.build()
+    with torch.no_grad():
+        model.get_parameter("head.weight").fill_(3e38)
+    freeze(model.eval())
+    save_packed(tmp_path / "packed.safetensors", model, description)
+    assert generate.main([str(tmp_path / "packed.safetensors"), "--temperature", "1"]) == 2
+    assert "logits that are no numbers" in capsys.readouterr().err
 
 
 def spoil(folder: Path, how: str) -> None:
