@@ -184,11 +184,31 @@ def spoil(folder: Path, how: str) -> None:
     elif how == "scaled rotations":
         rope = {"rope_type": "llama3", "rope_theta": 10000.0}
         config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_parameters": rope}))
+    elif how == "ties that are a word":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": "false"}))
+    elif how.startswith("another "):
+        said = json.loads(config.read_text())
+        said["quantization_config"][how.removeprefix("another ")] = "int4"
+        config.write_text(json.dumps(said))
+    elif how.startswith("a tokenizer of "):
+        (folder / "tokenizer.json").write_bytes(how.removeprefix("a tokenizer of ").encode("latin-1"))
 
 
 @pytest.mark.parametrize(
     "how",
-    ["a bit pattern that is no code", "cut short", "another shape", "another family", "scaled rotations"],
+    [
+        "a bit pattern that is no code",
+        "cut short",
+        "another shape",
+        "another family",
+        "scaled rotations",
+        "ties that are a word",
+        "another linear_class",
+        "another quantization_mode",
+        "a tokenizer of {",
+        "a tokenizer of []",
+        "a tokenizer of \xff",
+    ],
 )
 def test_damage_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
     write(build("transformers", {}), packed(tmp_path, described("b158")), tmp_path / "out")

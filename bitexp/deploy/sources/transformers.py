@@ -36,6 +36,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 128},
 }
 """What a config.json that does not say it means, where that is not the same in all families."""
+CHOSEN = {"linear_class": ("bitlinear", "autobitlinear"), "quantization_mode": ("offline", "online")}
+"""What a quantization_config may say; first what it means where it says nothing."""
 INDEX = "model.safetensors.index.json"
 SCALE = ".weight_scale"
 CODES = 4
@@ -131,7 +133,11 @@ class Transformers(Source):
     @property
     def tokenizer(self) -> str | None:
         file = self.path / "tokenizer.json"
-        return read_text(file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        if not isinstance(read_json(file), dict):
+            raise UserError(f"{file} is damaged: replace it, or remove it where no text is to be written")
+        return read_text(file)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -235,6 +241,8 @@ def decoder_arguments(config: Mapping[str, Any], shapes: Shapes) -> dict[str, An
     slides = config.get("use_sliding_window", family == "mistral")
     if slides and isinstance(window, int):
         context = min(context, window)
+    if not isinstance(tied := config.get("tie_word_embeddings", False), bool):
+        raise ValueError(f"its config.json has {tied!r} as tie_word_embeddings, which is true or false")
     arguments = {
         "vocabulary": whole(config, "vocab_size"),
         "context": context,
@@ -245,7 +253,7 @@ def decoder_arguments(config: Mapping[str, Any], shapes: Shapes) -> dict[str, An
         "mlp_ratio": ratio,
         "activation": KNOWN[activation],
         "sub_norm": family == "bitnet",
-        "tied": bool(config.get("tie_word_embeddings", False)),
+        "tied": tied,
         "rope_base": rope_base(config),
         "norm_eps": number(config.get("rms_norm_eps", 1e-6)),
         "init_std": None,
@@ -294,6 +302,9 @@ def ternary_layers(chosen: Any, packed: Sequence[str], depth: int) -> list[str]:
     if not isinstance(chosen, Mapping) or chosen.get("quant_method") != "bitnet":
         method = chosen.get("quant_method") if isinstance(chosen, Mapping) else chosen
         raise ValueError(f"it is quantized by {method}; only bitnet is known, and weights as floats")
+    for key, words in CHOSEN.items():
+        if (word := chosen.get(key, words[0])) not in words:
+            raise ValueError(f"its quantization_config has {key}={word!r}. Known: {', '.join(words)}")
     if chosen.get("use_rms_norm"):
         raise ValueError("its layers have norms of their own (use_rms_norm), which the decoder has not")
     if chosen.get("quantization_mode", "offline") == "offline":
