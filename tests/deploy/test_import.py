@@ -70,6 +70,19 @@ def test_a_model_survives_the_way_out_and_back(
 
 
 @pytest.mark.parametrize("target", ["transformers", "gguf"])
+def test_a_layer_of_zeros_comes_back(tmp_path: Path, target: str) -> None:
+    description = described("b158", **PORTABLE)
+    model = description.build()
+    with torch.no_grad():
+        model.get_parameter("blocks.0.attn.v.weight").zero_()
+    freeze(model.eval())
+    save_packed(tmp_path / "packed.safetensors", model, description)
+    source = read_source(tmp_path / "packed.safetensors")
+    back = codes(round_trip(source, tmp_path, target))
+    assert all(torch.equal(tensor, back[name]) for name, tensor in codes(source).items())
+
+
+@pytest.mark.parametrize("target", ["transformers", "gguf"])
 def test_a_ternary_head_stays_one(tmp_path: Path, target: str) -> None:
     body = described("b158", **PORTABLE | {"tied": False})
     source = packed(tmp_path, replace(body, exclude=["embed"]))

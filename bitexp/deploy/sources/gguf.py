@@ -234,9 +234,10 @@ class Gguf(Source):
         """
         self.check()
         weight = self.floats(f"{layer}.weight")
-        scale = weight.abs().amax()
+        largest = weight.abs().amax()
+        scale = torch.where(largest == 0, torch.ones_like(largest), largest)
         codes = (weight / scale).round()
-        if scale <= 0 or not torch.equal(codes * scale, weight):
+        if not torch.equal(codes * scale, weight):
             raise ValueError(f"{layer} has several scales, and only one for a layer can be imported")
         if f"{layer}.scale" in self.entries:
             scale = scale * self.floats(f"{layer}.scale").reshape(())
