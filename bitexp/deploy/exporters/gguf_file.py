@@ -233,10 +233,16 @@ class Writer:
 
 
 def block_scales(scale: Array, shape: tuple[int, ...], block: int) -> NDArray[np.float16]:
-    """fp16 scales `[rows, blocks]`: ones where one fp32 scale stands beside the codes."""
+    """fp16 scales `[rows, blocks]`: ones where one fp32 scale stands beside the codes.
+
+    Raises:
+        InexpressibleError: they are larger than fp16 holds.
+    """
     rows, blocks = shape[0], shape[1] // block
     if scale.ndim == 0:
         return np.ones((rows, blocks), np.float16)
+    if scale.max() > np.finfo(np.float16).max:
+        raise InexpressibleError(f"scales up to {scale.max():g} are more than fp16 holds; use type=f32")
     per_row = scale[:, None] if scale.ndim == 1 else scale
     return np.repeat(per_row, blocks // per_row.shape[1], 1).astype(np.float16)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bitexp.deploy import Description, export
+from bitexp.deploy import Description, export, freeze, save_packed
 from bitexp.deploy.exporters import expressible
 from bitexp.deploy.exporters.exporter import InexpressibleError
 from bitexp.deploy.exporters.gguf_file import GgufFile
@@ -128,6 +129,20 @@ def test_what_shows_only_while_it_is_written_is_a_sentence(
     assert export.main([str(source.path), "--to", target]) == 2
     assert {"torch": "what its inputs are", "c": "65,536"}[target] in capsys.readouterr().err
     assert not (tmp_path / "export" / target).exists()
+
+
+def test_scales_that_fp16_does_not_hold_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = described("b158", {"weights": {"granularity": "channel"}}, **PORTABLE)
+    model = description.build()
+    with torch.no_grad():
+        model.get_parameter("blocks.0.attn.v.weight").fill_(1e5)
+    freeze(model.eval())
+    save_packed(tmp_path / "packed.safetensors", model, description)
+    assert export.main([str(tmp_path / "packed.safetensors"), "--to", "gguf"]) == 2
+    assert "more than fp16 holds; use type=f32" in capsys.readouterr().err
+    assert export.main([str(tmp_path / "packed.safetensors"), "--to", "gguf", "type=f32"]) == 0
 
 
 def test_a_folder_of_ours_is_replaced_and_no_other(
