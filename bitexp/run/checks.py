@@ -63,6 +63,11 @@ def check(settings: Settings) -> None:
             "quantizer.lambda_schedule.reset_optimizer=true forgets the moments where quantization begins, "
             "and with name=constant it begins at once; use name=step or linear"
         )
+    if settings.quantizer.stages and not settings.quantizer.quantizes:
+        raise UserError(
+            f"quantizer.stages says what is quantized otherwise at first, and "
+            f"quantizer={settings.quantizer.name} quantizes nothing; leave it out or choose another quantizer"
+        )
     known = TASKS.get(settings.task.name).measures
     for key, monitor in monitors(settings).items():
         if monitor not in known:
