@@ -176,9 +176,9 @@ def compare(
             folder, exporter = Path(scratch) / engine.target, build(engine.target, {})
             try:
                 exporter.check(packed.model, packed.preprocessing.get("tokenizer"))
+                write(exporter, packed, folder)
             except InexpressibleError as error:
                 raise UserError(f"it cannot run this model: {error}") from None
-            write(exporter, packed, folder)
         runner, ours = engine(folder), packed.model
         theirs = runner.outputs
         batches = list(held_out(data, samples or (TEXT_WINDOWS if text else IMAGES)))

@@ -64,14 +64,15 @@ def run(options: argparse.Namespace) -> None:
         report.rows(f"{packed.name} · {path_text(packed.path)}", rows)
         return
     exporter = build(options.to, arguments)
+    out = options.out or packed.path.parent / "export" / options.to
     try:
         exporter.check(packed.model, tokenizer)
+        exported, files = write(exporter, packed, out)
     except InexpressibleError as error:
-        others = [name for name, why in expressible(packed.model, tokenizer).items() if why is None]
+        found = expressible(packed.model, tokenizer)
+        others = [name for name, why in found.items() if why is None and name != options.to]
         also = f". It can go to {', '.join(others)}" if others else ""
         raise UserError(f"{EXPORTERS.get(options.to).engine} cannot run this model: {error}{also}") from None
-    out = options.out or packed.path.parent / "export" / options.to
-    exported, files = write(exporter, packed, out)
     rows = {"files": ", ".join(f"{name} ({size(count)})" for name, count in sorted(files.items()))}
     for number, sentence in enumerate(exported.exact):
         rows["exact" if number == 0 else " " * number] = sentence

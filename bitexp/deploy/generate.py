@@ -94,6 +94,11 @@ def run(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(preprocessing["tokenizer"], path)
     prompts = options.prompt or [""]
     ids = [[tokenizer.end, *found.tolist()] for found in tokenizer.encode(prompts)]
+    if (largest := max(map(max, ids))) >= model.embed.num_embeddings:
+        raise UserError(
+            f"the tokenizer of {path} gives the id {largest}, and its model has {model.embed.num_embeddings} "
+            "ids: one of them is of another model; import it anew with --tokenizer"
+        )
     report = Report(stderr=True)
     writer: Writer = model
     if options.weights == "packed" and kernel_name == "cpu":

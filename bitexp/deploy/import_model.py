@@ -47,6 +47,7 @@ def run(options: argparse.Namespace) -> None:
     from bitexp.deploy.sources import find_source
     from bitexp.deploy.sources.base import told
     from bitexp.deploy.sources.gguf import Gguf
+    from bitexp.deploy.sources.names import in_floats
     from bitexp.deploy.sources.transformers import Transformers
 
     if options.out.suffix != ".safetensors":
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         about["model_arguments"],
         about["quantizer"] if isinstance(source, Gguf) else about["quantizer"]["name"],
         include=body or ["*"],
-        exclude=["embed"] if "head" in body else ["embed", "head"],
+        exclude=in_floats(body),
         preprocessing={"imported": source.kind, **({} if tokenizer is None else {"tokenizer": tokenizer})},
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)

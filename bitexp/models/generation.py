@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bitexp.common.errors import Unusable
 from bitexp.models.decoder import Cache
 
 FEW = 256
@@ -79,14 +80,14 @@ class Sampling:
         """The next token's id from its logits `[vocabulary]`.
 
         Raises:
-            ValueError: the logits are no numbers.
+            Unusable: the logits are no numbers.
         """
         if self.temperature == 0:
             return int(logits.argmax())
         sums = self.probabilities(logits).cumsum(-1, dtype=torch.float64)
         total = float(sums[-1])
         if not total > 0:
-            raise ValueError("the model gives logits that are no numbers, so no token can be drawn")
+            raise Unusable("the model gives logits that are no numbers, so no token can be drawn")
         drawn = torch.rand((), generator=draws, dtype=torch.float64, device=draws.device) * total
         return min(int(torch.searchsorted(sums, drawn, right=True)), len(sums) - 1)
 

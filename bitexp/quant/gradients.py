@@ -29,6 +29,8 @@ class DoReFaGradients(GradientQuantizer):
         self.levels = 2**bits - 1
 
     def forward(self, grad: Tensor) -> Tensor:
+        if not grad.numel():  # an empty batch has no largest gradient
+            return grad
         dims = tuple(range(1, grad.dim())) or (0,)
         span = 2 * grad.abs().amax(dims, keepdim=True)
         span = torch.where(span > 0, span, 1.0)
@@ -55,6 +57,8 @@ class IntGradients(GradientQuantizer):
         self.highest, self.over = 2 ** (bits - 1) - 1, over
 
     def forward(self, grad: Tensor) -> Tensor:
+        if not grad.numel():
+            return grad
         token = (-1,) if self.feature_dim == -1 else (-3, -2, -1)
         dims = token if self.over == "token" else tuple(range(grad.dim()))
         largest = grad.abs().amax(dims, keepdim=True)

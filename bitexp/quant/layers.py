@@ -89,7 +89,9 @@ class QuantizedLayer(nn.Module):
         everything = [*((o, p) for (_, o), p in zip(stages, earlier, strict=True)), (options, self.parts)]
         self.specs = [spec_of(o, p, weight, conv) for o, p in everything]
         self.ways = [Way.of(spec, p) for spec, (_, p) in zip(self.specs, everything, strict=True)]
-        check_exact(self.spec)
+        self.parts.weights.scale_shape(weight)  # refused here, and not at the first forward
+        for spec in self.specs:
+            check_exact(spec)
         vars(self).update(self.spec.attributes())
 
     @property

@@ -69,6 +69,11 @@ def check(settings: Settings) -> None:
             f"callbacks.checkpoint.mode={checkpoint.mode} does nothing without a metric: name one with "
             "callbacks.checkpoint.monitor=val/loss, or leave it out"
         )
+    if settings.quantizer.stages and not settings.quantizer.quantizes:
+        raise UserError(
+            f"quantizer.stages says what is quantized otherwise at first, and "
+            f"quantizer={settings.quantizer.name} quantizes nothing; leave it out or choose another quantizer"
+        )
     known = TASKS.get(settings.task.name).measures
     for key, monitor in monitors(settings).items():
         if monitor not in known:

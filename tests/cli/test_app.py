@@ -73,6 +73,7 @@ CASES = {
     ],
     "callbacks.early_stopping.patience=3": ["'callbacks.early_stopping' has no keys here: set it as a whole"],
     "quantizer=full quantizer.lambda_schedule.name=step": ["quantizer=full quantizes nothing"],
+    "quantizer=full quantizer.stages=[{until:0.5,activations:int8}]": ["quantizer=full quantizes nothing"],
     "+seed=1": ["'seed' exists already: write seed=..., without the +"],
     "~sede": ["unknown key 'sede'", f"{HINT} 'seed'?"],
     "~seed": ["the key 'seed' is missing"],

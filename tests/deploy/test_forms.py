@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,42 @@ def test_a_stack_whose_parts_do_not_fit_is_refused(stack: Stack, tmp_path: Path)
         save_stack(path, wrong)
         with pytest.raises(UserError, match="does not describe a stack"):
             read_stack(path)
+
+
+NO_SIGNS: list[Callable[[Tensor], Tensor]] = [
+    lambda signs: signs[:, :-1].contiguous(),
+    lambda signs: signs[:-1].contiguous(),
+    lambda signs: signs.flatten(),
+    lambda signs: signs.float(),
+    lambda signs: signs | 128,  # beyond the end of a row
+]
+
+
+@pytest.mark.parametrize("spoiled", NO_SIGNS)
+def test_signs_that_are_none_are_a_sentence(
+    file: PackedFile, stack: Stack, tmp_path: Path, spoiled: Callable[[Tensor], Tensor]
+) -> None:
+    layer = "stem.conv.weight"  # nine inputs in two bytes
+    name = f"{layer}.0.signs"
+    save_stack(tmp_path / "s", replace(stack, tensors={**stack.tensors, name: spoiled(stack.tensors[name])}))
+    with pytest.raises(UserError, match="make no weights"):
+        read_stack(tmp_path / "s").prefix()
+    header, tensors = delta_of(file, fine_tuned(file))
+    name = f"{layer}.signs"
+    with pytest.raises(UserError, match="does not describe a delta"):
+        applied(file, (header, {**tensors, name: spoiled(tensors[name])}))
+
+
+@pytest.mark.parametrize("shape", [[], [32.0, 9.0], [8, -1, -9]])
+def test_shapes_of_a_stack_that_are_none_are_a_sentence(
+    stack: Stack, tmp_path: Path, shape: list[int]
+) -> None:
+    layer = "stem.conv.weight"
+    rows = stack.shapes[layer][0]
+    wrong = [type(shape[0])(rows), *shape[1:]] if shape else []
+    save_stack(tmp_path / "s", replace(stack, shapes={**stack.shapes, layer: wrong}))
+    with pytest.raises(UserError, match="stack"):
+        read_stack(tmp_path / "s").prefix()
 
 
 def test_norms_of_activations_are_those_of_the_columns(file: PackedFile, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitexp.deploy import import_model
+from bitexp.deploy import generate, import_model
 from bitexp.deploy.exporters.exporter import Packed
 from bitexp.deploy.exporters.source import read_source
 from bitexp.deploy.exporters.writing import build, write
-from bitexp.deploy.packed_file import read_packed
+from bitexp.deploy.frozen import freeze
+from bitexp.deploy.packed_file import read_packed, save_packed
 from bitexp.deploy.sources import find_source
 from tests.support.exports import PORTABLE, described, packed, tokens
 
@@ -67,6 +69,32 @@ def test_a_model_survives_the_way_out_and_back(
     assert float(largest.median()) < 1e-5
 
 
+@pytest.mark.parametrize("target", ["transformers", "gguf"])
+def test_a_layer_of_zeros_comes_back(tmp_path: Path, target: str) -> None:
+    description = described("b158", **PORTABLE)
+    model = description.build()
+    with torch.no_grad():
+        model.get_parameter("blocks.0.attn.v.weight").zero_()
+    freeze(model.eval())
+    save_packed(tmp_path / "packed.safetensors", model, description)
+    source = read_source(tmp_path / "packed.safetensors")
+    back = codes(round_trip(source, tmp_path, target))
+    assert all(torch.equal(tensor, back[name]) for name, tensor in codes(source).items())
+
+
+@pytest.mark.parametrize("target", ["transformers", "gguf"])
+def test_a_ternary_head_stays_one(tmp_path: Path, target: str) -> None:
+    body = described("b158", **PORTABLE | {"tied": False})
+    source = packed(tmp_path, replace(body, exclude=["embed"]))
+    back = round_trip(source, tmp_path, target)
+    place = tmp_path / target / ("model.gguf" if target == "gguf" else "")
+    with torch.no_grad():
+        expected = back.model(tokens())
+        assert torch.equal(find_source(str(place)).model(kernel="reference")(tokens()), expected)
+        # llama.cpp has the scale of a head in fp16
+        assert float((expected - source.model(tokens())).abs().max()) < 1e-3 * float(expected.abs().max())
+
+
 def test_a_folder_that_transformers_wrote_computes_the_same(tmp_path: Path) -> None:
     import transformers
 
@@ -113,6 +141,44 @@ def test_latent_weights_are_quantized_as_bitnet_does(tmp_path: Path) -> None:
         assert torch.equal(read_source(tmp_path / "back.safetensors").model(tokens()), ours(tokens()))
 
 
+def test_a_tokenizer_of_another_model_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = packed(tmp_path, described("b158", vocabulary=100))
+    assert generate.main([str(source.path), "--prompt", "A", "--tokens", "3", "--kernel", "reference"]) == 0
+    assert generate.main([str(source.path), "--prompt", "é", "--tokens", "3"]) == 2
+    assert "gives the id 195, and its model has 100 ids" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kept", "code"), [(None, 0), (["lm_head"], 0), ([], 2), (["lm_head", "model.layers.0.mlp"], 2)]
+)
+def test_latent_weights_of_some_layers_alone_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: list[str] | None, code: int
+) -> None:
+    write(build("transformers", {}), packed(tmp_path, described("full", sub_norm=True)), tmp_path / "out")
+    config = tmp_path / "out" / "config.json"
+    online = {"quant_method": "bitnet", "quantization_mode": "online", "modules_to_not_convert": kept}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": online}))
+    words = [str(tmp_path / "out"), "--out", str(tmp_path / "back.safetensors")]
+    assert import_model.main(words) == code
+    assert ("modules_to_not_convert" in capsys.readouterr().err) == (code == 2)
+
+
+def test_a_model_whose_logits_are_no_numbers_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = described("b158")
+    description.preprocessing["tokenizer"] = "bytes"
+    model = description.build()
+    with torch.no_grad():
+        model.get_parameter("head.weight").fill_(3e38)
+    freeze(model.eval())
+    save_packed(tmp_path / "packed.safetensors", model, description)
+    assert generate.main([str(tmp_path / "packed.safetensors"), "--temperature", "1"]) == 2
+    assert "logits that are no numbers" in capsys.readouterr().err
+
+
 def spoil(folder: Path, how: str) -> None:
     """Damages an exported folder."""
     config, weights = folder / "config.json", folder / "model.safetensors"
@@ -131,11 +197,31 @@ def spoil(folder: Path, how: str) -> None:
     elif how == "scaled rotations":
         rope = {"rope_type": "llama3", "rope_theta": 10000.0}
         config.write_text(json.dumps(json.loads(config.read_text()) | {"rope_parameters": rope}))
+    elif how == "ties that are a word":
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": "false"}))
+    elif how.startswith("another "):
+        said = json.loads(config.read_text())
+        said["quantization_config"][how.removeprefix("another ")] = "int4"
+        config.write_text(json.dumps(said))
+    elif how.startswith("a tokenizer of "):
+        (folder / "tokenizer.json").write_bytes(how.removeprefix("a tokenizer of ").encode("latin-1"))
 
 
 @pytest.mark.parametrize(
     "how",
-    ["a bit pattern that is no code", "cut short", "another shape", "another family", "scaled rotations"],
+    [
+        "a bit pattern that is no code",
+        "cut short",
+        "another shape",
+        "another family",
+        "scaled rotations",
+        "ties that are a word",
+        "another linear_class",
+        "another quantization_mode",
+        "a tokenizer of {",
+        "a tokenizer of []",
+        "a tokenizer of \xff",
+    ],
 )
 def test_damage_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
     write(build("transformers", {}), packed(tmp_path, described("b158")), tmp_path / "out")
@@ -165,3 +251,30 @@ def test_a_damaged_gguf_file_is_a_sentence(
     capsys.readouterr()
     assert import_model.main([str(path), "--out", str(tmp_path / "back.safetensors")]) == 2
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "factor", "code"), [("linear", 4.0, 2), ("yarn", 1.0, 2), ("linear", 1.0, 0), ("none", 4.0, 0)]
+)
+def test_scaled_rotations_of_a_gguf_file_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+    factor: float,
+    code: int,
+) -> None:
+    import gguf
+
+    class Scaled(gguf.GGUFWriter):
+        def add_rope_freq_base(self, value: float) -> None:
+            super().add_rope_freq_base(value)
+            self.add_rope_scaling_type(gguf.RopeScalingType(kind))
+            self.add_rope_scaling_factor(factor)
+
+    source = packed(tmp_path, described("b158", **PORTABLE))
+    monkeypatch.setattr(gguf, "GGUFWriter", Scaled)
+    write(build("gguf", {}), source, tmp_path / "out")
+    words = [str(tmp_path / "out" / "model.gguf"), "--out", str(tmp_path / "back.safetensors")]
+    assert import_model.main(words) == code
+    assert ("rotary positions are scaled" in capsys.readouterr().err) == (code == 2)

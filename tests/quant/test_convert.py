@@ -240,6 +240,17 @@ def test_errors_of_a_layer_name_it(make_quantizer: Make) -> None:
         quantize(model, make_quantizer("ternary_mean"), ["*"], [])
 
 
+@pytest.mark.parametrize("name", ["ternary_mean", "int"])
+def test_groups_that_do_not_divide_the_inputs_of_a_layer_are_refused_before_anything_changes(
+    make_quantizer: Make, name: str
+) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
+    groups = make_quantizer(name, weights={"granularity": "group", "group_size": 3})
+    with pytest.raises(ValueError, match="layer 1: group_size=3 does not divide the 8 inputs"):
+        quantize(model, groups)
+    assert type(model[0]) is nn.Linear
+
+
 def test_full_leaves_every_object_of_the_model_untouched(make_quantizer: Make) -> None:
     model = Network()
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())

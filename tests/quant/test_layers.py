@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from bitexp.quant.backend import Backend
 from bitexp.quant.layers import BitConv2d, BitLinear, QuantizedLayer
+from bitexp.quant.parts import ACTIVATIONS
 from tests.support.layers import (
     BACKENDS,
     LINEAR,
@@ -179,3 +180,26 @@ def test_an_empty_batch_trains(make_quantizer: Make, norm: str, conv: bool) -> N
     y.sum().backward()
     assert layer.weight.grad is not None
     assert not layer.weight.grad.any()
+
+
+EMPTY = [{"activations": name} for name in ACTIVATIONS.names()] + [
+    {"gradients": {"name": "dorefa"}},
+    {"gradients": {"name": "int", "over": "tensor"}},
+]
+
+
+@pytest.mark.parametrize("conv", [False, True])
+@pytest.mark.parametrize("changes", EMPTY, ids=str)
+def test_an_empty_batch_teaches_no_part_anything(
+    make_quantizer: Make, changes: dict[str, Any], conv: bool
+) -> None:
+    layer, x = small(make_quantizer("ternary_mean", **changes), conv)
+    alike = copy.deepcopy(layer)
+    for empty in [x[:0], *([] if conv else [x.new_empty(2, 0, x.shape[-1])])]:
+        layer(empty).sum().backward()
+    layer.zero_grad()
+    torch.manual_seed(0)
+    y = layer(x)
+    torch.manual_seed(0)
+    assert torch.equal(y, alike(x))
+    assert y.isfinite().all()

@@ -68,6 +68,15 @@ def integers(shape: tuple[int, ...], seed: int) -> Tensor:
     return values
 
 
+def test_the_bound_of_32_bits_holds_in_every_stage(make_quantizer: Make) -> None:
+    final = {"activations": "int4", **EIGHT_BITS}
+    layer = nn.Linear(150_000, 1, device="meta")
+    quantizer = make_quantizer("int", **final, stages=[{"until": 0.5, "activations": "int8"}])
+    assert BitLinear(layer, quantizer.options).spec.wide
+    with pytest.raises(ValueError, match="more than 32 bits hold"):
+        BitLinear(layer, quantizer.options, quantizer.staged(quantizer.options))
+
+
 @every_kernel
 @pytest.mark.parametrize("inputs", [1_700, 4_099, 20_000])
 def test_sums_of_int8_codes_equal_those_of_int64_rounded_once(

@@ -54,7 +54,7 @@ class ByteTokenizer:
         for token in ids:
             if token == self.end:
                 break
-            yield decoder.decode(bytes([token]))
+            yield decoder.decode(bytes([min(token, 255)]))  # of a model with more ids; no text holds 255
         yield decoder.decode(b"", final=True)
 
     def to_json(self) -> str:

@@ -86,6 +86,12 @@ def decoder_form(model: nn.Module) -> DecoderForm:
             "one in "
             "every block; train with quantizer.norm=rms for all layers or for none"
         )
+    width, dim = model.heads * model.head_dim, model.embed.embedding_dim
+    if not missing and width != dim:
+        raise InexpressibleError(
+            f"the norm before the output of attention is over {width} features, in their architecture with "
+            f"sub-norms over as many as model.dim={dim}; train with model.head_dim=null"
+        )
     first: Any = model.blocks[0]
     hidden = spec.shape[0] if (spec := spec_of(first.ffn.gate)) else first.ffn.gate.out_features
     return DecoderForm(
@@ -131,7 +137,7 @@ def check_plain(name: str, layer: FrozenLayer | QuantizedLayer) -> LayerSpec:
     """The spec of a quantized layer that is codes times scales, no more.
 
     Raises:
-        InexpressibleError: it has a transform, a sparsifier, shifts, planes or another norm.
+        InexpressibleError: it has a transform, a sparsifier, shifts, planes, another norm, or a constant.
     """
     spec = layer.spec
     for what, there in (
@@ -140,10 +146,17 @@ def check_plain(name: str, layer: FrozenLayer | QuantizedLayer) -> LayerSpec:
         ("shifted weights", spec.shift),
         ("weights of several planes", spec.levels.planes > 1),
         ("a norm of its outputs", spec.output_norm != "none"),
+        ("a constant that is added to its outputs", adds_constant(layer)),
     ):
         if there:
             raise InexpressibleError(f"{name} has {what}, which no such engine computes")
     return spec
+
+
+def adds_constant(layer: FrozenLayer | QuantizedLayer) -> bool:
+    """Whether outputs are more than a product: by a bias, or by what weights add, one once frozen."""
+    adds = isinstance(layer, QuantizedLayer) and layer.parts.weights.has_output_offset
+    return adds or own(layer, "bias") is not None
 
 
 def check_int8(name: str, spec: LayerSpec) -> None:

@@ -64,7 +64,11 @@ class Exporter:
         raise NotImplementedError
 
     def write(self, packed: Packed, folder: Path) -> Exported:
-        """Writes a model that passed `check` into an empty folder."""
+        """Writes a model that passed `check` into an empty folder.
+
+        Raises:
+            InexpressibleError: something that shows only now.
+        """
         raise NotImplementedError
 
 

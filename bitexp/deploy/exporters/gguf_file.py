@@ -84,6 +84,10 @@ class GgufFile(Exporter):
             raise InexpressibleError(
                 "its architecture with sub-norms has a head that is the embedding; train with model.tied=true"
             )
+        if not form.body and self.type not in ("auto", "f32"):
+            raise InexpressibleError(
+                f"type={self.type} is for quantized layers, and there are none; leave it out: weights are F32"
+            )
         for name, layer in form.body.items():
             spec = check_plain(name, layer)
             if spec.activations is not None:
@@ -93,10 +97,15 @@ class GgufFile(Exporter):
     def check_type(self, name: str, layer: FrozenLayer | QuantizedLayer) -> None:
         """Raises `InexpressibleError` where the type that was asked for cannot hold a layer."""
         kind, levels, inputs = self.type, layer.spec.levels, layer.spec.shape[1]
+        several = scale_dims(layer) > 0 and name != "head"  # which is F32 beside others that are F16
         if kind in BLOCKS and inputs % BLOCKS[kind][0]:
             raise InexpressibleError(
                 f"{name} has {inputs} inputs, and type={kind} takes multiples of {BLOCKS[kind][0]}; use "
-                "type=f16"
+                f"type={'f32' if several else 'f16'}"
+            )
+        if kind == "f16" and several:
+            raise InexpressibleError(
+                f"{name} has several scales, and type=f16 holds one beside the codes; use type=f32"
             )
         if kind == "q1_0" and levels != BINARY:
             raise InexpressibleError(f"type=q1_0 holds codes -1 and 1, and {name} has others; use type=tq2_0")
@@ -115,7 +124,7 @@ class GgufFile(Exporter):
         """The type of quantized layers; `f32` where there are none."""
         body = form.body.values()
         if not body:
-            return "f32" if self.type == "auto" else self.type
+            return "f32"
         if self.type != "auto":
             return self.type
         if any(layer.spec.levels.largest > 1 or scale_dims(layer) == 2 for layer in body):
@@ -224,10 +233,16 @@ class Writer:
 
 
 def block_scales(scale: Array, shape: tuple[int, ...], block: int) -> NDArray[np.float16]:
-    """fp16 scales `[rows, blocks]`: ones where one fp32 scale stands beside the codes."""
+    """fp16 scales `[rows, blocks]`: ones where one fp32 scale stands beside the codes.
+
+    Raises:
+        InexpressibleError: they are larger than fp16 holds.
+    """
     rows, blocks = shape[0], shape[1] // block
     if scale.ndim == 0:
         return np.ones((rows, blocks), np.float16)
+    if scale.max() > np.finfo(np.float16).max:
+        raise InexpressibleError(f"scales up to {scale.max():g} are more than fp16 holds; use type=f32")
     per_row = scale[:, None] if scale.ndim == 1 else scale
     return np.repeat(per_row, blocks // per_row.shape[1], 1).astype(np.float16)
 
@@ -258,7 +273,7 @@ def write_gguf(path: Path, form: DecoderForm, kind: str, name: str, tokenizer: s
     file.add_rope_dimension_count(model.head_dim)
     file.add_rope_freq_base(model.rope_base)
     file.add_vocab_size(model.embed.num_embeddings)
-    add_tokenizer(file, tokenizer, gguf.TokenType)
+    add_tokenizer(file, tokenizer, model.embed.num_embeddings, gguf.TokenType)
     file.add_tensor("token_embd.weight", array(model.embed.weight))
     for norm, gain in form.gains.items():
         file.add_tensor(f"{their_name(norm)}.weight", array(gain))
@@ -273,14 +288,18 @@ def write_gguf(path: Path, form: DecoderForm, kind: str, name: str, tokenizer: s
     file.close()
 
 
-def add_tokenizer(file: Any, text: str | None, kinds: Any) -> None:
-    """The tokenizer as keys: byte pairs over GPT-2's alphabet; none where there is none."""
+def add_tokenizer(file: Any, text: str | None, rows: int, kinds: Any) -> None:
+    """The tokenizer as keys: byte pairs over GPT-2's alphabet; none where there is none.
+
+    Args:
+        rows: of the embedding: llama.cpp refuses a file with fewer words.
+    """
     if text is None:
         file.add_tokenizer_model("none")
         return
     words = vocabulary(text)
     listed, types = [], []
-    for number, word in enumerate(words.words):
+    for number, word in enumerate([*words.words, *[None] * (rows - len(words.words))]):
         listed.append(f"[PAD{number}]" if word is None else word)
         kind = kinds.UNUSED if word is None else kinds.NORMAL
         kind = kinds.CONTROL if number in words.special else kind

@@ -11,6 +11,7 @@ from bitexp.common.errors import UserError
 from bitexp.common.files import read_yaml
 from bitexp.data import DATA
 from bitexp.deploy.exporters.exporter import Packed
+from bitexp.models.decoder import Decoder
 from bitexp.track.folder import RunFolder, checksum, is_number
 
 TESTED = "test_packed/"
@@ -73,7 +74,7 @@ def metadata(packed: Packed, own: Mapping[str, Any], found: Measured | None) -> 
     base = own.get("base_model")
     if base is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", str(base)):
         raise UserError(f"base_model={base} is no name on the hub, which is OWNER/NAME")
-    task = "text-generation" if "tokenizer" in packed.preprocessing else "image-classification"
+    task = "text-generation" if isinstance(packed.model, Decoder) else "image-classification"
     head = {key: value for key, value in own.items() if value is not None and key != "tags"}
     quantizer = packed.description.quantizer
     assert isinstance(quantizer, Mapping)

@@ -97,6 +97,12 @@ class TransformersFolder(Exporter):
                     f"{name} has {spec.shape[0]} outputs, and {ROWS} share a byte; choose model.dim and "
                     f"model.mlp_ratio so that all widths are multiples of {ROWS}"
                 )
+        floats = sorted(name for name, layer in body.items() if layer.spec.activations is None)
+        if floats and len(floats) < len(body):
+            raise InexpressibleError(
+                f"the activations of {floats[0]} are floats and others int8, and transformers has the "
+                "same for all quantized layers; train with one quantizer.activations for all of them"
+            )
         if body and not set(form.linears) <= set(body):
             other = sorted(set(form.linears) - set(body))
             raise InexpressibleError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitexp.common.errors import UserError
-from bitexp.deploy.forms.file import matrices, packed_signs, read_form, save_form, signs
+from bitexp.deploy.forms.file import UNFIT, matrices, packed_signs, read_form, save_form, signs
 from bitexp.deploy.packed_file import PackedFile, checksum_of, unpack
 from bitexp.kernels.reference import Reference
 
@@ -60,8 +60,10 @@ def applied(
         for name in matrices(header["header"], base[1]):
             codes, scale = found.pop(f"{name}.signs"), found.pop(f"{name}.scale")
             weight = base[1][name]
+            if scale.dim():
+                raise ValueError(f"{name} has the scale {list(scale.shape)}, which should be one number")
             found[name] = weight + (signs(codes, weight[0].numel()) * scale).reshape(weight.shape)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except UNFIT as error:
         raise UserError(f"{path} does not describe a delta that can be built here: {error}") from error
     return header["header"], found
 

@@ -19,6 +19,8 @@ from bitexp.quant.levels import BINARY
 
 SIGNS = layout_of("pack1", BINARY)
 """How signs lie in bytes: that of every binary network."""
+UNFIT = (IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What parts of a file raise that do not fit together."""
 
 
 def full_precision(path: Path) -> PackedFile:
@@ -49,7 +51,9 @@ def packed_signs(values: Tensor) -> Tensor:
 
 
 def signs(packed: Tensor, inputs: int) -> Tensor:
-    """-1.0 and 1.0 `[rows, inputs]`. Raises `ValueError` for bytes that no signs make."""
+    """-1.0 and 1.0 `[rows, inputs]`. Raises `ValueError` for what no signs make."""
+    if packed.dtype != torch.uint8 or packed.dim() != 2:
+        raise ValueError(f"signs are rows of bytes, and these are {packed.dtype} {list(packed.shape)}")
     return SIGNS.unpack(packed, inputs).float()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bitexp.common.errors import UserError
 from bitexp.common.format import size
-from bitexp.deploy.forms.file import matrices, packed_signs, read_form, save_form, signs
+from bitexp.deploy.forms.file import UNFIT, matrices, packed_signs, read_form, save_form, signs
 from bitexp.deploy.packed_file import PackedFile
 
 PARTS = {"header": dict, "order": list, "layers": dict}
@@ -97,7 +97,7 @@ class Stack:
     tensors: dict[str, Tensor]
 
     def check(self) -> None:
-        """Raises `ValueError` or `KeyError` where parts are missing, or do not fit together."""
+        """Raises one of `UNFIT` where parts are missing, or do not fit together."""
         numbers = dict.fromkeys(self.shapes, 0)
         for layer, number in self.order:
             if number != numbers[layer]:
@@ -134,7 +134,7 @@ class Stack:
             a packed file of floats, how many blocks they are made of, and the bytes of these and of all else.
 
         Raises:
-            UserError: not even what is always there fits.
+            UserError: not even what is always there fits, or a block is damaged.
         """
         rest, used = self.rest, self.extent[0]
         if limit is not None and used > limit:
@@ -150,10 +150,13 @@ class Stack:
                 break
             chosen[layer].append(block)
             used, count = used + taken, count + 1
-        floats = {
-            layer: composed(blocks, rest.pop(f"{layer}.columns"), self.shapes[layer])
-            for layer, blocks in chosen.items()
-        }
+        try:
+            floats = {
+                layer: composed(blocks, rest.pop(f"{layer}.columns"), self.shapes[layer])
+                for layer, blocks in chosen.items()
+            }
+        except UNFIT as error:
+            raise UserError(f"the stack has blocks that make no weights: {error}") from error
         return (self.header, {**rest, **floats}), count, used
 
 
@@ -202,6 +205,6 @@ def read_stack(path: Path) -> Stack:
         order = [(str(layer), int(number)) for layer, number in header["order"]]
         stack = Stack(header["header"], order, header["layers"], tensors)
         stack.check()
-    except (KeyError, TypeError, ValueError) as error:
+    except UNFIT as error:
         raise UserError(f"{path} does not describe a stack that can be built here: {error}") from error
     return stack

@@ -16,7 +16,7 @@ from bitexp.common.files import check_regular
 from bitexp.deploy.frozen import freeze
 from bitexp.deploy.sources.base import SOURCES, Source, Which, check_same, finite, sound, told
 from bitexp.deploy.sources.gguf_tokenizer import tokenizer_json
-from bitexp.deploy.sources.names import renamed
+from bitexp.deploy.sources.names import in_floats, renamed
 from bitexp.deploy.sources.transformers import restore
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.models import MODELS
@@ -110,6 +110,7 @@ class Gguf(Source):
                 raise ValueError(f"its feed_forward_length {hidden} is no multiple of {dim} in floats")
             if whole(self.value("A.rope.dimension_count", dim // heads)) != dim // heads:
                 raise ValueError("its heads are of another size than the width over their number")
+            self.check_rotations()
             return {
                 "vocabulary": int(self.entries["embed.weight"].shape[1]),
                 "context": whole(self.value("A.context_length")),
@@ -126,6 +127,15 @@ class Gguf(Source):
                 "init_std": None,
                 "dropout": 0.0,
             }
+
+    def check_rotations(self) -> None:
+        """Raises `ValueError` for rotary positions that are scaled; `linear` without a factor are not."""
+        kind = self.value("A.rope.scaling.type", "linear")
+        factor = self.value("A.rope.scaling.factor", self.value("A.rope.scale_linear", 1.0))
+        if kind not in ("none", "linear") or (kind == "linear" and factor not in (0, 1)):
+            raise ValueError(
+                f"its rotary positions are scaled ({kind}, {factor:g}), and the decoder computes the default"
+            )
 
     @property
     def ternary(self) -> list[str]:
@@ -224,9 +234,10 @@ class Gguf(Source):
         """
         self.check()
         weight = self.floats(f"{layer}.weight")
-        scale = weight.abs().amax()
+        largest = weight.abs().amax()
+        scale = torch.where(largest == 0, torch.ones_like(largest), largest)
         codes = (weight / scale).round()
-        if scale <= 0 or not torch.equal(codes * scale, weight):
+        if not torch.equal(codes * scale, weight):
             raise ValueError(f"{layer} has several scales, and only one for a layer can be imported")
         if f"{layer}.scale" in self.entries:
             scale = scale * self.floats(f"{layer}.scale").reshape(())
@@ -252,7 +263,7 @@ class Gguf(Source):
         model: nn.Module = MODELS.get("decoder")(**self.arguments)
         model.load_state_dict(state)
         if self.ternary:
-            quantize(model, self.quantizer, self.ternary, ["embed", "head"])
+            quantize(model, self.quantizer, self.ternary, in_floats(self.ternary))
             for name, layer in freeze(model, kernel=kernel).items():
                 restore(layer, *self.codes(name))
         return model.eval()

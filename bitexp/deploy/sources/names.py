@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
@@ -38,6 +38,11 @@ DECODER = {
     r"model\.layers\.(\d+)\.post_attention_layernorm\.weight": r"blocks.\1.ffn.norm.weight",
 }
 """Names in transformers' models of the LLaMA family, and in our decoder."""
+
+
+def in_floats(ternary: Collection[str]) -> list[str]:
+    """What of our decoder is no quantized layer, where these are ternary: the head may be one."""
+    return ["embed"] if "head" in ternary else ["embed", "head"]
 
 
 def renamed(table: Mapping[str, str], name: str) -> str | None:

@@ -19,7 +19,7 @@ from bitexp.common.errors import UserError
 from bitexp.common.files import read_json, read_text
 from bitexp.deploy.frozen import FrozenLayer, freeze
 from bitexp.deploy.sources.base import SOURCES, Source, Which, check_same, finite, sound, told
-from bitexp.deploy.sources.names import DECODER, renamed
+from bitexp.deploy.sources.names import DECODER, in_floats, renamed
 from bitexp.deploy.sources.tensor_files import Shapes, header_of, read_safetensors
 from bitexp.kernels import Kernel, as_kernel
 from bitexp.models import MODELS
@@ -30,6 +30,14 @@ from bitexp.quant.presets import as_quantizer
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "bitnet")
 KNOWN = {"silu": "silu", "relu2": "relu2", "swish": "silu"}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "bitnet": {"rope_theta": 500000.0, "rms_norm_eps": 1e-5},
+    "mistral": {"sliding_window": 4096},
+    "qwen3": {"head_dim": 128},
+}
+"""What a config.json that does not say it means, where that is not the same in all families."""
+CHOSEN = {"linear_class": ("bitlinear", "autobitlinear"), "quantization_mode": ("offline", "online")}
+"""What a quantization_config may say; first what it means where it says nothing."""
 INDEX = "model.safetensors.index.json"
 SCALE = ".weight_scale"
 CODES = 4
@@ -125,7 +133,11 @@ class Transformers(Source):
     @property
     def tokenizer(self) -> str | None:
         file = self.path / "tokenizer.json"
-        return read_text(file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        if not isinstance(read_json(file), dict):
+            raise UserError(f"{file} is damaged: replace it, or remove it where no text is to be written")
+        return read_text(file)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
@@ -193,7 +205,7 @@ class Transformers(Source):
         model: nn.Module = MODELS.get("decoder")(**self.arguments)
         model.load_state_dict(state)
         if self.ternary:
-            quantize(model, "b158", self.ternary, ["embed", "head"])
+            quantize(model, "b158", self.ternary, in_floats(self.ternary))
             set_backend(model, kernel.backend)
         if self.packed:
             for name, layer in freeze(model, kernel=kernel).items():
@@ -211,6 +223,7 @@ def decoder_arguments(config: Mapping[str, Any], shapes: Shapes) -> dict[str, An
     family = config.get("model_type")
     if family not in FAMILIES:
         raise ValueError(f"its model_type is {family}; the decoder computes {', '.join(FAMILIES)}")
+    config = {**DEFAULTS.get(family, {}), **config}
     dim, heads = whole(config, "hidden_size"), whole(config, "num_attention_heads")
     hidden, context = whole(config, "intermediate_size"), whole(config, "max_position_embeddings")
     activation = config.get("hidden_act", "relu2" if family == "bitnet" else "silu")
@@ -228,6 +241,8 @@ def decoder_arguments(config: Mapping[str, Any], shapes: Shapes) -> dict[str, An
     slides = config.get("use_sliding_window", family == "mistral")
     if slides and isinstance(window, int):
         context = min(context, window)
+    if not isinstance(tied := config.get("tie_word_embeddings", False), bool):
+        raise ValueError(f"its config.json has {tied!r} as tie_word_embeddings, which is true or false")
     arguments = {
         "vocabulary": whole(config, "vocab_size"),
         "context": context,
@@ -238,7 +253,7 @@ def decoder_arguments(config: Mapping[str, Any], shapes: Shapes) -> dict[str, An
         "mlp_ratio": ratio,
         "activation": KNOWN[activation],
         "sub_norm": family == "bitnet",
-        "tied": bool(config.get("tie_word_embeddings", False)),
+        "tied": tied,
         "rope_base": rope_base(config),
         "norm_eps": number(config.get("rms_norm_eps", 1e-6)),
         "init_std": None,
@@ -287,12 +302,21 @@ def ternary_layers(chosen: Any, packed: Sequence[str], depth: int) -> list[str]:
     if not isinstance(chosen, Mapping) or chosen.get("quant_method") != "bitnet":
         method = chosen.get("quant_method") if isinstance(chosen, Mapping) else chosen
         raise ValueError(f"it is quantized by {method}; only bitnet is known, and weights as floats")
+    for key, words in CHOSEN.items():
+        if (word := chosen.get(key, words[0])) not in words:
+            raise ValueError(f"its quantization_config has {key}={word!r}. Known: {', '.join(words)}")
     if chosen.get("use_rms_norm"):
         raise ValueError("its layers have norms of their own (use_rms_norm), which the decoder has not")
     if chosen.get("quantization_mode", "offline") == "offline":
         if not packed:
             raise ValueError("its quantization_config says that weights are packed, and none is")
         return list(packed)
+    kept = chosen.get("modules_to_not_convert")
+    if kept is not None and set(kept) != {"lm_head"}:
+        raise ValueError(
+            f"its quantization_config leaves {', '.join(map(str, kept)) or 'no layer'} in floats "
+            "(modules_to_not_convert), and latent weights are known with lm_head left out alone"
+        )
     parts = [*(f"attn.{part}" for part in "qkvo"), "ffn.gate", "ffn.up", "ffn.down"]
     return [f"blocks.{layer}.{part}" for layer in range(depth) for part in parts]
 

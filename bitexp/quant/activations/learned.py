@@ -16,7 +16,7 @@ from bitexp.quant.spec import EPS, ActivationSpec, Part
 
 
 class Calibrated(ActivationQuantizer):
-    """What it learns is set by the first training batch, once: a buffer keeps that it was."""
+    """What it learns is set by the first training batch that is not empty: a buffer keeps that it was."""
 
     begun: Tensor
 
@@ -31,6 +31,8 @@ class Calibrated(ActivationQuantizer):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> None:
+        if not x.numel():
+            return
         self.begin(x)
         if dist.is_available() and dist.is_initialized():  # each process has another first batch
             for parameter in self.learned():

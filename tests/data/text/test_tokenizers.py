@@ -104,6 +104,14 @@ def test_a_character_is_said_once_it_is_whole(kind):
 
 
 @each
+def test_ids_of_a_model_that_has_more_can_be_said(kind):
+    tokenizer = KINDS[kind]
+    ids = encode(tokenizer, "é")
+    unknown = "\ufffd" if kind == "bytes" else ""
+    assert say(tokenizer, [*ids, tokenizer.size, *ids, 10**6]) == f"é{unknown}é{unknown}"
+
+
+@each
 @given(st.data())
 def test_any_tokens_can_be_said(kind, data):
     """A network that has learned little makes bytes that are no characters."""

@@ -87,8 +87,19 @@ def test_transformers_in_full_precision(
         ("full", {}, {"sub_norm": True, "tied": True}, "f32"),
         ("b158", {"activations": "none"}, {}, "f32"),
         ("ternary_mean", {**RMS, "activations": "none", "weights": CHANNEL}, {"tied": True}, "f32"),
+        ("full", {}, {"vocabulary": 300}, "f32"),
     ],
-    ids=["llama", "tq1_0", "norms of the layers", "binary", "full", "full, bitnet", "floats", "channels"],
+    ids=[
+        "llama",
+        "tq1_0",
+        "norms of the layers",
+        "binary",
+        "full",
+        "full, bitnet",
+        "floats",
+        "channels",
+        "rows without a word",
+    ],
 )
 def test_llama_cpp(
     tmp_path: Path, quantizer: str, changes: dict[str, Any], sizes: dict[str, Any], kind: str

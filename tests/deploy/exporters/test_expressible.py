@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bitexp.deploy import export
+from bitexp.deploy import Description, export, freeze, save_packed
 from bitexp.deploy.exporters import expressible
 from bitexp.deploy.exporters.exporter import InexpressibleError
 from bitexp.deploy.exporters.gguf_file import GgufFile
@@ -21,15 +22,26 @@ NOT_TRANSFORMERS = [
     ("b158", {"weights": {"granularity": "channel"}}, {}, "quantizer.weights.granularity=tensor"),
     ("int", {**RMS, "weights": {"bits": 4}}, {}, "-1, 0 and 1"),
     ("ternary_hadamard", RMS, {}, "transform"),
+    ("tequila", {**RMS, "weights": {"granularity": "tensor"}}, {}, "a constant"),
+    ("b158", {}, {"sub_norm": True, "head_dim": 8}, "model.head_dim=null"),
+    ("ternary_mean", RMS, {"head_dim": 8}, "model.head_dim=null"),
     ("b158", {}, {"dim": 36, "heads": 2, "mlp_ratio": 1.5, "kv_heads": 1}, "multiples of 4"),
     ("ternary_mean", RMS, {"norm_eps": 1e-6}, "model.norm_eps=1e-05"),
     ("b158", {"layers": [{"match": "*.down", "weights": "none", "activations": "none"}]}, {}, "all layers"),
+    ("b158", {"layers": [{"match": "*.down", "activations": "none"}]}, {}, "one quantizer.activations"),
 ]
 NOT_GGUF = [
     ("ternary_mean", {}, {}, {}, "quantizer.norm=rms"),
     ("b158", {}, {"activation": "relu2"}, {}, "model.activation=silu"),
     ("b158", {}, {"sub_norm": True}, {}, "model.tied=true"),
+    ("tequila", RMS, PORTABLE, {}, "a constant"),
+    ("b158", {}, PORTABLE | {"sub_norm": True, "head_dim": 32}, {}, "model.head_dim=null"),
     ("b158", {}, {}, {"type": "tq2_0"}, "type=f16"),
+    ("b158", {"weights": {"granularity": "channel"}}, {}, {"type": "tq2_0"}, "type=f32"),
+    ("b158", {"weights": {"granularity": "channel"}}, PORTABLE, {"type": "f16"}, "type=f32"),
+    ("b158", {"weights": GROUP}, PORTABLE, {"type": "f16"}, "type=f32"),
+    ("full", {}, PORTABLE, {"type": "f16"}, "leave it out"),
+    ("full", {}, PORTABLE, {"type": "tq2_0"}, "leave it out"),
     ("b158", {}, PORTABLE, {"type": "q1_0"}, "type=tq2_0"),
     ("int", {**RMS, "weights": {"bits": 4}}, PORTABLE, {"type": "tq1_0"}, "type=f32"),
     (
@@ -60,7 +72,12 @@ def test_not_for_llama_cpp(
 
 
 def test_a_frozen_model_and_its_description_say_the_same(tmp_path: Path) -> None:
-    for description in (described("b158"), described("ternary_mean"), described("b158", sub_norm=True)):
+    for description in (
+        described("b158"),
+        described("ternary_mean"),
+        described("b158", sub_norm=True),
+        described("tequila", {**RMS, "weights": {"granularity": "tensor"}}),
+    ):
         source = packed(tmp_path, description)
         assert expressible(source.model) == expressible(description.build())
 
@@ -90,6 +107,42 @@ def test_mistakes_are_sentences(
     assert export.main([str(source.path), *words]) == 2
     assert hint in capsys.readouterr().err
     assert not (tmp_path / "export").exists()
+
+
+@pytest.mark.parametrize("target", ["torch", "c"])
+def test_what_shows_only_while_it_is_written_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str
+) -> None:
+    sizes = {
+        "patch": 13,
+        "dim": 8,
+        "depth": 1,
+        "heads": 2,
+        "mlp_ratio": 1.0,
+        "dropout": 0.0,
+        "pool": "mean",
+        "classes": 2,
+    }
+    exclude = ["patch_embed", "pos_embed", "head"]
+    wide = Description("vit", {"shape": (1, 260, 260), **sizes}, "b158", exclude=exclude)
+    source = packed(tmp_path, wide, {})
+    assert export.main([str(source.path), "--to", target]) == 2
+    assert {"torch": "what its inputs are", "c": "65,536"}[target] in capsys.readouterr().err
+    assert not (tmp_path / "export" / target).exists()
+
+
+def test_scales_that_fp16_does_not_hold_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    description = described("b158", {"weights": {"granularity": "channel"}}, **PORTABLE)
+    model = description.build()
+    with torch.no_grad():
+        model.get_parameter("blocks.0.attn.v.weight").fill_(1e5)
+    freeze(model.eval())
+    save_packed(tmp_path / "packed.safetensors", model, description)
+    assert export.main([str(tmp_path / "packed.safetensors"), "--to", "gguf"]) == 2
+    assert "more than fp16 holds; use type=f32" in capsys.readouterr().err
+    assert export.main([str(tmp_path / "packed.safetensors"), "--to", "gguf", "type=f32"]) == 0
 
 
 def test_a_folder_of_ours_is_replaced_and_no_other(

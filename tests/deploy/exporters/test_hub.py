@@ -32,6 +32,12 @@ FILES = {
 }  # fmt: skip
 
 
+def test_a_decoder_without_a_tokenizer_generates_text_as_well(tmp_path: Path) -> None:
+    source = packed(tmp_path, described("b158", **PORTABLE), {"imported": "GGUF file"})
+    write(build("gguf", {}), source, tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.pipeline_tag == "text-generation"
+
+
 def of_a_run(source: Packed, data: dict[str, Any], metrics: dict[str, float]) -> Packed:
     """The same packed file as that of a finished run."""
     folder = source.path.parent / "run"

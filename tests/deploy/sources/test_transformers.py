@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from bitexp.common.errors import UserError
 from bitexp.deploy.sources import find_source
+from bitexp.deploy.sources.transformers import DEFAULTS
 from tests.support.foreign_models import save_transformers
 
 pytestmark = pytest.mark.filterwarnings(
@@ -44,6 +46,22 @@ def test_it_computes_what_transformers_computes(tmp_path: Path, kind: str, chang
     assert {name: t.shape for name, t in weights.items()} == {
         name: t.shape for name, t in source.model().state_dict().items()
     }
+
+
+def test_what_a_config_does_not_say_is_what_transformers_takes_it_for(tmp_path: Path) -> None:
+    save_transformers(tmp_path, "BitNet", hidden_act="relu2", rms_norm_eps=1e-5)
+    file = tmp_path / "config.json"
+    unsaid = ("rms_norm_eps", "rope_parameters", "rope_theta", "rope_scaling", "hidden_act")
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k not in unsaid}))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    tokens = torch.randint(37, (3, 40))
+    ours = find_source(str(tmp_path)).model()(tokens)
+    torch.testing.assert_close(ours, theirs(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "key"), [("Mistral", "sliding_window"), ("Qwen3", "head_dim")])
+def test_defaults_of_a_family_are_those_of_transformers(kind: str, key: str) -> None:
+    assert DEFAULTS[kind.lower()][key] == getattr(getattr(transformers, f"{kind}Config")(), key)
 
 
 def test_a_model_in_several_files_is_one(tmp_path: Path) -> None:
