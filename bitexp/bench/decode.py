@@ -22,13 +22,14 @@ import torch
 from rich import box
 from rich.table import Table
 
-from bitexp.bench.layers import bare_products, call_on, positive
+from bitexp.bench.layers import bare_products, call_on
 from bitexp.bench.models import composed_model
 from bitexp.bench.output import save_rows
 from bitexp.bench.timing import measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.format import counted, size
+from bitexp.common.program import positive
 from bitexp.deploy.compiled import CompiledDecoder
 from bitexp.deploy.engines.llama_cpp import Llama
 from bitexp.deploy.exporters.decoder_form import decoder_form

@@ -20,12 +20,12 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from bitexp.bench.layers import positive
 from bitexp.bench.output import save_rows
 from bitexp.bench.timing import Call, measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.format import counted, path_text, size
+from bitexp.common.program import positive
 from bitexp.deploy.compiled import CompiledDecoder
 from bitexp.deploy.engines import ENGINES, Engine, Text
 from bitexp.deploy.exporters.exporter import Packed, reason

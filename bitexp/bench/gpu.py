@@ -29,6 +29,7 @@ from bitexp.bench.gpu_layers import BASE, CANDIDATES, check_gpu
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.format import counted
+from bitexp.common.program import positive
 from bitexp.quant.absmax import absmax_codes
 
 LAYERS = ("2560x6912", "13824x2560", "4096x4096", "1024x1024")
@@ -54,8 +55,8 @@ class GpuTiming:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
     parser.add_argument("--layers", nargs="+", default=LAYERS, metavar="OUTxIN", help="(default: four)")
-    parser.add_argument("--tokens", nargs="+", type=int, default=TOKENS)
-    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--tokens", nargs="+", type=positive, default=TOKENS)
+    parser.add_argument("--rounds", type=positive, default=11)
     parser.add_argument("--save", type=Path, metavar="FILE.csv", help="also write the numbers")
 
 

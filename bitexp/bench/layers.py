@@ -28,6 +28,7 @@ from bitexp.bench.timing import Call, measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.format import counted
+from bitexp.common.program import positive
 from bitexp.common.spelling import nearest
 from bitexp.kernels.cpu import memory
 from bitexp.kernels.cpu.jit import missing
@@ -44,13 +45,6 @@ def shape(text: str) -> tuple[int, int]:
     if not match or not int(match[1]) or not int(match[2]):
         raise argparse.ArgumentTypeError(f"'{text}' is not a shape: write OUTPUTSxINPUTS, as in 2560x6912")
     return int(match[1]), int(match[2])
-
-
-def positive(text: str) -> int:
-    """A number from 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
-    return int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

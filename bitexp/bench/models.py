@@ -24,12 +24,12 @@ from rich.table import Table
 from torch import nn
 
 from bitexp.bench.candidates import build_model, settings_of
-from bitexp.bench.layers import positive
 from bitexp.bench.output import save_rows
 from bitexp.bench.timing import Call, measure
 from bitexp.common.console import Report
 from bitexp.common.errors import UserError
 from bitexp.common.format import amount, counted, size
+from bitexp.common.program import positive
 from bitexp.common.spelling import nearest
 from bitexp.config.paths import CONF
 from bitexp.deploy.compiled import CompiledClassifier, CompiledDecoder

@@ -20,6 +20,7 @@ from bitexp.bench.candidates import CONTROL, FULL, Cost, candidates, measure
 from bitexp.common.console import Report
 from bitexp.common.format import counted, size
 from bitexp.common.memory import keep_freed_memory
+from bitexp.common.program import positive
 
 PRECISIONS = ("binary", "ternary_mean", "ternary_median", "b158", "reloaded")
 """What is measured beside `full` and `full_norm` where nothing else is asked for."""
@@ -31,14 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", default="vit", help="a name in conf/model, reference_mlp or reference_block (default: vit)"
     )
     images = parser.add_argument_group("for models of images")
-    images.add_argument("--shape", type=int, nargs=3, default=[1, 8, 8], metavar=("C", "H", "W"))
-    images.add_argument("--classes", type=int, default=10)
+    images.add_argument("--shape", type=positive, nargs=3, default=[1, 8, 8], metavar=("C", "H", "W"))
+    images.add_argument("--classes", type=positive, default=10)
     text = parser.add_argument_group("for models of text")
-    text.add_argument("--context", type=int, default=128, help="tokens at once (default: 128)")
-    text.add_argument("--vocabulary", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=40, help="steps of each candidate (default: 40)")
-    parser.add_argument("--threads", type=int, default=1)
+    text.add_argument("--context", type=positive, default=128, help="tokens at once (default: 128)")
+    text.add_argument("--vocabulary", type=positive, default=256)
+    parser.add_argument("--batch", type=positive, default=64)
+    parser.add_argument("--rounds", type=positive, default=40, help="steps of each candidate (default: 40)")
+    parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument(
         "--quantizers", nargs="+", default=[*PRECISIONS], metavar="NAME",
         help="names in conf/quantizer, beside full and full_norm (default: the published precisions)",

@@ -24,10 +24,10 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from bitexp.bench.layers import positive
 from bitexp.bench.output import save_rows
 from bitexp.common.console import Report
 from bitexp.common.format import counted, path_text
+from bitexp.common.program import positive
 from bitexp.deploy.engine_table import data_of
 from bitexp.deploy.forms.file import full_precision, matrices
 from bitexp.deploy.forms.load import packed_path

@@ -9,6 +9,13 @@ from typing import Any
 from bitexp.common.exit import guarded
 
 
+def positive(text: str) -> int:
+    """An argument that is a number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of at least 1")
+    return int(text)
+
+
 def run_program(
     name: str,
     description: str | None,

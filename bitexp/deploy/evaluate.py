@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bitexp.common.errors import UserError
-from bitexp.common.program import run_program
+from bitexp.common.program import positive, run_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples", type=int, help="windows of text (default: 24) or images (10,000; corrupted 2,000)"
     )
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=positive, default=1)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> None:
 
     if options.samples is not None and options.samples < 1:
         raise UserError(f"--samples={options.samples} must be at least 1")
-    torch.set_num_threads(max(1, options.threads))
+    torch.set_num_threads(options.threads)
     if options.corruptions or options.bytes is not None:
         if options.runtime or options.folder or (options.corruptions and options.bytes is not None):
             raise UserError(

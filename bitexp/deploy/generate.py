@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 from bitexp.common.console import Report, write
 from bitexp.common.errors import UserError
 from bitexp.common.format import counted
-from bitexp.common.program import run_program
+from bitexp.common.program import positive, run_program
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bytes", type=int, help="of the run's stack (python -m bitexp stack) at most")
     parser.add_argument("--delta", type=Path, help="what was fine-tuned (python -m bitexp delta)")
     parser.add_argument("--kernel", default="auto", help="what multiplies packed codes (default: auto)")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=positive, default=1)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     from bitexp.models.decoder import Decoder
     from bitexp.models.generation import Sampling, Writer, generate, generate_together
 
-    torch.set_num_threads(max(1, options.threads))
+    torch.set_num_threads(options.threads)
     try:
         sampling = Sampling(options.temperature, options.top_k, options.top_p, options.seed)
         kernel, kernel_name, _ = choose_kernel(options.kernel, "cpu")

@@ -234,6 +234,7 @@ def test_the_end_of_a_document_ends_the_text(
         (("--temperature", -1), r"--temperature=-1\.0 must be 0 \(greedy\) or above"),
         (("--seed", -1), "--seed=-1 must be at least 0"),
         (("--tokens", 0), "--tokens=0 must be at least 1"),
+        (("--threads", 0), "argument --threads: '0' must be a whole number of at least 1"),
         (("--tokens", "many"), "argument --tokens: invalid int value: 'many'"),
         (("--weights", "first"), "argument --weights: invalid choice: 'first'"),
         (("--weights", "best"), r"best\.ckpt cannot be used: it is missing"),
