@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from bitexp.claims.analyses import Answer, Evidence
 from bitexp.claims.cells import Cell, cells, count, settings, tuning_cells
@@ -162,27 +163,29 @@ class Plan:
         """The finished run of a cell, made here or on another machine; None where there is none."""
         if not self._tried:
             return None
-        words = self.resolved(cell.words)
-        key = (*words, str(cell.seed))
+        key = (*self.resolved(cell.words), str(cell.seed))
         if key not in self._seen:
-            if (tuple(sorted(words)), str(cell.seed)) not in self._tried:
-                return None  # to find out which run it would be takes a third of a second
-            planned = self.identities.planned(words)
-            run_id = planned.id(cell.seed)
-            run = known_run(outputs() / planned.name / run_id) or self.record.get(run_id)
+            if (folder := self.tried(cell)) is None:
+                return None
+            run = known_run(folder) or self.record.get(folder.name)
             if run is None or run.facts["seed"] != str(cell.seed):
                 return None
-            self._seen[key] = self.record[run_id] = run
+            self._seen[key] = self.record[folder.name] = run
         return self._seen[key]
 
     def has_diverged(self, cell: Cell) -> bool:
         """Whether the run of a cell was made here, and will never be finished: its loss became NaN."""
+        folder = self.tried(cell)
+        result = None if folder is None else RunFolder(folder).result()
+        return result is not None and result["kind"] == "diverged"
+
+    def tried(self, cell: Cell) -> Path | None:
+        """The folder of the run of a cell, named by its id; None where its words were never given."""
         words = self.resolved(cell.words)
         if (tuple(sorted(words)), str(cell.seed)) not in self._tried:
-            return False
+            return None  # to find out which run it would be takes a third of a second
         planned = self.identities.planned(words)
-        result = RunFolder(outputs() / planned.name / planned.id(cell.seed)).result()
-        return result is not None and result["kind"] == "diverged"
+        return outputs() / planned.name / planned.id(cell.seed)
 
     def used(self) -> Iterator[Known]:
         """The finished runs that answer these questions, each once."""

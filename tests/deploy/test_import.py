@@ -16,8 +16,7 @@ from bitexp.deploy import generate, import_model
 from bitexp.deploy.exporters.exporter import Packed
 from bitexp.deploy.exporters.source import read_source
 from bitexp.deploy.exporters.writing import build, write
-from bitexp.deploy.frozen import freeze
-from bitexp.deploy.packed_file import read_packed, save_packed
+from bitexp.deploy.packed_file import read_packed
 from bitexp.deploy.sources import find_source
 from tests.support.exports import PORTABLE, described, packed, tokens
 
@@ -71,13 +70,7 @@ def test_a_model_survives_the_way_out_and_back(
 
 @pytest.mark.parametrize("target", ["transformers", "gguf"])
 def test_a_layer_of_zeros_comes_back(tmp_path: Path, target: str) -> None:
-    description = described("b158", **PORTABLE)
-    model = description.build()
-    with torch.no_grad():
-        model.get_parameter("blocks.0.attn.v.weight").zero_()
-    freeze(model.eval())
-    save_packed(tmp_path / "packed.safetensors", model, description)
-    source = read_source(tmp_path / "packed.safetensors")
+    source = packed(tmp_path, described("b158", **PORTABLE), filled={"blocks.0.attn.v.weight": 0.0})
     back = codes(round_trip(source, tmp_path, target))
     assert all(torch.equal(tensor, back[name]) for name, tensor in codes(source).items())
 
@@ -168,14 +161,8 @@ def test_latent_weights_of_some_layers_alone_are_refused(
 def test_a_model_whose_logits_are_no_numbers_is_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    description = described("b158")
-    description.preprocessing["tokenizer"] = "bytes"
-    model = description.build()
-    with torch.no_grad():
-        model.get_parameter("head.weight").fill_(3e38)
-    freeze(model.eval())
-    save_packed(tmp_path / "packed.safetensors", model, description)
-    assert generate.main([str(tmp_path / "packed.safetensors"), "--temperature", "1"]) == 2
+    source = packed(tmp_path, described("b158"), filled={"head.weight": 3e38})
+    assert generate.main([str(source.path), "--temperature", "1"]) == 2
     assert "logits that are no numbers" in capsys.readouterr().err
 
 

@@ -41,8 +41,17 @@ def described(quantizer: str = "b158", changes: dict[str, Any] | None = None, **
     return Description("decoder", {**DECODER, **sizes}, chosen, exclude=["embed", "head"])
 
 
-def packed(folder: Path, description: Description, preprocessing: dict[str, Any] | None = None) -> Packed:
-    """Writes a packed file of random weights, norms too, and reads it as exporters do."""
+def packed(
+    folder: Path,
+    description: Description,
+    preprocessing: dict[str, Any] | None = None,
+    filled: dict[str, float] | None = None,
+) -> Packed:
+    """Writes a packed file of random weights, norms too, and reads it as exporters do.
+
+    Args:
+        filled: weights that are one number throughout.
+    """
     description.preprocessing.update({"tokenizer": "bytes"} if preprocessing is None else preprocessing)
     torch.manual_seed(0)
     model = description.build()
@@ -53,6 +62,8 @@ def packed(folder: Path, description: Description, preprocessing: dict[str, Any]
         if description.model == "decoder":
             tied = description.model_arguments["tied"]
             model.get_parameter("embed.weight").mul_(5 if tied else 50)  # about as large as trained ones
+        for name, value in (filled or {}).items():
+            model.get_parameter(name).fill_(value)
     freeze(model.eval())
     folder.mkdir(parents=True, exist_ok=True)
     save_packed(folder / "packed.safetensors", model, description)

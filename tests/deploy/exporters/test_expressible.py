@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from bitexp.deploy import Description, export, freeze, save_packed
+from bitexp.deploy import Description, export
 from bitexp.deploy.exporters import expressible
 from bitexp.deploy.exporters.exporter import InexpressibleError
 from bitexp.deploy.exporters.gguf_file import GgufFile
@@ -135,14 +134,10 @@ def test_scales_that_fp16_does_not_hold_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     description = described("b158", {"weights": {"granularity": "channel"}}, **PORTABLE)
-    model = description.build()
-    with torch.no_grad():
-        model.get_parameter("blocks.0.attn.v.weight").fill_(1e5)
-    freeze(model.eval())
-    save_packed(tmp_path / "packed.safetensors", model, description)
-    assert export.main([str(tmp_path / "packed.safetensors"), "--to", "gguf"]) == 2
+    source = packed(tmp_path, description, filled={"blocks.0.attn.v.weight": 1e5})
+    assert export.main([str(source.path), "--to", "gguf"]) == 2
     assert "more than fp16 holds; use type=f32" in capsys.readouterr().err
-    assert export.main([str(tmp_path / "packed.safetensors"), "--to", "gguf", "type=f32"]) == 0
+    assert export.main([str(source.path), "--to", "gguf", "type=f32"]) == 0
 
 
 def test_a_folder_of_ours_is_replaced_and_no_other(
