@@ -16,7 +16,7 @@ from bitexp.claims.identity import Identities
 from bitexp.claims.record import Known, known_run, setting_of
 from bitexp.common.errors import UserError
 from bitexp.report.runs import typed
-from bitexp.track.folder import RunFolder, outputs
+from bitexp.track.folder import outputs
 from bitexp.track.provenance import source_fingerprint
 
 
@@ -79,7 +79,7 @@ class Plan:
     """The questions of a scale with all that is known.
 
     Args:
-        record: finished runs of any machine by id.
+        record: known runs of any machine by id.
         seeds: instead of those in the file.
     """
 
@@ -124,25 +124,25 @@ class Plan:
         waiting: dict[tuple[str, ...], list[Cell]] = {place: [] for place, _ in settings(sweep)}
         counted = set[tuple[str, ...]]()
         for place, group in tuning_cells(sweep).items():
-            finished = {cell: run for cell in group if (run := self.find(cell)) is not None}
-            lost = {cell for cell in group if cell not in finished and self.has_diverged(cell)}
+            known = {cell: run for cell in group if (run := self.find(cell)) is not None}
+            finished = {cell: run for cell, run in known.items() if not run.diverged}
             new = [cell for cell in group if cell.typed not in counted]
             counted |= {cell.typed for cell in new}
             part.known += sum(cell in finished for cell in new)
-            part.diverged += sum(cell in lost for cell in new)
-            waiting[place] += [cell for cell in new if cell not in finished and cell not in lost]
+            part.diverged += sum(cell in known and cell not in finished for cell in new)
+            waiting[place] += [cell for cell in new if cell not in known]
             part.took += seconds_of(finished.values())
-            is_tuned = bool(finished) and len(finished) + len(lost) == len(group)
+            is_tuned = bool(finished) and len(known) == len(group)
             chosen[place] = best(finished) if is_tuned else None
         for cell in cells(sweep, chosen):
             part.words[cell.place] = cell.words
             run = self.find(cell)
-            if run is None and self.has_diverged(cell):
-                part.diverged += 1
-                part.lost.add((cell.place, cell.seed))
-                continue
             if run is None:
                 waiting[cell.place].append(cell)
+                continue
+            if run.diverged:
+                part.diverged += 1
+                part.lost.add((cell.place, cell.seed))
                 continue
             part.known += 1
             part.took += seconds_of([run])
@@ -160,7 +160,7 @@ class Plan:
         return tuple(found)
 
     def find(self, cell: Cell) -> Known | None:
-        """The finished run of a cell, made here or on another machine; None where there is none."""
+        """The run of a cell as far as it is known, made here or on another machine; None where it is not."""
         if not self._tried:
             return None
         key = (*self.resolved(cell.words), str(cell.seed))
@@ -173,12 +173,6 @@ class Plan:
             self._seen[key] = self.record[folder.name] = run
         return self._seen[key]
 
-    def has_diverged(self, cell: Cell) -> bool:
-        """Whether the run of a cell was made here, and will never be finished: its loss became NaN."""
-        folder = self.tried(cell)
-        result = None if folder is None else RunFolder(folder).result()
-        return result is not None and result["kind"] == "diverged"
-
     def tried(self, cell: Cell) -> Path | None:
         """The folder of the run of a cell, named by its id; None where its words were never given."""
         words = self.resolved(cell.words)
@@ -188,7 +182,7 @@ class Plan:
         return outputs() / planned.name / planned.id(cell.seed)
 
     def used(self) -> Iterator[Known]:
-        """The finished runs that answer these questions, each once."""
+        """The known runs that these questions ask for, each once."""
         yield from {run.id: run for run in self._seen.values()}.values()
 
     def unused(self) -> list[Known]:

@@ -22,21 +22,27 @@ from bitexp.track.folder import validation_of
 KEPT = ("val/", "test/", "quant/", "size/")
 """Beginnings of the metrics that are kept."""
 TEXT = (
-    "id", "experiment", "seed", "setting", "headline", "better", "data", "code", "source", "torch", "python",
-    "machine", "threads", "started", "seconds", "steps", "lr_decay_sum",
-    "margin",
+    "id", "experiment", "seed", "setting", "status", "headline", "better", "data", "code", "source",
+    "torch", "python", "machine", "threads", "started", "seconds", "steps", "lr_decay_sum", "margin",
 )  # fmt: skip
 """The columns before those of the metrics."""
+FINISHED, DIVERGED = "finished", "diverged"
+"""How a run ended; a table without the column `status` has runs that are finished alone."""
 NEEDED = ("id", "experiment", "seed", "setting", "headline", "better", "data", "source")
 
 
 @dataclass(frozen=True)
 class Known:
-    """A finished run: a line of the file."""
+    """A run that is finished, or whose loss became NaN: a line of the file."""
 
     id: str
     facts: Mapping[str, str]
     metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether its loss became NaN, so that it has no metrics."""
+        return self.facts.get("status") == DIVERGED
 
     @property
     def score(self) -> float:
@@ -76,7 +82,7 @@ class Known:
 
 
 def known_of(run: Run) -> Known:
-    """The line of a finished run."""
+    """The line of a run that is finished or has diverged."""
     attempt, result = run.attempt, run.result
     machine = [str(gpu) for gpu in attempt.get("gpus") or []] or [str(attempt.get("processor", ""))]
     facts = {
@@ -84,8 +90,9 @@ def known_of(run: Run) -> Known:
         "experiment": run.name,
         "seed": run.seed,
         "setting": shlex.join(setting_of(run.overrides)),
-        "headline": run.headline,
-        "better": result["better"],
+        "status": DIVERGED if run.diverged else FINISHED,
+        "headline": result.get("headline"),
+        "better": result.get("better"),
         "data": run.data,
         "code": json.dumps(attempt.get("code") or {}, sort_keys=True) if attempt.get("code") else "",
         "source": result.get("source"),
@@ -99,9 +106,16 @@ def known_of(run: Run) -> Known:
         "lr_decay_sum": result.get("lr_decay_sum"),
         "margin": run.margin,
     }
+    if run.diverged:
+        return Known(run.id, as_texts(facts))
     last = {name: curve[-1][1] for name, curve in run.curves.items() if name.count("/") == 1}
     metrics = {name: value for name, value in {**last, **run.metrics}.items() if name.startswith(KEPT)}
-    return Known(run.id, {key: "" if value is None else str(value) for key, value in facts.items()}, metrics)
+    return Known(run.id, as_texts(facts), metrics)
+
+
+def as_texts(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Facts as they stand in the file."""
+    return {key: "" if value is None else str(value) for key, value in facts.items()}
 
 
 def setting_of(words: Iterable[str]) -> list[str]:
@@ -117,9 +131,11 @@ def setting_of(words: Iterable[str]) -> list[str]:
 
 
 def known_run(folder: Path) -> Known | None:
-    """The line of the run in a folder; None where it is not finished or cannot be read."""
+    """The line of the run in a folder; None where there is nothing to know yet, or it cannot be read."""
     run = None if not folder.is_dir() else read_run(folder)
-    return None if run is None or isinstance(run, Problem) or not run.finished else known_of(run)
+    if run is None or isinstance(run, Problem) or not (run.finished or run.diverged):
+        return None
+    return known_of(run)
 
 
 def read_record(path: Path) -> dict[str, Known]:
@@ -159,8 +175,10 @@ def read_line(line: Mapping[str | Any, str | None]) -> Known | None:
             except ValueError:
                 return None
     facts = {name: as_it_was(line.get(name) or "") for name in TEXT}
-    number = metrics.get(facts["headline"], math.nan)
-    return Known(facts["id"], facts, metrics) if facts["id"] and math.isfinite(number) else None
+    facts["status"] = facts["status"] or FINISHED
+    known = Known(facts["id"], facts, metrics)
+    measured = known.diverged or math.isfinite(metrics.get(facts["headline"], math.nan))
+    return known if known.id and measured and facts["status"] in (FINISHED, DIVERGED) else None
 
 
 def as_it_was(text: str) -> str:

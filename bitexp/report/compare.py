@@ -217,7 +217,7 @@ def compare(
             group,
             tolerance,
             margin_of(group, margin),
-            [run for run in runs if run.name == name and run.result.get("kind") == "diverged"],
+            [run for run in runs if run.name == name and run.diverged],
         )
         for (name, metric), group in sorted(groups.items())
     ]

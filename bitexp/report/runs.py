@@ -66,6 +66,11 @@ class Run:
         return self.status == "finished"
 
     @property
+    def diverged(self) -> bool:
+        """Whether it ended since its loss became NaN."""
+        return self.result.get("kind") == "diverged"
+
+    @property
     def precision(self) -> str:
         """The quantizer's name; an old run of a preset holds its class, so what was typed comes first."""
         chosen = self.typed.get("quantizer.name") or self.typed.get("quantizer")

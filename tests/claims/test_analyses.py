@@ -206,6 +206,29 @@ def test_rounding_in_fp32_is_no_spread_over_seeds() -> None:
     assert (answer.findings[1].word, answer.standing) == ("undecided", "undecided")
 
 
+@pytest.mark.parametrize(
+    ("scores", "standing"),
+    [
+        ({"b": 0.8, "c": 0.8}, "holds"),
+        ({"b": 0.8, "c": 0.7}, "holds in part"),
+        ({"b": 0.8, "c": "noise"}, "holds in part"),
+        ({"b": 0.7, "c": 0.7}, "does not hold"),
+        ({"b": 0.7, "c": "noise"}, "does not hold"),
+        ({"b": "noise", "c": "noise"}, "undecided"),
+    ],
+)
+def test_where_a_claim_of_several_choices_stands(scores: dict[str, Any], standing: str) -> None:
+    """One choice that contradicts it is enough, whatever is undecided beside."""
+    rng = random.Random(0)
+
+    def make(choice: str, seed: int) -> Known:
+        score = scores.get(choice, 0.8)
+        return run(0.8 + 0.05 * (-1) ** seed if score == "noise" else rng.gauss(score, 1e-4))
+
+    analysis = ANALYSES.get("difference")(axis="q", control="a", margin=0.01)
+    assert analysis.answer(evidence(labelled(q=["a", "b", "c"]), 6, make)).standing == standing
+
+
 def test_a_claim_about_the_control_alone_is_refused() -> None:
     analysis = ANALYSES.get("difference")(axis="q", control="a", margin=0.1, claimed=["a"])
     assert list(analysis.flaws(labelled(q=["a", "b"]))) == [

@@ -34,6 +34,26 @@ def test_settings_are_read_as_they_were(write_run: WriteRun, tmp_path: Path) -> 
         assert read_record(file)[run.id].facts["setting"] == setting
 
 
+def test_a_run_that_diverged_has_a_line_without_metrics(write_run: WriteRun, tmp_path: Path) -> None:
+    ending = {"status": "failed", "kind": "diverged", "headline": None, "better": None}
+    run = known_run(write_run("binary", 3, result=ending))
+    assert run is not None
+    file = tmp_path / "runs.csv"
+    write_record(file, [run])
+    assert read_record(file) == {run.id: run}
+    assert run.diverged
+    assert not run.metrics
+
+
+def test_a_table_from_before_they_had_lines_is_read(write_run: WriteRun, tmp_path: Path) -> None:
+    run = known_run(write_run("binary", 3, 0.75))
+    assert run is not None
+    file = tmp_path / "runs.csv"
+    write_record(file, [run])
+    file.write_text(file.read_text().replace(",status,", ",").replace(",finished,", ","))
+    assert read_record(file) == {run.id: run}
+
+
 def test_a_run_that_is_not_finished_is_none(write_run: WriteRun, tmp_path: Path) -> None:
     assert known_run(write_run(result={"status": "failed"})) is None
     assert known_run(tmp_path / "nowhere") is None
@@ -50,6 +70,7 @@ def test_settings_leave_out_what_changes_nothing() -> None:
     [
         (("headline,", "headlin,"), "no table of runs: the columns headline are missing"),
         (("0.75", "much"), "line 2 is damaged"),
+        (("finished", "fnished"), "line 2 is damaged"),
         ((",0.75", ""), "line 2 is damaged"),
     ],
 )

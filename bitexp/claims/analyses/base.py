@@ -219,7 +219,10 @@ class Analysis:
         )  # fmt: skip
 
     def standing(self, rows: Sequence[Finding]) -> Standing:
-        """Whether the claim holds: for all rows that it is about, for some, or for none."""
+        """Whether the claim holds: for all rows that it is about, or for some of them.
+
+        It does not hold where none agrees and one contradicts it, whatever is undecided beside.
+        """
         words: list[str] = [row.word for row in rows if row.claimed and not row.is_control]
         if not words or NOT_YET in words:
             return NOT_YET
@@ -228,7 +231,7 @@ class Analysis:
             return "holds"
         if held:
             return "holds in part"
-        return "undecided" if "undecided" in words else "does not hold"
+        return "undecided" if set(words) == {"undecided"} else "does not hold"
 
 
 def unknown_choice(axes: Mapping[str, Mapping[str, Any]], axis: str, label: str, what: str) -> Iterator[str]:
