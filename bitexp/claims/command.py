@@ -124,7 +124,7 @@ def answer(
         from bitexp.claims.make import make
         from bitexp.claims.page import write_page
         from bitexp.claims.plan import Plan
-        from bitexp.claims.record import read_record, write_record
+        from bitexp.claims.record import joined, read_record, write_record
         from bitexp.claims.said import announce, summary
         from bitexp.track.folder import outputs
 
@@ -132,7 +132,7 @@ def answer(
     record = options.known or default_record(name) or out / "runs.csv"
     if options.known is not None and not options.known.exists() and not options.known.parent.is_dir():
         raise UserError(f"--known={options.known}: there is no folder {options.known.parent}")
-    known = {**read_record(out / "runs.csv"), **read_record(record)}
+    known = joined(read_record(out / "runs.csv"), read_record(record))
     with report.console.status("looking at what is known"):
         plan = Plan(claims, options.scale, known, Identities(out, options.config_dir), options.seeds)
     announce(plan, record, report)
@@ -144,7 +144,7 @@ def answer(
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".runs.lock"):
             for path in files:  # others may have added lines since they were read, hours ago
-                plan.record = {**read_record(path), **plan.record}
+                plan.record = joined(read_record(path), plan.record)
             for path in files:
                 write_record(path, plan.record.values())
 

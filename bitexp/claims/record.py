@@ -163,6 +163,14 @@ def read_record(path: Path) -> dict[str, Known]:
     return found
 
 
+def joined(*tables: Mapping[str, Known]) -> dict[str, Known]:
+    """Tables as one: of a run that is in several its last line, but none that diverged after one that finished."""
+    found: dict[str, Known] = {}
+    for table in tables:
+        found |= {key: run for key, run in table.items() if key not in found or not run.diverged}
+    return found
+
+
 def read_line(line: Mapping[str | Any, str | None]) -> Known | None:
     """A line of the file; None where it is damaged."""
     metrics = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitexp.claims.record import Known, known_run, read_record, setting_of, write_record
+from bitexp.claims.record import Known, joined, known_run, read_record, setting_of, write_record
 from bitexp.common.errors import UserError
 from tests.support.run_folders import WriteRun
 
@@ -43,6 +43,17 @@ def test_a_run_that_diverged_has_a_line_without_metrics(write_run: WriteRun, tmp
     assert read_record(file) == {run.id: run}
     assert run.diverged
     assert not run.metrics
+
+
+def test_a_run_that_finished_on_one_machine_is_finished(write_run: WriteRun) -> None:
+    """Whichever table comes first: processors round differently, and so may differ in where NaN begins."""
+    finished = known_run(write_run("binary", 3, 0.75))
+    assert finished is not None
+    diverged = Known(finished.id, {**finished.facts, "status": "diverged"})
+    tables = {finished.id: finished}, {finished.id: diverged}
+    assert joined(*tables) == joined(*reversed(tables)) == {finished.id: finished}
+    again = Known(finished.id, {**finished.facts, "machine": "another"}, finished.metrics)
+    assert joined(tables[0], {finished.id: again}) == {finished.id: again}
 
 
 def test_a_table_from_before_they_had_lines_is_read(write_run: WriteRun, tmp_path: Path) -> None:
