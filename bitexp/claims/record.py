@@ -164,7 +164,7 @@ def read_record(path: Path) -> dict[str, Known]:
 
 
 def joined(*tables: Mapping[str, Known]) -> dict[str, Known]:
-    """Tables as one: of a run that is in several its last line, but none that diverged after one that finished."""
+    """Tables as one: the last line of a run counts, but none that diverged after one that is finished."""
     found: dict[str, Known] = {}
     for table in tables:
         found |= {key: run for key, run in table.items() if key not in found or not run.diverged}
