@@ -13,7 +13,7 @@ from bitexp.claims.analyses import Answer, Evidence
 from bitexp.claims.cells import Cell, cells, count, settings, tuning_cells
 from bitexp.claims.definition import DERIVED, Claims, Question, Scale, Sweep, analysis_of
 from bitexp.claims.identity import Identities
-from bitexp.claims.record import Known, joined, known_run, setting_of
+from bitexp.claims.record import Known, counting, known_run, setting_of
 from bitexp.common.errors import UserError
 from bitexp.report.runs import typed
 from bitexp.track.folder import outputs
@@ -167,8 +167,9 @@ class Plan:
         if key not in self._seen:
             if (folder := self.tried(cell)) is None:
                 return None
-            here = known_run(folder)
-            run = joined(self.record, {} if here is None else {here.id: here}).get(folder.name)
+            run, here = self.record.get(folder.name), known_run(folder)
+            if here is not None:
+                run = counting(run, here)
             if run is None or run.facts["seed"] != str(cell.seed):
                 return None
             self._seen[key] = self.record[folder.name] = run

@@ -164,11 +164,16 @@ def read_record(path: Path) -> dict[str, Known]:
 
 
 def joined(*tables: Mapping[str, Known]) -> dict[str, Known]:
-    """Tables as one: the last line of a run counts, but none that diverged after one that is finished."""
+    """Tables as one, of each run the line that counts."""
     found: dict[str, Known] = {}
     for table in tables:
-        found |= {key: run for key, run in table.items() if key not in found or not run.diverged}
+        found |= {key: counting(found.get(key), run) for key, run in table.items()}
     return found
+
+
+def counting(before: Known | None, after: Known) -> Known:
+    """Which of two lines of a run counts: the later one, but none that diverged after one that is known."""
+    return before if before is not None and after.diverged else after
 
 
 def read_line(line: Mapping[str | Any, str | None]) -> Known | None:
